@@ -1,0 +1,171 @@
+//! Swap the identity for a credential: [`MintOrder`] → [`Minted`]. One file per provider, behind the seam [`Cloud`].
+
+pub mod aws;
+pub mod retry;
+
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Timestamp;
+use crate::identity::SpiffeId;
+use crate::policy::ResolvedGrant;
+use crate::secret::Secret;
+
+/// Who gives credentials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Provider {
+    /// AWS STS, or something that speaks its protocol.
+    Aws,
+}
+
+impl Provider {
+    /// Every provider.
+    pub const ALL: [Self; 1] = [Self::Aws];
+
+    /// The word in policy files, metrics and audit.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Aws => "aws",
+        }
+    }
+}
+
+impl fmt::Display for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// How a credential can be taken back before it expires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Revocation {
+    /// The provider can kill this one credential.
+    Exact,
+    /// It dies by itself; ending the task only stops serving it.
+    Expire,
+}
+
+impl Revocation {
+    /// The word in metrics and audit.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Expire => "expire",
+        }
+    }
+}
+
+/// What to mint. Made by the broker for one task that is permitted.
+#[derive(Debug, Clone)]
+pub struct MintOrder {
+    /// Whose identity is exchanged: the SVID is fetched for this ID, never for the sidecar's own.
+    pub caller: SpiffeId,
+    /// The task's unique, stable session name: 2 to 64 of `A-Za-z0-9=,.@_-`.
+    pub session_name: String,
+    /// What to ask for.
+    pub grant: ResolvedGrant,
+    /// When the credential must be dead at its provider (the law of life), UTC, whole seconds.
+    pub dead_by: Timestamp,
+    /// How long the whole exchange may take, retries included.
+    pub limit: Duration,
+}
+
+/// A credential fresh from its provider. Not yet journalled, so not yet to be served.
+#[derive(Debug)]
+pub struct Minted {
+    /// The secret itself.
+    pub credential: Credential,
+    /// When it stops working, UTC: the earlier of the provider's expiry and the cut that the session policy makes.
+    pub usable_until: Timestamp,
+    /// How it can be taken back.
+    pub revocation: Revocation,
+    /// The provider's name for it (for AWS the assumed-role ARN): no secret, journalled, for incident work.
+    pub upstream: String,
+}
+
+/// A credential in its provider's own terms.
+#[derive(Debug)]
+pub enum Credential {
+    /// AWS session credentials.
+    Aws(AwsCredential),
+}
+
+/// AWS session credentials.
+#[derive(Debug)]
+pub struct AwsCredential {
+    /// `AccessKeyId`: no secret by itself, but kept with the rest.
+    pub access_key_id: Secret,
+    /// `SecretAccessKey`.
+    pub secret_access_key: Secret,
+    /// `SessionToken`.
+    pub session_token: Secret,
+    /// The account of the assumed role, where its ARN tells.
+    pub account_id: Option<String>,
+}
+
+/// Why a provider gave no credential. The variant says what to do about it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ExchangeError {
+    /// Passing: the provider or the way to it failed. Try again, not before `retry_after` where it says so.
+    #[error("provider unavailable: {detail}")]
+    Unavailable {
+        /// For the log and the audit record; no secret, nothing of a response body but its error code.
+        detail: String,
+        /// The provider's own word on when to come back.
+        retry_after: Option<Duration>,
+    },
+    /// Final: the provider refuses this identity or this order.
+    #[error("refused by the provider: {detail}")]
+    Refused {
+        /// For the log and the audit record.
+        detail: String,
+    },
+    /// Final: the order cannot be expressed at this provider (session policy too large, life too short …).
+    #[error("cannot be expressed: {detail}")]
+    Inexpressible {
+        /// For the log and the audit record.
+        detail: String,
+    },
+    /// The provider said yes and gave something unusable: expired, empty or foreign.
+    #[error("unusable answer: {detail}")]
+    Unusable {
+        /// For the log and the audit record.
+        detail: String,
+    },
+    /// The Workload API gave no SVID to exchange.
+    #[error("no SVID to exchange: {detail}")]
+    NoSvid {
+        /// For the log and the audit record.
+        detail: String,
+        /// Whether trying again may help.
+        passing: bool,
+    },
+}
+
+impl ExchangeError {
+    /// The stable word for metrics and audit.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Unavailable { .. } => "unavailable",
+            Self::Refused { .. } => "refused",
+            Self::Inexpressible { .. } => "inexpressible",
+            Self::Unusable { .. } => "unusable",
+            Self::NoSvid { .. } => "no_svid",
+        }
+    }
+}
+
+/// The seam to one provider.
+#[async_trait]
+pub trait Cloud: Send + Sync + fmt::Debug {
+    /// Which provider this is.
+    fn provider(&self) -> Provider;
+
+    /// Exchanges an SVID of the order's caller for a credential that dies by `dead_by`.
+    async fn mint(&self, order: &MintOrder) -> Result<Minted, ExchangeError>;
+}

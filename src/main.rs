@@ -1,0 +1,2 @@
+//! The `sidemint` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Cedar: the schema, the guardrails, one slice of rules per scope.
