@@ -95,6 +95,15 @@ pub enum Credential {
     Aws(AwsCredential),
 }
 
+impl Credential {
+    /// Who gave it.
+    pub const fn provider(&self) -> Provider {
+        match self {
+            Self::Aws(_) => Provider::Aws,
+        }
+    }
+}
+
 /// AWS session credentials.
 #[derive(Debug)]
 pub struct AwsCredential {

@@ -1,8 +1,14 @@
 //! Sidemint: a sidecar that mints just-enough cloud credentials.
 
+pub mod audit;
+pub mod broker;
 pub mod cli;
 pub mod clock;
 pub mod exchange;
 pub mod identity;
+pub mod lease;
+pub mod metrics;
 pub mod policy;
 pub mod secret;
+pub mod server;
+pub mod task;

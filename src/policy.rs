@@ -18,6 +18,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
+use crate::exchange::Provider;
 use crate::identity::{Caller, SpiffeId};
 
 pub use document::{GrantId, ParamName, ScopeId, Tier};
@@ -68,6 +69,15 @@ pub struct ResolvedGrant {
 pub enum ProviderGrant {
     /// AWS `AssumeRoleWithWebIdentity`.
     Aws(AwsGrant),
+}
+
+impl ProviderGrant {
+    /// Who is to be asked.
+    pub const fn provider(&self) -> Provider {
+        match self {
+            Self::Aws(_) => Provider::Aws,
+        }
+    }
 }
 
 /// AWS: a role, narrowed by a session policy.

@@ -26,3 +26,16 @@ pub trait PolicySource: Send + Sync + fmt::Debug {
     /// The files as they are now, or `None` when they are still those of version `seen`.
     async fn fetch(&self, seen: Option<&PolicyVersion>) -> Result<Option<PolicyFiles>, PolicySourceError>;
 }
+
+/// The policy in force, reloaded as its source changes.
+#[derive(Debug)]
+pub struct PolicyCache {
+    current: arc_swap::ArcSwapOption<super::Policy>,
+}
+
+impl PolicyCache {
+    /// The policy in force, if one was ever loaded.
+    pub fn current(&self) -> Option<std::sync::Arc<super::Policy>> {
+        self.current.load_full()
+    }
+}

@@ -1,0 +1,251 @@
+//! The main path. Three verbs: [`Broker::begin`], [`Broker::credentials`], [`Broker::end`].
+//!
+//! ```text
+//!            who?          may it?          mint            track, take back
+//! request → identity ───→ policy ───→ exchange ───→ lease ───→ response
+//!           Evidence       Caller       Permit       Minted     Issued
+//!           → Caller       → Permit     → Minted     → Issued
+//! ```
+//!
+//! INVARIANT: decide → journal the intent → exchange → journal the outcome → look again → serve; never otherwise.
+
+mod begin;
+mod end;
+mod error;
+mod mint;
+mod view;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::audit::Audit;
+use crate::clock::{SharedClock, Timestamp};
+use crate::exchange::{Cloud, Provider};
+use crate::identity::task_token::TokenHash;
+use crate::identity::workload_api::WorkloadApi;
+use crate::identity::{Authenticator, Evidence};
+use crate::lease::Issued;
+use crate::lease::journal::Journal;
+use crate::lease::table::TaskTable;
+use crate::metrics::Metrics;
+use crate::policy::Policy;
+use crate::policy::repository::PolicyCache;
+use crate::task::{Decided, EndReason, Ending, Task, TaskId};
+
+pub use begin::{BeginRequest, Begun, Claimant};
+pub use error::{BeginError, CredentialsError, FindError, MintError};
+pub use view::{LeaseView, TaskView};
+
+/// Limits of the broker.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// The most tasks that are remembered, ended ones included.
+    pub tasks: usize,
+    /// How long one exchange may take, its retries included.
+    pub mint: Duration,
+    /// How long a request waits for an exchange under way.
+    pub wait: Duration,
+}
+
+/// What the broker is made of; each member is a seam or plain code.
+#[derive(Debug)]
+pub struct Parts {
+    /// Time.
+    pub clock: SharedClock,
+    /// Our identities.
+    pub workload_api: Arc<dyn WorkloadApi>,
+    /// Evidence → caller.
+    pub authenticator: Authenticator,
+    /// The policy in force.
+    pub policy: Arc<PolicyCache>,
+    /// The providers.
+    pub clouds: BTreeMap<Provider, Arc<dyn Cloud>>,
+    /// The durable record.
+    pub journal: Arc<dyn Journal>,
+    /// The audit log.
+    pub audit: Arc<Audit>,
+    /// The counters.
+    pub metrics: Arc<Metrics>,
+    /// The limits.
+    pub limits: Limits,
+}
+
+/// Runs tasks: lets them begin, serves their credentials, ends them.
+#[derive(Debug)]
+pub struct Broker {
+    parts: Parts,
+    tasks: TaskTable,
+    /// Requests with an idempotency key begin one at a time, so that the same key never begins two tasks.
+    idempotent: tokio::sync::Mutex<()>,
+    /// Woken when the next thing to end may have come nearer.
+    pub(crate) changed: tokio::sync::Notify,
+}
+
+impl Broker {
+    /// A broker that runs the tasks that `recovered` held.
+    pub fn new(parts: Parts, recovered: crate::lease::journal::Recovered) -> Arc<Self> {
+        let tasks = TaskTable::default();
+        let mut leases: BTreeMap<TaskId, Vec<_>> = BTreeMap::new();
+        for lease in recovered.leases {
+            leases.entry(lease.task.clone()).or_default().push(lease);
+        }
+        let boot = parts.clock.boot();
+        for record in recovered.tasks {
+            let leases = leases.remove(&record.id).unwrap_or_default();
+            tasks.insert(Arc::new(Task::new(record, leases, None, boot)));
+        }
+        Arc::new(Self { parts, tasks, idempotent: tokio::sync::Mutex::default(), changed: tokio::sync::Notify::new() })
+    }
+
+    /// Begins a task: authenticate, decide, open.
+    ///
+    /// # Errors
+    /// A refusal, with its public code and its audit detail; then nothing has begun.
+    pub async fn begin(&self, request: BeginRequest) -> Result<Begun, BeginError> {
+        let now = self.now();
+        let caller = match self.authenticate(&request, now) {
+            Ok(caller) => caller,
+            Err(error) => return Err(self.refuse_begin(&request, None, error).await),
+        };
+        match self.open(&request, &caller, now).await {
+            Ok(begun) => Ok(begun),
+            Err(error) => Err(self.refuse_begin(&request, Some(&caller), error).await),
+        }
+    }
+
+    /// Serves the credential of a task at one provider: the live one, else a new one.
+    ///
+    /// # Errors
+    /// When the token is of no running task, the task may no longer run, or no credential can be had.
+    pub async fn credentials(
+        self: &Arc<Self>,
+        token: &TokenHash,
+        provider: Provider,
+        request_id: &str,
+    ) -> Result<Arc<Issued>, CredentialsError> {
+        let task = self.running(token).await?;
+        match self.live(&task, provider)? {
+            Served::Live(issued) => Ok(issued),
+            Served::Due(issued) => {
+                // The successor is minted behind the request's back; a failure leaves the live one in service.
+                let _ = self.mint(&task, provider, request_id);
+                Ok(issued)
+            }
+            Served::Missing => {
+                let flight = self.mint(&task, provider, request_id)?;
+                self.await_flight(flight).await
+            }
+        }
+    }
+
+    /// Ends a task: no longer served from this moment, revoked by class, and an honest word on what is left.
+    /// A task that has ended already answers as it did the first time.
+    pub async fn end(&self, task: &Arc<Task>, reason: EndReason, request_id: Option<&str>) -> Ending {
+        let (ending, first) = self.stop_serving(task, reason);
+        if first {
+            self.record_end(task, &ending, request_id).await;
+            self.end_children(task).await;
+        }
+        ending
+    }
+
+    /// The running task of `token`: not ended, not overdue, its identity still ours, still permitted.
+    async fn running(self: &Arc<Self>, token: &TokenHash) -> Result<Arc<Task>, CredentialsError> {
+        let task = self.tasks.by_token(token).ok_or(CredentialsError::UnknownToken)?;
+        match self.reason_to_end(&task) {
+            None => Ok(task),
+            Some(reason) => {
+                let ending = self.end(&task, reason, None).await;
+                Err(CredentialsError::TaskEnded(ending.reason))
+            }
+        }
+    }
+
+    /// Why `task` must not be served now, if anything speaks against it. Decides again when the policy has changed.
+    fn reason_to_end(&self, task: &Task) -> Option<EndReason> {
+        let (now, boot) = (self.now(), self.parts.clock.boot());
+        let policy = self.parts.policy.current();
+        let mut state = task.state();
+        if let Some(ending) = &state.ending {
+            return Some(ending.reason);
+        }
+        if let Some(reason) = task.overdue(&state, now, boot) {
+            return Some(reason);
+        }
+        let identities = self.parts.workload_api.identities();
+        if identities.known && identities.svid(task.owner(), now).is_none() {
+            return Some(EndReason::IdentityWithdrawn);
+        }
+        let policy = policy?;
+        if state.decided.as_ref().is_some_and(|decided| decided.policy.version() == policy.version()) {
+            return None;
+        }
+        match policy.decide(&task.caller(), &task.begun().ask, now) {
+            Ok(permit) => {
+                state.decided = Some(Decided { policy, permit: Arc::new(permit) });
+                None
+            }
+            Err(denial) => {
+                tracing::info!(task = %task.id(), reason = denial.reason.as_str(), "no longer permitted");
+                Some(EndReason::PolicyChanged)
+            }
+        }
+    }
+
+    /// The credential that can be served at once, and whether its successor is due.
+    fn live(&self, task: &Task, provider: Provider) -> Result<Served, CredentialsError> {
+        let now = self.now();
+        let mut state = task.state();
+        if let Some(ending) = &state.ending {
+            return Err(CredentialsError::TaskEnded(ending.reason));
+        }
+        state.last_used = self.parts.clock.boot();
+        let Some(slot) = state.slots.get(&provider) else { return Ok(Served::Missing) };
+        let Some(issued) = slot.live.as_ref().filter(|issued| issued.is_live(now)) else { return Ok(Served::Missing) };
+        // A successor cannot outlive the task either: once its end is the limit there is nothing to gain.
+        let due = issued.is_due(now) && issued.usable_until() < task.deadline() && slot.flight.is_none();
+        Ok(if due { Served::Due(Arc::clone(issued)) } else { Served::Live(Arc::clone(issued)) })
+    }
+
+    /// Evidence of a caller, for the routes that read and end tasks.
+    ///
+    /// # Errors
+    /// When the evidence is not believed.
+    pub fn caller(
+        &self,
+        evidence: &Evidence,
+    ) -> Result<crate::identity::Caller, crate::identity::AuthenticationError> {
+        self.parts.authenticator.authenticate(evidence, self.now())
+    }
+
+    /// The tasks.
+    pub fn tasks(&self) -> &TaskTable {
+        &self.tasks
+    }
+
+    /// What the broker is made of.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// The wall clock.
+    pub fn now(&self) -> Timestamp {
+        self.parts.clock.now()
+    }
+
+    /// The policy in force.
+    pub fn policy(&self) -> Option<Arc<Policy>> {
+        self.parts.policy.current()
+    }
+}
+
+/// What [`Broker::live`] found.
+enum Served {
+    /// Serve it.
+    Live(Arc<Issued>),
+    /// Serve it, and mint its successor.
+    Due(Arc<Issued>),
+    /// There is nothing to serve.
+    Missing,
+}

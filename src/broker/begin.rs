@@ -1,0 +1,235 @@
+//! The steps of [`Broker::begin`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{BeginError, Broker};
+use crate::audit::{Event, Kind};
+use crate::clock::Timestamp;
+use crate::identity::task_token::{self, TokenHash};
+use crate::identity::{Caller, Evidence};
+use crate::lease::journal::{self, Change};
+use crate::policy::{Ask, Permit, Policy};
+use crate::secret::Secret;
+use crate::task::{Decided, Idempotency, Task, TaskId, TaskRecord};
+
+/// Who wants to begin a task.
+#[derive(Debug)]
+pub enum Claimant {
+    /// A workload, by its SVID.
+    Workload(Evidence),
+    /// Whoever holds the token of a running task: the new task is its child.
+    Parent(TokenHash),
+}
+
+/// A request to begin a task.
+#[derive(Debug)]
+pub struct BeginRequest {
+    /// Who asks.
+    pub claimant: Claimant,
+    /// For what.
+    pub ask: Ask,
+    /// A free word for the task.
+    pub label: Option<String>,
+    /// Whether the task ends when nobody holds it.
+    pub hold: bool,
+    /// The task that this one is part of.
+    pub parent: Option<TaskId>,
+    /// The idempotency key and the digest of the request.
+    pub idempotency: Option<Idempotency>,
+    /// The request's id.
+    pub request_id: String,
+}
+
+/// A task that has begun, and its token, which is told this once.
+#[derive(Debug)]
+pub struct Begun {
+    /// The task.
+    pub task: Arc<Task>,
+    /// Its token.
+    pub token: Secret,
+}
+
+impl Broker {
+    /// Evidence → caller; for a child task, the caller of its parent.
+    pub(super) fn authenticate(&self, request: &BeginRequest, now: Timestamp) -> Result<Caller, BeginError> {
+        let identities = self.parts.workload_api.identities();
+        if !identities.known {
+            return Err(BeginError::NotReady);
+        }
+        let caller = match &request.claimant {
+            Claimant::Workload(evidence) => self.parts.authenticator.authenticate(evidence, now)?,
+            Claimant::Parent(token) => {
+                let parent = self.tasks.by_token(token).ok_or(BeginError::ParentGone)?;
+                if self.reason_to_end(&parent).is_some() {
+                    return Err(BeginError::ParentGone);
+                }
+                if request.parent.as_ref().is_some_and(|named| named != parent.id()) {
+                    return Err(BeginError::ForeignParent);
+                }
+                parent.caller()
+            }
+        };
+        // The exchange needs an SVID of the caller: in a sidecar it must be one of ours too.
+        match identities.svid(caller.spiffe_id(), now) {
+            Some(_) => Ok(caller),
+            None => Err(BeginError::NotServed(caller.spiffe_id().clone())),
+        }
+    }
+
+    /// The task that `request` belongs to as a child.
+    fn parent(&self, request: &BeginRequest, caller: &Caller) -> Result<Option<Arc<Task>>, BeginError> {
+        let parent = match (&request.claimant, &request.parent) {
+            (Claimant::Parent(token), _) => self.tasks.by_token(token),
+            (Claimant::Workload(_), Some(id)) => self.tasks.by_id(id),
+            (Claimant::Workload(_), None) => return Ok(None),
+        };
+        let parent = parent.filter(|task| task.owner() == caller.spiffe_id()).ok_or(BeginError::ForeignParent)?;
+        if self.reason_to_end(&parent).is_some() {
+            return Err(BeginError::ParentGone);
+        }
+        Ok(Some(parent))
+    }
+
+    /// Decides, makes the task durable, and only then lets it run.
+    pub(super) async fn open(
+        &self,
+        request: &BeginRequest,
+        caller: &Caller,
+        now: Timestamp,
+    ) -> Result<Begun, BeginError> {
+        let _turn = match &request.idempotency {
+            Some(_) => Some(self.idempotent.lock().await),
+            None => None,
+        };
+        let parent = self.parent(request, caller)?;
+        if let Some(begun) = self.replay(request, caller).await? {
+            return Ok(begun);
+        }
+        let policy = self.parts.policy.current().ok_or(BeginError::NoPolicy)?;
+        let permit = policy.decide(caller, &request.ask, now).map_err(BeginError::Denied)?;
+        if let Some(grant) = permit.grants().iter().find(|g| !self.parts.clouds.contains_key(&g.provider.provider())) {
+            return Err(BeginError::NoProvider(grant.provider.provider()));
+        }
+        if self.tasks.len() >= self.parts.limits.tasks {
+            return Err(BeginError::TooMany);
+        }
+        let (token, hash) = task_token::generate()?;
+        let record = new_record(request, caller, &permit, parent.as_deref(), hash, now)?;
+        self.audit_permit(request, &record, &permit).await?;
+        journal::record(&*self.parts.journal, vec![Change::Task(Box::new(record.clone()))]).await?;
+        let task = self.run(record, policy, permit);
+        Ok(Begun { task, token })
+    }
+
+    fn run(&self, record: TaskRecord, policy: Arc<Policy>, permit: Permit) -> Arc<Task> {
+        let decided = Decided { policy, permit: Arc::new(permit) };
+        let task = Arc::new(Task::new(record, Vec::new(), Some(decided), self.parts.clock.boot()));
+        self.tasks.insert(Arc::clone(&task));
+        self.changed.notify_one();
+        task
+    }
+
+    /// The task that the same caller began with the same key, under a fresh token; the old one dies.
+    async fn replay(&self, request: &BeginRequest, caller: &Caller) -> Result<Option<Begun>, BeginError> {
+        let Some(idempotency) = &request.idempotency else { return Ok(None) };
+        let Some(task) = self.tasks.by_key(caller.spiffe_id(), &idempotency.key) else { return Ok(None) };
+        if task.begun().idempotency.as_ref().is_none_or(|first| first.body != idempotency.body) {
+            return Err(BeginError::Conflict);
+        }
+        if self.reason_to_end(&task).is_some() {
+            // An ended task cannot be begun again, and a fresh token for it would be of no use.
+            return Err(BeginError::Conflict);
+        }
+        let (token, hash) = task_token::generate()?;
+        let record = TaskRecord { token: hash, ..task.begun().clone() };
+        journal::record(&*self.parts.journal, vec![Change::Task(Box::new(record))]).await?;
+        self.tasks.replace_token(&task, hash);
+        Ok(Some(Begun { task, token }))
+    }
+
+    async fn audit_permit(
+        &self,
+        request: &BeginRequest,
+        record: &TaskRecord,
+        permit: &Permit,
+    ) -> Result<(), BeginError> {
+        let event = Event {
+            request_id: Some(&request.request_id),
+            task: Some(&record.id),
+            label: record.label.as_deref(),
+            spiffe_id: Some(&record.owner),
+            proof: Some(record.proof),
+            scope: Some(&record.ask.scope),
+            params: Some(&record.ask.params),
+            stated_reason: record.ask.reason.as_deref(),
+            tier: Some(permit.tier()),
+            policy_version: Some(&record.policy_version.0),
+            rule_ids: permit.rule_ids(),
+            deadline: Some(record.deadline),
+            ..Event::new(record.begun_at, Kind::Decision, "permit")
+        };
+        Ok(self.parts.audit.record(&event).await?)
+    }
+
+    /// Counts and audits a refusal, and hands it on.
+    pub(super) async fn refuse_begin(
+        &self,
+        request: &BeginRequest,
+        caller: Option<&Caller>,
+        error: BeginError,
+    ) -> BeginError {
+        self.parts.metrics.denied(error.kind());
+        let policy = self.parts.policy.current();
+        let rule_ids = match &error {
+            BeginError::Denied(denial) => denial.rule_ids.as_slice(),
+            _ => &[],
+        };
+        let event = Event {
+            request_id: Some(&request.request_id),
+            reason: Some(error.kind()),
+            detail: Some(error.to_string()),
+            spiffe_id: caller.map(Caller::spiffe_id),
+            proof: caller.map(Caller::proof),
+            scope: Some(&request.ask.scope),
+            params: Some(&request.ask.params),
+            stated_reason: request.ask.reason.as_deref(),
+            policy_version: policy.as_ref().map(|policy| &*policy.version().0),
+            rule_ids,
+            ..Event::new(self.now(), Kind::Decision, "deny")
+        };
+        match self.parts.audit.record(&event).await {
+            Ok(()) => error,
+            Err(audit) => audit.into(),
+        }
+    }
+}
+
+fn new_record(
+    request: &BeginRequest,
+    caller: &Caller,
+    permit: &Permit,
+    parent: Option<&Task>,
+    token: TokenHash,
+    now: Timestamp,
+) -> Result<TaskRecord, BeginError> {
+    let life: Duration = request.ask.ttl.map_or(permit.caps().max_task, |ttl| ttl.min(permit.caps().max_task));
+    let deadline = parent.map_or(Timestamp::MAX, Task::deadline).min(now + life);
+    Ok(TaskRecord {
+        id: TaskId::generate()?,
+        owner: caller.spiffe_id().clone(),
+        proof: caller.proof(),
+        proved_until: caller.until(),
+        ask: request.ask.clone(),
+        label: request.label.clone(),
+        parent: parent.map(|task| task.id().clone()),
+        hold: request.hold,
+        token,
+        idempotency: request.idempotency.clone(),
+        tier: permit.tier(),
+        policy_version: permit.policy_version().clone(),
+        begun_at: now,
+        deadline,
+        ending: None,
+    })
+}

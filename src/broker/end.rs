@@ -1,0 +1,166 @@
+//! The steps of [`Broker::end`], and ends that time brings.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Broker;
+use crate::audit::{Event, Kind};
+use crate::lease::journal::{self, Change};
+use crate::lease::{LeaseEnding, LeaseRecord, LeaseState, Outcome};
+use crate::task::{EndReason, Ending, REMEMBER, Task, TaskState};
+
+impl Broker {
+    /// From here on nothing of the task is served. Returns its ending, and whether this call brought it.
+    pub(super) fn stop_serving(&self, task: &Task, reason: EndReason) -> (Ending, bool) {
+        let now = self.now();
+        let mut state = task.state();
+        if let Some(ending) = &state.ending {
+            return (ending.clone(), false);
+        }
+        // Dropping the slots wipes the secrets as soon as no answer is being sent.
+        state.slots.clear();
+        for lease in state.leases.iter_mut().filter(|lease| !lease.state.is_over()) {
+            lease.state = if lease.usable_until > now { LeaseState::Ending } else { LeaseState::Expired };
+        }
+        let leases = report(&state.leases);
+        let ending = Ending { reason, ended_at: now, leases };
+        state.ending = Some(ending.clone());
+        state.decided = None;
+        state.journalled = false;
+        drop(state);
+        task.announce_end();
+        self.changed.notify_one();
+        (ending, true)
+    }
+
+    /// Makes an ending durable, counts and audits it.
+    pub(super) async fn record_end(&self, task: &Arc<Task>, ending: &Ending, request_id: Option<&str>) {
+        self.parts.metrics.task_ended(ending.reason);
+        for lease in &ending.leases {
+            self.parts.metrics.residual(lease.provider, lease.usable_until.since(ending.ended_at));
+        }
+        self.journal_task(task).await;
+        let record = task.begun();
+        let event = Event {
+            request_id,
+            reason: Some(ending.reason.as_str()),
+            task: Some(task.id()),
+            label: record.label.as_deref(),
+            spiffe_id: Some(task.owner()),
+            scope: Some(&record.ask.scope),
+            tier: Some(record.tier),
+            leases: &ending.leases,
+            ..Event::new(ending.ended_at, Kind::End, "ended")
+        };
+        // The end has happened; that its line was not written is logged by the audit log itself.
+        let _ = self.parts.audit.record(&event).await;
+    }
+
+    /// Writes the task and its leases as they are now. What fails is tried again by the reaper.
+    pub(crate) async fn journal_task(&self, task: &Task) {
+        let changes = {
+            let state = task.state();
+            let leases = state.leases.iter().map(|lease| Change::Lease(Box::new(lease.clone())));
+            let task = Change::Task(Box::new(task.snapshot(&state)));
+            std::iter::once(task).chain(leases).collect()
+        };
+        match journal::record(&*self.parts.journal, changes).await {
+            Ok(_) => task.state().journalled = true,
+            Err(error) => tracing::error!(task = %task.id(), %error, "the end of a task is not durable yet"),
+        }
+    }
+
+    /// What began under a task ends with it.
+    pub(super) async fn end_children(&self, parent: &Task) {
+        let children: Vec<_> =
+            self.tasks.all().into_iter().filter(|task| task.begun().parent.as_ref() == Some(parent.id())).collect();
+        for child in children {
+            Box::pin(self.end(&child, EndReason::ParentEnded, None)).await;
+        }
+    }
+
+    /// Ends whatever is due now and forgets what was over long ago. Returns how long until it must be called again.
+    pub async fn sweep(&self) -> Duration {
+        /// A sweep at least this often, so that a clock that was set, or a policy that changed, is noticed.
+        const AT_LEAST_EVERY: Duration = Duration::from_secs(1);
+        let mut next = AT_LEAST_EVERY;
+        for task in self.tasks.all() {
+            if let Some(reason) = self.reason_to_end(&task) {
+                self.end(&task, reason, None).await;
+            }
+            let behind = !task.state().journalled;
+            if behind {
+                self.journal_task(&task).await;
+            }
+            self.settle_leases(&task).await;
+            let state = task.state();
+            if let Some(wait) = task.next_check(&state, self.now(), self.parts.clock.boot()) {
+                next = next.min(wait.max(Duration::from_millis(1)));
+            }
+        }
+        next
+    }
+
+    /// Marks leases that have died, forgets old ones, and forgets the task itself once its report is no longer owed.
+    async fn settle_leases(&self, task: &Arc<Task>) {
+        let now = self.now();
+        let (changes, forget) = {
+            let mut state = task.state();
+            let changes = settle(&mut state, now);
+            let forget = state.ending.as_ref().is_some_and(|ending| {
+                now.since(ending.ended_at) >= REMEMBER && state.leases.iter().all(|lease| lease.state.is_over())
+            });
+            (changes, forget)
+        };
+        let changes = if forget {
+            self.tasks.remove(task);
+            let leases = task.state().leases.iter().map(|lease| Change::ForgetLease(lease.id.clone())).collect();
+            [vec![Change::ForgetTask(task.id().clone())], leases].concat()
+        } else {
+            changes
+        };
+        if !changes.is_empty()
+            && let Err(error) = journal::record(&*self.parts.journal, changes).await
+        {
+            tracing::error!(task = %task.id(), %error, "the journal is behind");
+        }
+    }
+}
+
+/// One line per lease that could still be used or was the last of its provider.
+fn report(leases: &[LeaseRecord]) -> Vec<LeaseEnding> {
+    let outcome = |lease: &LeaseRecord| match lease.state {
+        LeaseState::Revoked => Outcome::Revoked,
+        LeaseState::Intent | LeaseState::Issued | LeaseState::Ending | LeaseState::Expired => Outcome::Expires,
+    };
+    let line = |lease: &LeaseRecord| LeaseEnding {
+        id: lease.id.clone(),
+        provider: lease.provider,
+        outcome: outcome(lease),
+        usable_until: lease.usable_until,
+    };
+    leases.iter().map(line).collect()
+}
+
+/// Marks what has died; of a running task's dead leases only the latest of each provider is kept.
+fn settle(state: &mut TaskState, now: crate::clock::Timestamp) -> Vec<Change> {
+    let mut changes = Vec::new();
+    let ended = state.ending.is_some();
+    for lease in state.leases.iter_mut().filter(|lease| !lease.state.is_over() && lease.usable_until <= now) {
+        lease.state = LeaseState::Expired;
+        changes.push(Change::Lease(Box::new(lease.clone())));
+    }
+    if !ended {
+        let newest = |lease: &LeaseRecord| {
+            let latest = state.leases.iter().filter(|l| l.provider == lease.provider).map(|l| l.opened_at).max();
+            latest == Some(lease.opened_at)
+        };
+        let (keep, drop): (Vec<_>, Vec<_>) =
+            state.leases.iter().cloned().partition(|lease| !lease.state.is_over() || newest(lease));
+        if !drop.is_empty() {
+            changes.extend(drop.into_iter().map(|lease| Change::ForgetLease(lease.id)));
+            state.leases = keep;
+        }
+    }
+    changes
+}

@@ -1,0 +1,271 @@
+//! One exchange for all who wait: started once per task and provider, detached from the requests that need it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::{Broker, CredentialsError, MintError};
+use crate::audit::{Event, Kind};
+use crate::clock::{Timestamp, within};
+use crate::exchange::{ExchangeError, MintOrder, Minted, Provider, Revocation};
+use crate::lease::journal::{self, Change, Receipt};
+use crate::lease::{Issued, LeaseId, LeaseRecord, LeaseState};
+use crate::policy::{Permit, ResolvedGrant};
+use crate::task::{EndReason, Flight, FlightResult, Task};
+
+/// A credential that would die sooner than this is not worth asking for.
+const SHORTEST_LIFE: Duration = Duration::from_secs(5);
+/// How long a provider is left alone after it refused for good.
+const REFUSED_PAUSE: Duration = Duration::from_secs(5);
+/// How long a provider is left alone at most after it said when to come back.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+impl Broker {
+    /// Joins the exchange under way for `task` at `provider`, or starts one.
+    pub(super) fn mint(
+        self: &Arc<Self>,
+        task: &Arc<Task>,
+        provider: Provider,
+        request_id: &str,
+    ) -> Result<Flight, MintError> {
+        let mut state = task.state();
+        if let Some(ending) = &state.ending {
+            return Err(MintError::TaskEnded(ending.reason));
+        }
+        let slot = state.slots.entry(provider).or_default();
+        // A flight whose sender is gone without an outcome has crashed; it must not ground the next one.
+        if let Some(flight) = slot.flight.as_ref().filter(|flight| flight.has_changed().is_ok()) {
+            return Ok(flight.clone());
+        }
+        if let Some((until, error)) = &slot.cooling
+            && self.parts.clock.boot() < *until
+        {
+            return Err(error.clone());
+        }
+        let (outcome, flight) = watch::channel(None);
+        slot.flight = Some(flight.clone());
+        drop(state);
+        let (broker, task, request_id) = (Arc::clone(self), Arc::clone(task), request_id.to_owned());
+        tokio::spawn(async move {
+            let result = broker.fly(&task, provider, &request_id).await;
+            broker.land(&task, provider, &result);
+            outcome.send_replace(Some(result));
+        });
+        Ok(flight)
+    }
+
+    /// Waits for an exchange under way, as long as a request may; the exchange itself goes on.
+    pub(super) async fn await_flight(&self, mut flight: Flight) -> Result<Arc<Issued>, CredentialsError> {
+        let landed = flight.wait_for(Option::is_some);
+        let result = match within(&*self.parts.clock, self.parts.limits.wait, landed).await {
+            Some(Ok(outcome)) => outcome.clone(),
+            Some(Err(_)) => Some(Err(MintError::NotRecorded("the exchange crashed".into()))),
+            None => None,
+        };
+        match result.unwrap_or(Err(MintError::StillMinting)) {
+            Err(MintError::TaskEnded(reason)) => Err(CredentialsError::TaskEnded(reason)),
+            other => Ok(other?),
+        }
+    }
+
+    /// Exchange, counted and audited whatever comes of it.
+    async fn fly(&self, task: &Arc<Task>, provider: Provider, request_id: &str) -> FlightResult {
+        let started = self.parts.clock.boot();
+        let result = self.exchange(task, provider, request_id).await;
+        let took = self.parts.clock.boot().saturating_sub(started);
+        let outcome = result.as_ref().map_or_else(MintError::kind, |_| "minted");
+        self.parts.metrics.mint(provider, task.begun().tier, outcome, took);
+        if let Err(error) = &result {
+            tracing::warn!(task = %task.id(), %provider, request_id, %error, "nothing minted");
+            let event = Event {
+                request_id: Some(request_id),
+                reason: Some(error.kind()),
+                detail: Some(error.to_string()),
+                task: Some(task.id()),
+                spiffe_id: Some(task.owner()),
+                scope: Some(&task.begun().ask.scope),
+                tier: Some(task.begun().tier),
+                provider: Some(provider),
+                session_name: Some(task.session_name()),
+                ..Event::new(self.now(), Kind::Mint, "failed")
+            };
+            // Nothing was minted; the failure to say so is logged by the audit log itself.
+            let _ = self.parts.audit.record(&event).await;
+        }
+        result
+    }
+
+    /// Puts the outcome where the next request finds it, unless the task has ended meanwhile.
+    fn land(&self, task: &Task, provider: Provider, result: &FlightResult) {
+        let mut state = task.state();
+        if state.ending.is_some() {
+            return;
+        }
+        let slot = state.slots.entry(provider).or_default();
+        slot.flight = None;
+        match result {
+            Ok(issued) => {
+                slot.cooling = None;
+                slot.live = Some(Arc::clone(issued));
+            }
+            Err(error) => {
+                let pause = error.retry_after().unwrap_or(REFUSED_PAUSE).min(LONGEST_PAUSE);
+                slot.cooling = Some((self.parts.clock.boot() + pause, error.clone()));
+            }
+        }
+    }
+
+    /// INVARIANT: decide → intent durable → exchange → outcome durable → look again.
+    async fn exchange(&self, task: &Arc<Task>, provider: Provider, request_id: &str) -> FlightResult {
+        let now = self.now();
+        let policy = self.parts.policy.current().ok_or(MintError::NoPolicy)?;
+        // Decided anew for every credential: what depends on the date alone must not wait for a new policy version.
+        let Ok(permit) = policy.decide(&task.caller(), &task.begun().ask, now) else {
+            self.end(task, EndReason::PolicyChanged, Some(request_id)).await;
+            return Err(MintError::TaskEnded(EndReason::PolicyChanged));
+        };
+        let grant = grant_at(&permit, provider).ok_or(MintError::NoGrant(provider))?;
+        let cloud = self.parts.clouds.get(&provider).ok_or(MintError::NoGrant(provider))?;
+        let dead_by = dead_by(&permit, &grant, task.deadline(), now).ok_or(MintError::TooLate)?;
+        let order = MintOrder {
+            caller: task.owner().clone(),
+            session_name: task.session_name().to_owned(),
+            grant,
+            dead_by,
+            limit: self.parts.limits.mint,
+        };
+
+        let lease = self.intend(task, provider, &order, now).await?;
+        let minted = match cloud.mint(&order).await {
+            Ok(minted) => minted,
+            Err(error) => {
+                self.discard(task, &lease, &error).await;
+                return Err(MintError::Exchange(Arc::new(error)));
+            }
+        };
+        let receipt = self.record_issued(task, &lease, &minted).await?;
+        self.audit_minted(task, &lease, &minted, &permit, request_id).await?;
+        if let Some(reason) = self.reason_to_end(task) {
+            self.end(task, reason, Some(request_id)).await;
+            return Err(MintError::TaskEnded(reason));
+        }
+        Ok(Arc::new(Issued::new(lease, minted, task.deadline(), self.now(), &receipt)))
+    }
+
+    /// Records that a credential is about to be asked for.
+    async fn intend(
+        &self,
+        task: &Task,
+        provider: Provider,
+        order: &MintOrder,
+        now: Timestamp,
+    ) -> Result<LeaseId, MintError> {
+        let id = LeaseId::generate().map_err(|e| MintError::NotRecorded(e.to_string()))?;
+        let record = LeaseRecord {
+            id: id.clone(),
+            task: task.id().clone(),
+            provider,
+            grant: order.grant.id.clone(),
+            session_name: order.session_name.clone(),
+            state: LeaseState::Intent,
+            revocation: Revocation::Expire,
+            opened_at: now,
+            usable_until: order.dead_by,
+            upstream: None,
+        };
+        {
+            // In memory first, so that an end that comes in between reports this lease too.
+            let mut state = task.state();
+            if let Some(ending) = &state.ending {
+                return Err(MintError::TaskEnded(ending.reason));
+            }
+            state.leases.push(record.clone());
+        }
+        match journal::record(&*self.parts.journal, vec![Change::Lease(Box::new(record))]).await {
+            Ok(_) => Ok(id),
+            Err(error) => {
+                task.state().leases.retain(|lease| lease.id != id);
+                Err(MintError::NotRecorded(error.to_string()))
+            }
+        }
+    }
+
+    /// Forgets an intent that certainly came to nothing. One whose answer was lost stays until it must be dead.
+    async fn discard(&self, task: &Task, id: &LeaseId, error: &ExchangeError) {
+        match error {
+            ExchangeError::Refused { .. } | ExchangeError::Inexpressible { .. } | ExchangeError::NoSvid { .. } => {}
+            ExchangeError::Unavailable { .. } | ExchangeError::Unusable { .. } => return,
+        }
+        task.state().leases.retain(|lease| lease.id != *id);
+        if let Err(error) = journal::record(&*self.parts.journal, vec![Change::ForgetLease(id.clone())]).await {
+            tracing::error!(lease = %id, %error, "the journal is behind");
+        }
+    }
+
+    /// Records what the provider gave, before anyone sees it.
+    async fn record_issued(&self, task: &Task, id: &LeaseId, minted: &Minted) -> Result<Receipt, MintError> {
+        let record = {
+            let mut state = task.state();
+            let ended = state.ending.is_some();
+            let lease = state.leases.iter_mut().find(|lease| lease.id == *id);
+            let lease = lease.ok_or_else(|| MintError::NotRecorded("its intent is gone".into()))?;
+            lease.state = if ended { LeaseState::Ending } else { LeaseState::Issued };
+            lease.revocation = minted.revocation;
+            lease.usable_until = minted.usable_until;
+            lease.upstream = Some(minted.upstream.clone());
+            lease.clone()
+        };
+        journal::record(&*self.parts.journal, vec![Change::Lease(Box::new(record))])
+            .await
+            .map_err(|error| MintError::NotRecorded(error.to_string()))
+    }
+
+    async fn audit_minted(
+        &self,
+        task: &Task,
+        lease: &LeaseId,
+        minted: &Minted,
+        permit: &Permit,
+        request_id: &str,
+    ) -> Result<(), MintError> {
+        let record = task.begun();
+        let event = Event {
+            request_id: Some(request_id),
+            task: Some(task.id()),
+            label: record.label.as_deref(),
+            spiffe_id: Some(task.owner()),
+            scope: Some(&record.ask.scope),
+            tier: Some(permit.tier()),
+            policy_version: Some(&permit.policy_version().0),
+            rule_ids: permit.rule_ids(),
+            provider: Some(minted.credential.provider()),
+            lease: Some(lease),
+            session_name: Some(task.session_name()),
+            upstream: Some(&minted.upstream),
+            usable_until: Some(minted.usable_until),
+            ..Event::new(self.now(), Kind::Mint, "minted")
+        };
+        self.parts.audit.record(&event).await.map_err(|error| MintError::NotRecorded(error.to_string()))
+    }
+
+    /// Ends every running task whose owner the Workload API no longer gives us.
+    pub async fn end_withdrawn(&self) {
+        for task in self.tasks.all() {
+            if self.reason_to_end(&task) == Some(EndReason::IdentityWithdrawn) {
+                self.end(&task, EndReason::IdentityWithdrawn, None).await;
+            }
+        }
+    }
+}
+
+fn grant_at(permit: &Permit, provider: Provider) -> Option<ResolvedGrant> {
+    permit.grants().iter().find(|grant| grant.provider.provider() == provider).cloned()
+}
+
+/// The law of life: the earliest of `max_residual`, the task's deadline and the grant's `max_session`, in whole
+/// seconds; `None` when that leaves too little.
+fn dead_by(permit: &Permit, grant: &ResolvedGrant, deadline: Timestamp, now: Timestamp) -> Option<Timestamp> {
+    let life = permit.caps().max_residual.min(grant.max_session).min(deadline.since(now));
+    (life >= SHORTEST_LIFE).then(|| (now + life).floor_to_second())
+}

@@ -1,0 +1,99 @@
+//! What a task looks like to those who may see it. No secrets.
+
+use serde::Serialize;
+
+use crate::clock::Timestamp;
+use crate::exchange::{Provider, Revocation};
+use crate::identity::SpiffeId;
+use crate::lease::{LeaseId, LeaseRecord, LeaseState};
+use crate::policy::{ScopeId, Tier};
+use crate::task::{EndReason, Task, TaskId};
+
+/// A task and its leases.
+#[derive(Debug, Clone, Serialize)]
+pub struct TaskView {
+    /// Its id.
+    pub id: TaskId,
+    /// Its scope.
+    pub scope: ScopeId,
+    /// Whose it is.
+    pub spiffe_id: SpiffeId,
+    /// The caller's free word for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// The task it is part of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<TaskId>,
+    /// Its decision's tier.
+    pub tier: Tier,
+    /// `active` or `ended`.
+    pub state: &'static str,
+    /// Whether it ends when nobody holds it.
+    pub hold: bool,
+    /// When it began, UTC.
+    pub begun_at: Timestamp,
+    /// When it must end, UTC.
+    pub expires_at: Timestamp,
+    /// When it ended, UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Timestamp>,
+    /// Why it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<EndReason>,
+    /// Its leases.
+    pub leases: Vec<LeaseView>,
+}
+
+/// A lease.
+#[derive(Debug, Clone, Serialize)]
+pub struct LeaseView {
+    /// Its id.
+    pub id: LeaseId,
+    /// Who gave the credential.
+    pub provider: Provider,
+    /// How it can be taken back.
+    pub revocation: Revocation,
+    /// Where it is in its life.
+    pub state: LeaseState,
+    /// The end of its residual access, UTC.
+    pub usable_until: Timestamp,
+    /// The session's name at the provider.
+    pub session_name: String,
+}
+
+impl From<&LeaseRecord> for LeaseView {
+    fn from(lease: &LeaseRecord) -> Self {
+        Self {
+            id: lease.id.clone(),
+            provider: lease.provider,
+            revocation: lease.revocation,
+            state: lease.state,
+            usable_until: lease.usable_until,
+            session_name: lease.session_name.clone(),
+        }
+    }
+}
+
+impl TaskView {
+    /// The task as it is now.
+    pub fn of(task: &Task) -> Self {
+        let state = task.state();
+        let record = task.begun();
+        let ending = state.ending.as_ref();
+        Self {
+            id: record.id.clone(),
+            scope: record.ask.scope.clone(),
+            spiffe_id: record.owner.clone(),
+            task: record.label.clone(),
+            parent: record.parent.clone(),
+            tier: record.tier,
+            state: if ending.is_some() { "ended" } else { "active" },
+            hold: record.hold,
+            begun_at: record.begun_at,
+            expires_at: record.deadline,
+            ended_at: ending.map(|e| e.ended_at),
+            reason: ending.map(|e| e.reason),
+            leases: state.leases.iter().map(LeaseView::from).collect(),
+        }
+    }
+}

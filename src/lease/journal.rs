@@ -1,0 +1,281 @@
+//! The durable record of tasks and leases: what lets a task outlive a crash, and a lease never be forgotten.
+//!
+//! The store is `redb`: one file, pure Rust, copy-on-write B-trees with checksums, so that a torn write or a crash at
+//! any moment leaves the last committed state. One writer thread commits every change that is waiting in a single
+//! transaction (group commit): an fsync is shared by all who wait for it.
+//!
+//! INVARIANT: no secret is ever written here; a task's token only as its SHA-256.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{LeaseId, LeaseRecord};
+use crate::task::{TaskId, TaskRecord};
+
+const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
+const TASKS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("tasks");
+const LEASES: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("leases");
+/// The layout of the records; another number is refused rather than guessed at.
+const LAYOUT: u64 = 1;
+const FILE: &str = "journal.redb";
+const QUEUE: usize = 4096;
+const BATCH: usize = 1024;
+const CACHE_BYTES: usize = 2 * 1024 * 1024;
+
+/// One durable change.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// Writes or replaces a task.
+    Task(Box<TaskRecord>),
+    /// Writes or replaces a lease.
+    Lease(Box<LeaseRecord>),
+    /// Forgets a task that ended long ago.
+    ForgetTask(TaskId),
+    /// Forgets a lease that is over.
+    ForgetLease(LeaseId),
+}
+
+/// Everything that a journal held when it was opened.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// The tasks, ended ones too.
+    pub tasks: Vec<TaskRecord>,
+    /// The leases, of ended tasks too.
+    pub leases: Vec<LeaseRecord>,
+}
+
+/// Why the journal could not be opened or written.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum JournalError {
+    /// The state directory cannot be used.
+    #[error("cannot use the state directory {path}: {detail}")]
+    Directory {
+        /// The directory.
+        path: String,
+        /// What the system said.
+        detail: String,
+    },
+    /// Another process has it open.
+    #[error("the journal {0} is in use by another process: give each sidecar its own state.directory")]
+    InUse(String),
+    /// Written by another version of Sidemint, or not a journal.
+    #[error("the journal {path} cannot be read: {detail}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// A write failed; nothing is minted until the sidecar is started again on a healthy disk.
+    #[error("the journal cannot be written: {0}")]
+    Write(String),
+}
+
+/// Proof that a change is durable. Only [`record`] makes one.
+#[derive(Debug)]
+pub struct Receipt(());
+
+/// Writes `changes`, all or none, and returns once they are durable.
+///
+/// # Errors
+/// When they may not be durable; the caller must act as if they were lost.
+pub async fn record(journal: &dyn Journal, changes: Vec<Change>) -> Result<Receipt, JournalError> {
+    journal.write(changes).await.map(|()| Receipt(()))
+}
+
+/// The seam to the durable record.
+#[async_trait]
+pub trait Journal: Send + Sync + fmt::Debug {
+    /// Writes `changes`, all or none, and returns once they are durable. Use [`record`].
+    async fn write(&self, changes: Vec<Change>) -> Result<(), JournalError>;
+
+    /// How many writes wait to become durable.
+    fn pending(&self) -> usize;
+
+    /// Whether writes still succeed.
+    fn healthy(&self) -> bool;
+}
+
+/// The journal on disk.
+#[derive(Debug)]
+pub struct DiskJournal {
+    queue: mpsc::Sender<Write>,
+    status: Arc<Status>,
+}
+
+#[derive(Debug, Default)]
+struct Status {
+    pending: AtomicUsize,
+    failed: AtomicBool,
+}
+
+struct Write {
+    changes: Vec<Encoded>,
+    done: oneshot::Sender<Result<(), JournalError>>,
+}
+
+enum Encoded {
+    Task(TaskId, Vec<u8>),
+    Lease(LeaseId, Vec<u8>),
+    ForgetTask(TaskId),
+    ForgetLease(LeaseId),
+}
+
+impl DiskJournal {
+    /// Opens, or creates, the journal in `directory` (created with mode 0700; the file has mode 0600) and reads it.
+    ///
+    /// # Errors
+    /// When the directory cannot be used, another process holds the journal, or it is of another layout.
+    pub fn open(directory: &Path) -> Result<(Self, Recovered), JournalError> {
+        let path = directory.join(FILE);
+        let shown = path.display().to_string();
+        prepare(directory, &path)
+            .map_err(|e| JournalError::Directory { path: directory.display().to_string(), detail: e.to_string() })?;
+        let mut builder = Database::builder();
+        builder.set_cache_size(CACHE_BYTES);
+        let database = builder.create(&path).map_err(|error| match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => JournalError::InUse(shown.clone()),
+            other => JournalError::Unreadable { path: shown.clone(), detail: other.to_string() },
+        })?;
+        let recovered =
+            recover(&database).map_err(|detail| JournalError::Unreadable { path: shown.clone(), detail })?;
+        let (queue, writes) = mpsc::channel(QUEUE);
+        let status = Arc::new(Status::default());
+        let shared = Arc::clone(&status);
+        std::thread::Builder::new()
+            .name("journal".into())
+            .spawn(move || commit_all(&database, writes, &shared))
+            .map_err(|e| JournalError::Directory { path: shown, detail: e.to_string() })?;
+        Ok((Self { queue, status }, recovered))
+    }
+}
+
+fn prepare(directory: &Path, file: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let handle = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or_default())
+        .open(file)?;
+    handle.set_permissions(fs::Permissions::from_mode(0o600))
+}
+
+fn recover(database: &Database) -> Result<Recovered, String> {
+    let text = |e: &dyn fmt::Display| e.to_string();
+    let write = database.begin_write().map_err(|e| text(&e))?;
+    {
+        let mut meta = write.open_table(META).map_err(|e| text(&e))?;
+        let layout = meta.get("layout").map_err(|e| text(&e))?.map(|value| value.value());
+        match layout {
+            None => {
+                meta.insert("layout", LAYOUT).map_err(|e| text(&e))?;
+            }
+            Some(LAYOUT) => {}
+            Some(other) => return Err(format!("its layout is {other}, this version writes {LAYOUT}")),
+        }
+        write.open_table(TASKS).map_err(|e| text(&e))?;
+        write.open_table(LEASES).map_err(|e| text(&e))?;
+    }
+    write.commit().map_err(|e| text(&e))?;
+    let read = database.begin_read().map_err(|e| text(&e))?;
+    let tasks = read.open_table(TASKS).map_err(|e| text(&e))?;
+    let leases = read.open_table(LEASES).map_err(|e| text(&e))?;
+    Ok(Recovered { tasks: read_all(&tasks)?, leases: read_all(&leases)? })
+}
+
+fn read_all<T: DeserializeOwned>(table: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<Vec<T>, String> {
+    let mut all = Vec::new();
+    for row in table.iter().map_err(|e| e.to_string())? {
+        let (key, value) = row.map_err(|e| e.to_string())?;
+        let record = serde_json::from_slice(value.value()).map_err(|e| format!("record {}: {e}", key.value()))?;
+        all.push(record);
+    }
+    Ok(all)
+}
+
+/// The writer thread: commits whatever is waiting, together, until the journal is dropped.
+fn commit_all(database: &Database, mut writes: mpsc::Receiver<Write>, status: &Status) {
+    let mut batch = Vec::with_capacity(BATCH);
+    while writes.blocking_recv_many(&mut batch, BATCH) > 0 {
+        // After one failed write the file's state is unknown: fail every later one rather than trust a retry.
+        let outcome = if status.failed.load(Ordering::Acquire) {
+            Err(JournalError::Write("an earlier write failed".into()))
+        } else {
+            commit(database, &batch).map_err(JournalError::Write)
+        };
+        if let Err(error) = &outcome
+            && !status.failed.swap(true, Ordering::AcqRel)
+        {
+            tracing::error!(%error, "journal write failed; nothing is minted until a restart");
+        }
+        for write in batch.drain(..) {
+            status.pending.fetch_sub(1, Ordering::AcqRel);
+            // A caller that went away no longer needs the answer.
+            let _ = write.done.send(outcome.clone());
+        }
+    }
+}
+
+fn commit(database: &Database, batch: &[Write]) -> Result<(), String> {
+    let text = |e: &dyn fmt::Display| e.to_string();
+    let transaction = database.begin_write().map_err(|e| text(&e))?;
+    {
+        let mut tasks = transaction.open_table(TASKS).map_err(|e| text(&e))?;
+        let mut leases = transaction.open_table(LEASES).map_err(|e| text(&e))?;
+        for change in batch.iter().flat_map(|write| &write.changes) {
+            match change {
+                Encoded::Task(id, bytes) => tasks.insert(id.as_str(), bytes.as_slice()).map(drop),
+                Encoded::Lease(id, bytes) => leases.insert(id.as_str(), bytes.as_slice()).map(drop),
+                Encoded::ForgetTask(id) => tasks.remove(id.as_str()).map(drop),
+                Encoded::ForgetLease(id) => leases.remove(id.as_str()).map(drop),
+            }
+            .map_err(|e| text(&e))?;
+        }
+    }
+    transaction.commit().map_err(|e| text(&e))
+}
+
+fn encode(change: Change) -> Result<Encoded, JournalError> {
+    let bytes = |r: serde_json::Result<Vec<u8>>| r.map_err(|e| JournalError::Write(e.to_string()));
+    Ok(match change {
+        Change::Task(task) => Encoded::Task(task.id.clone(), bytes(serde_json::to_vec(&task))?),
+        Change::Lease(lease) => Encoded::Lease(lease.id.clone(), bytes(serde_json::to_vec(&lease))?),
+        Change::ForgetTask(id) => Encoded::ForgetTask(id),
+        Change::ForgetLease(id) => Encoded::ForgetLease(id),
+    })
+}
+
+#[async_trait]
+impl Journal for DiskJournal {
+    async fn write(&self, changes: Vec<Change>) -> Result<(), JournalError> {
+        let changes = changes.into_iter().map(encode).collect::<Result<_, _>>()?;
+        let (done, answer) = oneshot::channel();
+        self.status.pending.fetch_add(1, Ordering::AcqRel);
+        if self.queue.send(Write { changes, done }).await.is_err() {
+            self.status.pending.fetch_sub(1, Ordering::AcqRel);
+            return Err(JournalError::Write("the writer has stopped".into()));
+        }
+        answer.await.unwrap_or_else(|_| Err(JournalError::Write("the writer has stopped".into())))
+    }
+
+    fn pending(&self) -> usize {
+        self.status.pending.load(Ordering::Acquire)
+    }
+
+    fn healthy(&self) -> bool {
+        !self.status.failed.load(Ordering::Acquire)
+    }
+}

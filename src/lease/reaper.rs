@@ -1,0 +1,22 @@
+//! What ends tasks and leases when their time has come. Serving never waits for it: expiry is judged at each request
+//! too, so a late reaper lets nothing live longer.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::broker::Broker;
+use crate::identity::workload_api::Identities;
+
+/// Sweeps when the next thing is due, when something changed, and when identities or policy changed; never returns.
+pub async fn run(broker: Arc<Broker>, mut identities: watch::Receiver<Arc<Identities>>) {
+    let clock = Arc::clone(&broker.parts().clock);
+    loop {
+        let next = broker.sweep().await;
+        tokio::select! {
+            () = clock.sleep(next) => {}
+            () = broker.changed.notified() => {}
+            Ok(()) = identities.changed() => {}
+        }
+    }
+}

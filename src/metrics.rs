@@ -1,0 +1,312 @@
+//! Every metric, in one place. Names are an interface; label sets are closed: no SPIFFE ID, task or scope in a label.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+use crate::broker::BeginError;
+use crate::exchange::{Provider, Revocation};
+use crate::policy::{DenialReason, Tier};
+use crate::task::EndReason;
+
+const MINT_OUTCOMES: [&str; 11] = [
+    "minted",
+    "unavailable",
+    "refused",
+    "inexpressible",
+    "unusable",
+    "no_svid",
+    "no_grant",
+    "task_ended",
+    "no_policy",
+    "too_late",
+    "not_recorded",
+];
+const REQUEST_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
+
+/// The states in which a policy can be.
+pub const POLICY_STATES: [&str; 4] = ["fresh", "stale", "expired", "unsigned"];
+
+/// The counters and gauges of one sidecar.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    tasks_active: IntGaugeVec,
+    tasks_ended: IntCounterVec,
+    denials: IntCounterVec,
+    mints: IntCounterVec,
+    mint_seconds: HistogramVec,
+    leases_active: IntGaugeVec,
+    residual: HistogramVec,
+    credential_expiry: GaugeVec,
+    svid_expiry: GaugeVec,
+    policy_state: IntGaugeVec,
+    policy_refreshes: IntCounterVec,
+    scopes_suspended: IntGaugeVec,
+    requests: IntCounterVec,
+    request_seconds: HistogramVec,
+    journal_pending: IntGauge,
+    audit_lost: IntCounter,
+}
+
+/// Where a gauge of the whole sidecar stands; filled in by the broker when Prometheus asks.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Running tasks by tier.
+    pub tasks: Vec<(Tier, i64)>,
+    /// Leases that are not over.
+    pub leases: Vec<(Provider, Revocation, i64)>,
+    /// The earliest expiry of a live credential, by provider (seconds since the epoch).
+    pub credential_expiry: Vec<(Provider, f64)>,
+    /// The earliest expiry among our SVIDs, where there are any (seconds since the epoch).
+    pub svid_expiry: Option<f64>,
+    /// The state of the policy: one of [`POLICY_STATES`], or none while nothing is loaded.
+    pub policy_state: Option<&'static str>,
+    /// Suspended scopes by the kind of their first problem.
+    pub suspended: Vec<(&'static str, i64)>,
+    /// Writes that wait to become durable.
+    pub journal_pending: i64,
+    /// Audit lines lost so far.
+    pub audit_lost: u64,
+}
+
+impl Metrics {
+    /// All metrics, registered, with every label value that can occur already there.
+    ///
+    /// # Errors
+    /// Only when two metrics have one name: a mistake in this file.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let r = Registry::new();
+        let info = gauge_vec(&r, "sidemint_build_info", "Always 1; the version is the label.", &["version"])?;
+        info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let metrics = Self {
+            tasks_active: gauge_vec(&r, "sidemint_tasks_active", "Running tasks.", &["tier"])?,
+            tasks_ended: counter_vec(&r, "sidemint_tasks_ended_total", "Tasks that have ended.", &["reason"])?,
+            denials: counter_vec(&r, "sidemint_denials_total", "Tasks that were not allowed to begin.", &["reason"])?,
+            mints: counter_vec(
+                &r,
+                "sidemint_mints_total",
+                "Credentials asked for at a provider.",
+                &["provider", "tier", "outcome"],
+            )?,
+            mint_seconds: histogram_vec(
+                &r,
+                "sidemint_mint_duration_seconds",
+                "How long an exchange took, its records included.",
+                &["provider"],
+                prometheus::exponential_buckets(0.005, 2.0, 12)?,
+            )?,
+            leases_active: gauge_vec(
+                &r,
+                "sidemint_leases_active",
+                "Credentials that could still be used at their provider.",
+                &["provider", "revocation"],
+            )?,
+            residual: histogram_vec(
+                &r,
+                "sidemint_residual_access_seconds",
+                "For how long a credential could still be used after its task ended.",
+                &["provider"],
+                vec![0.0, 15.0, 30.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0],
+            )?,
+            credential_expiry: float_gauge_vec(
+                &r,
+                "sidemint_credential_expiry_timestamp_seconds",
+                "The earliest expiry of a credential that is served.",
+                &["provider"],
+            )?,
+            svid_expiry: float_gauge_vec(
+                &r,
+                "sidemint_svid_expiry_timestamp_seconds",
+                "The earliest expiry of an SVID of this sidecar.",
+                &["kind"],
+            )?,
+            policy_state: gauge_vec(&r, "sidemint_policy_state", "1 for the state the policy is in.", &["state"])?,
+            policy_refreshes: counter_vec(
+                &r,
+                "sidemint_policy_refreshes_total",
+                "Looks at the policy's source.",
+                &["outcome"],
+            )?,
+            scopes_suspended: gauge_vec(
+                &r,
+                "sidemint_scopes_suspended",
+                "Scopes that decide nothing because of a problem.",
+                &["reason"],
+            )?,
+            requests: counter_vec(&r, "sidemint_requests_total", "Requests answered.", &["dialect", "code"])?,
+            request_seconds: histogram_vec(
+                &r,
+                "sidemint_request_duration_seconds",
+                "How long a request took.",
+                &["dialect"],
+                REQUEST_BUCKETS.to_vec(),
+            )?,
+            journal_pending: gauge(&r, "sidemint_journal_pending", "Writes that wait to become durable.")?,
+            audit_lost: counter(&r, "sidemint_audit_lost_total", "Noted audit lines dropped because too many waited.")?,
+            registry: r,
+        };
+        metrics.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        metrics.touch();
+        Ok(metrics)
+    }
+
+    /// Creates every series that can occur, so that a rate over it is right from the first event.
+    fn touch(&self) {
+        for tier in Tier::ALL {
+            self.tasks_active.with_label_values(&[tier.as_str()]).set(0);
+        }
+        for reason in EndReason::ALL {
+            self.tasks_ended.with_label_values(&[reason.as_str()]).inc_by(0);
+        }
+        for reason in DenialReason::ALL.map(DenialReason::as_str).into_iter().chain(BeginError::KINDS) {
+            self.denials.with_label_values(&[reason]).inc_by(0);
+        }
+        for provider in Provider::ALL.map(Provider::as_str) {
+            for tier in Tier::ALL.map(Tier::as_str) {
+                for outcome in MINT_OUTCOMES {
+                    self.mints.with_label_values(&[provider, tier, outcome]).inc_by(0);
+                }
+            }
+        }
+        for state in POLICY_STATES {
+            self.policy_state.with_label_values(&[state]).set(0);
+        }
+    }
+
+    /// A task was not allowed to begin.
+    pub fn denied(&self, reason: &str) {
+        self.denials.with_label_values(&[reason]).inc();
+    }
+
+    /// A task ended.
+    pub fn task_ended(&self, reason: EndReason) {
+        self.tasks_ended.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// A credential could be used for `left` after its task ended.
+    pub fn residual(&self, provider: Provider, left: Duration) {
+        self.residual.with_label_values(&[provider.as_str()]).observe(left.as_secs_f64());
+    }
+
+    /// An exchange was tried.
+    pub fn mint(&self, provider: Provider, tier: Tier, outcome: &str, took: Duration) {
+        self.mints.with_label_values(&[provider.as_str(), tier.as_str(), outcome]).inc();
+        self.mint_seconds.with_label_values(&[provider.as_str()]).observe(took.as_secs_f64());
+    }
+
+    /// The policy's source was looked at.
+    pub fn policy_refreshed(&self, outcome: &str) {
+        self.policy_refreshes.with_label_values(&[outcome]).inc();
+    }
+
+    /// The counter and the histogram for answers of one dialect, so that the hot path looks neither up.
+    pub fn requests(&self, dialect: &'static str) -> RequestMetrics {
+        RequestMetrics {
+            ok: self.requests.with_label_values(&[dialect, "200"]),
+            seconds: self.request_seconds.with_label_values(&[dialect]),
+            all: self.requests.clone(),
+            dialect,
+        }
+    }
+
+    /// The page that Prometheus reads, with the gauges of `snapshot`.
+    ///
+    /// # Errors
+    /// Only when the encoder fails.
+    pub fn page(&self, snapshot: &Snapshot) -> Result<Vec<u8>, prometheus::Error> {
+        for tier in Tier::ALL {
+            let count = snapshot.tasks.iter().find(|(t, _)| *t == tier).map_or(0, |(_, n)| *n);
+            self.tasks_active.with_label_values(&[tier.as_str()]).set(count);
+        }
+        self.leases_active.reset();
+        for (provider, revocation, count) in &snapshot.leases {
+            self.leases_active.with_label_values(&[provider.as_str(), revocation.as_str()]).set(*count);
+        }
+        self.credential_expiry.reset();
+        for (provider, at) in &snapshot.credential_expiry {
+            self.credential_expiry.with_label_values(&[provider.as_str()]).set(*at);
+        }
+        self.svid_expiry.reset();
+        if let Some(at) = snapshot.svid_expiry {
+            self.svid_expiry.with_label_values(&["x509"]).set(at);
+        }
+        for state in POLICY_STATES {
+            self.policy_state.with_label_values(&[state]).set((snapshot.policy_state == Some(state)).into());
+        }
+        self.scopes_suspended.reset();
+        for (reason, count) in &snapshot.suspended {
+            self.scopes_suspended.with_label_values(&[reason]).add(*count);
+        }
+        self.journal_pending.set(snapshot.journal_pending);
+        self.audit_lost.inc_by(snapshot.audit_lost.saturating_sub(self.audit_lost.get()));
+        let mut page = Vec::with_capacity(16 * 1024);
+        TextEncoder::new().encode(&self.registry.gather(), &mut page)?;
+        Ok(page)
+    }
+}
+
+/// Counts the answers of one dialect.
+#[derive(Debug, Clone)]
+pub struct RequestMetrics {
+    ok: IntCounter,
+    seconds: Histogram,
+    all: IntCounterVec,
+    dialect: &'static str,
+}
+
+impl RequestMetrics {
+    /// A request was answered with `status` after `took`.
+    pub fn answered(&self, status: u16, took: Duration) {
+        match status {
+            200 => self.ok.inc(),
+            other => self.all.with_label_values(&[self.dialect, other.to_string().as_str()]).inc(),
+        }
+        self.seconds.observe(took.as_secs_f64());
+    }
+}
+
+fn counter(r: &Registry, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+    let counter = IntCounter::new(name, help)?;
+    r.register(Box::new(counter.clone()))?;
+    Ok(counter)
+}
+
+fn gauge(r: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+    let gauge = IntGauge::new(name, help)?;
+    r.register(Box::new(gauge.clone()))?;
+    Ok(gauge)
+}
+
+fn counter_vec(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+    let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
+    r.register(Box::new(counter.clone()))?;
+    Ok(counter)
+}
+
+fn gauge_vec(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+    let gauge = IntGaugeVec::new(Opts::new(name, help), labels)?;
+    r.register(Box::new(gauge.clone()))?;
+    Ok(gauge)
+}
+
+fn float_gauge_vec(r: &Registry, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec, prometheus::Error> {
+    let gauge = GaugeVec::new(Opts::new(name, help), labels)?;
+    r.register(Box::new(gauge.clone()))?;
+    Ok(gauge)
+}
+
+fn histogram_vec(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+    buckets: Vec<f64>,
+) -> Result<HistogramVec, prometheus::Error> {
+    let histogram = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels)?;
+    r.register(Box::new(histogram.clone()))?;
+    Ok(histogram)
+}

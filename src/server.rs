@@ -1,0 +1,222 @@
+//! The listeners: wire → ask, result → wire. One file per dialect.
+//!
+//! Each request goes through the same gate, cheapest check first: [`guard`] (peer, Host, headers that only a proxy or
+//! a browser sends), then method and path, then the secret, then policy.
+
+pub mod admin;
+pub mod aws;
+mod connection;
+pub mod guard;
+pub mod problem;
+pub mod tasks;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+
+use crate::audit::{Event, Kind};
+use crate::broker::Broker;
+use crate::clock::within;
+use crate::metrics::RequestMetrics;
+
+pub use connection::{Listener, ListenerLimits, Peer, serve};
+use problem::Problem;
+
+/// The body of an answer: ready bytes, or a stream of heartbeats.
+pub type Body = Either<Full<Bytes>, BoxBody<Bytes, Infallible>>;
+/// An answer.
+pub type Answer = Response<Body>;
+
+/// How long a client may take to send its body.
+const BODY_LIMIT: Duration = Duration::from_secs(5);
+/// The largest body that is read.
+pub const MAX_BODY: usize = 64 * 1024;
+/// The header of every answer that the audit log also has.
+pub const REQUEST_ID: &str = "x-request-id";
+
+/// What the workload's listeners share.
+#[derive(Debug)]
+pub struct Server {
+    broker: Arc<Broker>,
+    /// The address of the loopback listener, as workloads reach it.
+    http: SocketAddr,
+    ids: RequestIds,
+    native: RequestMetrics,
+    aws: RequestMetrics,
+}
+
+/// One dialect: how its errors look and how its answers are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// Ours: `application/problem+json`.
+    Native,
+    /// AWS container credentials.
+    Aws,
+}
+
+impl Dialect {
+    /// The label in metrics and audit.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Aws => "aws",
+        }
+    }
+
+    fn of(path: &str) -> Self {
+        if path.starts_with("/v1/aws/") { Self::Aws } else { Self::Native }
+    }
+}
+
+impl Server {
+    /// A server in front of `broker` whose loopback listener is `http`.
+    ///
+    /// # Errors
+    /// When the system gives no random bytes for request ids.
+    pub fn new(broker: Arc<Broker>, http: SocketAddr) -> Result<Self, crate::identity::task_token::NoRandomness> {
+        let metrics = &broker.parts().metrics;
+        let (native, aws) = (metrics.requests(Dialect::Native.as_str()), metrics.requests(Dialect::Aws.as_str()));
+        Ok(Self { ids: RequestIds::new()?, native, aws, broker, http })
+    }
+
+    /// Answers one request.
+    pub async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Answer {
+        let started = self.broker.parts().clock.boot();
+        let dialect = Dialect::of(request.uri().path());
+        let id = self.ids.next();
+        let mut answer = match guard::check(&request, peer, self.http.port()) {
+            Ok(()) => self.route(request, dialect, &id).await,
+            Err(refusal) => self.refuse(dialect, &id, &refusal.problem(), refusal.detail()),
+        };
+        self.finish(&mut answer, &id);
+        let took = self.broker.parts().clock.boot().saturating_sub(started);
+        match dialect {
+            Dialect::Native => self.native.answered(answer.status().as_u16(), took),
+            Dialect::Aws => self.aws.answered(answer.status().as_u16(), took),
+        }
+        answer
+    }
+
+    /// Every route, one line each.
+    async fn route(&self, request: Request<Incoming>, dialect: Dialect, id: &str) -> Answer {
+        let path = normal(request.uri().path());
+        let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+        let method = request.method().clone();
+        match (&method, segments.as_slice()) {
+            (&Method::GET, ["v1", "aws", "credentials"]) => aws::credentials(self, &request, id).await,
+            (&Method::POST, ["v1", "tasks"]) => tasks::begin(self, request, id).await,
+            (&Method::GET, ["v1", "tasks"]) => tasks::list(self, &request, id),
+            (&Method::GET, ["v1", "tasks", task]) => tasks::show(self, &request, task, id),
+            (&Method::DELETE, ["v1", "tasks", task]) => tasks::end(self, &request, task, id).await,
+            (&Method::POST, ["v1", "tasks", task, "hold"]) => tasks::hold(self, &request, task, id),
+            (&Method::GET, ["v1", "tasks", task, "credentials"]) => tasks::credentials(self, &request, task, id).await,
+            (_, ["v1", "aws", "credentials"])
+            | (_, ["v1", "tasks"])
+            | (_, ["v1", "tasks", _])
+            | (_, ["v1", "tasks", _, "hold" | "credentials"]) => {
+                self.refuse(dialect, id, &Problem::method_not_allowed(), "method not allowed".into())
+            }
+            _ => self.refuse(dialect, id, &Problem::not_found(), "no such path".into()),
+        }
+    }
+
+    /// A refusal in the dialect's own shape, with its audit line.
+    pub(crate) fn refuse(&self, dialect: Dialect, id: &str, problem: &Problem, detail: String) -> Answer {
+        let event = Event {
+            request_id: Some(id),
+            reason: Some(problem.code()),
+            detail: Some(detail),
+            dialect: Some(dialect.as_str()),
+            status: Some(problem.status().as_u16()),
+            ..Event::new(self.broker.now(), Kind::Refusal, "refused")
+        };
+        self.broker.parts().audit.note(&event);
+        self.tell(dialect, id, problem)
+    }
+
+    /// A refusal that the broker has audited already.
+    pub(crate) fn tell(&self, dialect: Dialect, id: &str, problem: &Problem) -> Answer {
+        match dialect {
+            Dialect::Native => problem.answer(id),
+            Dialect::Aws => aws::error(problem),
+        }
+    }
+
+    fn finish(&self, answer: &mut Answer, id: &str) {
+        let headers = answer.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+        if let Ok(id) = HeaderValue::from_str(id) {
+            headers.insert(REQUEST_ID, id);
+        }
+    }
+
+    /// The broker behind this server.
+    pub fn broker(&self) -> &Arc<Broker> {
+        &self.broker
+    }
+
+    /// The address of the loopback listener.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+}
+
+/// Ids of requests: unpredictable per process, then counted.
+#[derive(Debug)]
+struct RequestIds {
+    process: u64,
+    count: std::sync::atomic::AtomicU64,
+}
+
+impl RequestIds {
+    fn new() -> Result<Self, crate::identity::task_token::NoRandomness> {
+        let mut bits = [0; 8];
+        crate::identity::task_token::random(&mut bits)?;
+        Ok(Self { process: u64::from_be_bytes(bits), count: 0.into() })
+    }
+
+    fn next(&self) -> String {
+        let count = self.count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        format!("r-{:016x}-{count:06}", self.process)
+    }
+}
+
+/// SDKs join paths carelessly: a trailing slash and doubled slashes mean the same path.
+fn normal(path: &str) -> String {
+    path.split('/').filter(|segment| !segment.is_empty()).fold(String::with_capacity(path.len()), |mut out, segment| {
+        out.push('/');
+        out.push_str(segment);
+        out
+    })
+}
+
+/// Reads a body within its limits of size and time.
+pub(crate) async fn read_body(server: &Server, body: Incoming) -> Result<Bytes, Problem> {
+    let clock = &*server.broker.parts().clock;
+    let whole = Limited::new(body, MAX_BODY).collect();
+    match within(clock, BODY_LIMIT, whole).await {
+        Some(Ok(body)) => Ok(body.to_bytes()),
+        Some(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::too_large()),
+        Some(Err(_)) => Err(Problem::invalid_request("the body could not be read")),
+        None => Err(Problem::invalid_request("the body took too long")),
+    }
+}
+
+/// An answer of `status` with a JSON body.
+pub(crate) fn json(status: StatusCode, body: &impl serde::Serialize) -> Answer {
+    // What is serialised here is made of strings, numbers and times: it cannot fail.
+    let bytes = serde_json::to_vec(body).unwrap_or_default();
+    let mut answer = Response::new(Either::Left(Full::new(bytes.into())));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+}

@@ -1,0 +1,105 @@
+//! The AWS container-credentials dialect: what unmodified AWS SDKs and the CLI ask for and understand.
+
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use http::{Request, Response};
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use serde::Serialize;
+
+use super::problem::Problem;
+use super::{Answer, Dialect, Server};
+use crate::broker::CredentialsError;
+use crate::exchange::{Credential, Provider};
+use crate::identity::task_token::TokenHash;
+use crate::lease::Issued;
+use crate::secret::SecretBytes;
+
+/// The SDKs' own names. `Token` and `Expiration` are required by botocore, JavaScript and Rust.
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Wire<'a> {
+    access_key_id: &'a str,
+    secret_access_key: &'a str,
+    token: &'a str,
+    /// UTC with a literal `Z`, whole seconds: the one form that every SDK reads.
+    expiration: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account_id: Option<&'a str>,
+}
+
+/// Both spellings: Java and Go read the first two, JavaScript the last two.
+#[derive(Serialize)]
+struct WireError<'a> {
+    code: &'a str,
+    message: &'a str,
+    #[serde(rename = "Code")]
+    code_again: &'a str,
+    #[serde(rename = "Message")]
+    message_again: &'a str,
+}
+
+/// `GET /v1/aws/credentials`: the token stands in `Authorization`, bare or as `Bearer`.
+pub(super) async fn credentials(server: &Server, request: &Request<Incoming>, id: &str) -> Answer {
+    let Some(token) = presented(request) else {
+        return server.refuse(Dialect::Aws, id, &Problem::unauthenticated(), "no task token".into());
+    };
+    match server.broker().credentials(&token, Provider::Aws, id).await {
+        Ok(issued) => found(&issued),
+        Err(error) => {
+            let problem = match &error {
+                // An SDK must take an ended task as final.
+                CredentialsError::TaskEnded(_) => Problem::unauthenticated(),
+                other => other.into(),
+            };
+            server.refuse(Dialect::Aws, id, &problem, error.to_string())
+        }
+    }
+}
+
+fn presented(request: &Request<Incoming>) -> Option<TokenHash> {
+    let mut values = request.headers().get_all(AUTHORIZATION).iter();
+    let (value, None) = (values.next()?, values.next()) else { return None };
+    let text = value.to_str().ok()?;
+    TokenHash::of(text.strip_prefix("Bearer ").unwrap_or(text))
+}
+
+/// The answer that serves `issued`; its body is written once per credential and then shared.
+pub(super) fn found(issued: &Issued) -> Answer {
+    let mut answer = Response::new(Either::Left(Full::new(issued.body(render))));
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
+}
+
+fn render(issued: &Issued) -> SecretBytes {
+    let Credential::Aws(credential) = issued.credential();
+    let wire = Wire {
+        // exposed: this is the answer to the task that owns the credential
+        access_key_id: credential.access_key_id.expose(),
+        secret_access_key: credential.secret_access_key.expose(),
+        token: credential.session_token.expose(),
+        expiration: issued.told_expiry().to_string(),
+        account_id: credential.account_id.as_deref(),
+    };
+    // Room for the longest token seen, so that the buffer is not moved, and left behind unwiped, while it grows.
+    let mut body = Vec::with_capacity(512 + 2 * credential.session_token.expose().len());
+    // Strings always serialise.
+    let _ = serde_json::to_writer(&mut body, &wire);
+    SecretBytes::new(body)
+}
+
+/// A refusal as AWS SDKs read it: exactly `application/json`, no detail of ours.
+pub(super) fn error(problem: &Problem) -> Answer {
+    let code = match problem.code() {
+        "unauthenticated" => "InvalidToken",
+        "task_ended" => "TaskEnded",
+        "denied" => "AccessDenied",
+        "not_found" => "NotFound",
+        "method_not_allowed" => "MethodNotAllowed",
+        _ => "ServiceUnavailable",
+    };
+    let message = problem.detail();
+    let wire = WireError { code, message, code_again: code, message_again: message };
+    let mut answer = super::json(problem.status(), &wire);
+    problem.say_when(&mut answer);
+    answer
+}

@@ -1,0 +1,229 @@
+//! What the outside is told: stable codes, statuses and constant texts (RFC 9457). Never policy text, never a secret.
+
+use std::time::Duration;
+
+use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+use http_body_util::{Either, Full};
+use serde::Serialize;
+
+use super::Answer;
+use crate::broker::{BeginError, CredentialsError, FindError, MintError};
+use crate::policy::{Denial, DenialReason};
+
+/// One refusal as the outside sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    retry_after: Option<Duration>,
+}
+
+#[derive(Serialize)]
+struct Wire<'a> {
+    r#type: &'static str,
+    title: &'static str,
+    status: u16,
+    detail: &'a str,
+    code: &'static str,
+    request_id: &'a str,
+}
+
+impl Problem {
+    fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), retry_after: None }
+    }
+
+    /// 401: no evidence, or evidence that is not believed.
+    pub fn unauthenticated() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", "The credentials presented are missing or not valid.")
+    }
+
+    /// 403: constant, whatever the reason.
+    pub fn denied() -> Self {
+        Self::new(StatusCode::FORBIDDEN, "denied", "Policy does not permit this.")
+    }
+
+    /// 403: refused before anything was looked at.
+    pub fn forbidden_request() -> Self {
+        Self::new(StatusCode::FORBIDDEN, "denied", "This listener does not take such requests.")
+    }
+
+    /// 400.
+    pub fn invalid_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request", detail)
+    }
+
+    /// 404.
+    pub fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", "There is nothing here.")
+    }
+
+    /// 405.
+    pub fn method_not_allowed() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "This path does not take this method.")
+    }
+
+    /// 413.
+    pub fn too_large() -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", "The body is larger than 65536 bytes.")
+    }
+
+    /// 415.
+    pub fn unsupported_media_type() -> Self {
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "Send application/json.")
+    }
+
+    /// 409: the task has ended.
+    pub fn task_ended() -> Self {
+        Self::new(StatusCode::CONFLICT, "task_ended", "The task has ended.")
+    }
+
+    /// 503, with the time after which to try again.
+    pub fn unavailable(code: &'static str, detail: &'static str, retry_after: Duration) -> Self {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        Self { retry_after: Some(retry_after), ..Self::new(status, code, detail) }
+    }
+
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The stable code.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// The text for people.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
+    /// When to try again.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// The answer in our own dialect: `application/problem+json`.
+    pub fn answer(&self, request_id: &str) -> Answer {
+        let wire = Wire {
+            r#type: "about:blank",
+            title: self.status.canonical_reason().unwrap_or("Error"),
+            status: self.status.as_u16(),
+            detail: &self.detail,
+            code: self.code,
+            request_id,
+        };
+        let mut answer = Response::new(Either::Left(Full::new(serde_json::to_vec(&wire).unwrap_or_default().into())));
+        *answer.status_mut() = self.status;
+        answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        self.say_when(&mut answer);
+        answer
+    }
+
+    /// Adds `Retry-After`, in whole seconds rounded up, at least one.
+    pub fn say_when(&self, answer: &mut Answer) {
+        if let Some(wait) = self.retry_after {
+            let seconds = wait.as_millis().div_ceil(1000).max(1);
+            if let Ok(value) = HeaderValue::from_str(&seconds.to_string()) {
+                answer.headers_mut().insert(RETRY_AFTER, value);
+            }
+        }
+    }
+}
+
+const SOON: Duration = Duration::from_secs(1);
+const LATER: Duration = Duration::from_secs(30);
+
+impl From<&BeginError> for Problem {
+    fn from(error: &BeginError) -> Self {
+        match error {
+            BeginError::Unauthenticated(_) | BeginError::ParentGone => Self::unauthenticated(),
+            BeginError::NotServed(_) | BeginError::ForeignParent => Self::denied(),
+            BeginError::Denied(denial) => denial.into(),
+            BeginError::NotReady | BeginError::NoPolicy => {
+                Self::unavailable("unavailable", "The sidecar is not ready yet.", SOON)
+            }
+            BeginError::NoProvider(_) => {
+                Self::unavailable("unavailable", "A provider of this scope is not configured.", LATER)
+            }
+            BeginError::Conflict => Self::new(
+                StatusCode::CONFLICT,
+                "conflict",
+                "The idempotency key was used with another request, or its task has ended.",
+            ),
+            BeginError::TooMany => Self {
+                retry_after: Some(LATER),
+                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", "Too many tasks.")
+            },
+            BeginError::Journal(_) | BeginError::Audit(_) | BeginError::NoRandomness(_) => {
+                Self::unavailable("unavailable", "The task could not be recorded.", SOON)
+            }
+        }
+    }
+}
+
+impl From<&Denial> for Problem {
+    fn from(denial: &Denial) -> Self {
+        match denial.reason {
+            // Told only to callers whom a rule of the scope names, and about nothing but their own request.
+            DenialReason::InvalidParameters | DenialReason::TtlTooLong => Self::invalid_request(denial.detail.clone()),
+            DenialReason::ApprovalRequired => {
+                Self::new(StatusCode::FORBIDDEN, "approval_required", "This scope needs an approval.")
+            }
+            DenialReason::PolicyExpired => {
+                Self::unavailable("policy_expired", "The policy is past its end and could not be renewed.", LATER)
+            }
+            DenialReason::UnknownScope
+            | DenialReason::ScopeSuspended
+            | DenialReason::NotPermitted
+            | DenialReason::Forbidden
+            | DenialReason::Guardrail
+            | DenialReason::EvaluationError => Self::denied(),
+        }
+    }
+}
+
+impl From<&CredentialsError> for Problem {
+    fn from(error: &CredentialsError) -> Self {
+        match error {
+            CredentialsError::UnknownToken => Self::unauthenticated(),
+            CredentialsError::TaskEnded(_) => Self::task_ended(),
+            CredentialsError::Mint(error) => error.into(),
+        }
+    }
+}
+
+impl From<&MintError> for Problem {
+    fn from(error: &MintError) -> Self {
+        match (error, error.retry_after()) {
+            (MintError::TaskEnded(_) | MintError::TooLate, _) => Self::task_ended(),
+            (MintError::NoGrant(_), _) => {
+                Self::new(StatusCode::FORBIDDEN, "denied", "The task's scope grants nothing at this provider.")
+            }
+            (MintError::NoPolicy | MintError::NotRecorded(_), _) => {
+                Self::unavailable("unavailable", "The sidecar cannot mint now.", SOON)
+            }
+            (MintError::StillMinting, _) => {
+                Self::unavailable("provider_unavailable", "The provider has not answered yet.", SOON)
+            }
+            (MintError::Exchange(_), Some(wait)) => {
+                Self::unavailable("provider_unavailable", "The provider cannot be reached or cannot answer now.", wait)
+            }
+            (MintError::Exchange(_), None) => {
+                Self::new(StatusCode::FORBIDDEN, "denied", "The provider refuses this task.")
+            }
+        }
+    }
+}
+
+impl From<&FindError> for Problem {
+    fn from(error: &FindError) -> Self {
+        match error {
+            FindError::Unauthenticated(_) => Self::unauthenticated(),
+            FindError::NotFound => Self::not_found(),
+        }
+    }
+}

@@ -1,0 +1,417 @@
+//! Our own routes: begin, hold, list, show, end.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Either, StreamBody};
+use hyper::body::{Frame, Incoming};
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::problem::Problem;
+use super::{Answer, Dialect, Server, aws, json, read_body};
+use crate::broker::{BeginRequest, Begun, Broker, Claimant, FindError, TaskView};
+use crate::clock::Timestamp;
+use crate::exchange::Provider;
+use crate::identity::Evidence;
+use crate::identity::task_token::{PREFIX, TokenHash};
+use crate::lease::LeaseEnding;
+use crate::policy::{Ask, ParamName, ScopeId};
+use crate::secret::Secret;
+use crate::task::{EndReason, Idempotency, Task, TaskId};
+
+/// How often a held task says that it lives.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+const MAX_LABEL: usize = 128;
+const MAX_REASON: usize = 512;
+const MAX_PARAMS: usize = 32;
+const MAX_KEY: usize = 255;
+
+/// The body of `POST /v1/tasks`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BeginBody {
+    scope: String,
+    task: Option<String>,
+    #[serde(default)]
+    params: Params,
+    ttl: Option<Ttl>,
+    #[serde(default)]
+    hold: bool,
+    reason: Option<String>,
+    approval: Option<String>,
+    parent: Option<String>,
+}
+
+/// Parameters, none of them twice.
+#[derive(Debug, Default)]
+struct Params(BTreeMap<ParamName, String>);
+
+impl<'de> Deserialize<'de> for Params {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Unique;
+        impl<'de> Visitor<'de> for Unique {
+            type Value = Params;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of strings")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Params, A::Error> {
+                let mut params = BTreeMap::new();
+                while let Some((name, value)) = map.next_entry::<ParamName, String>()? {
+                    if params.len() >= MAX_PARAMS || params.insert(name, value).is_some() {
+                        return Err(de::Error::custom("a parameter given twice, or too many"));
+                    }
+                }
+                Ok(Params(params))
+            }
+        }
+        deserializer.deserialize_map(Unique)
+    }
+}
+
+/// A duration: whole seconds, or text such as `15m`.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Ttl {
+    Seconds(u32),
+    Text(String),
+}
+
+impl Ttl {
+    fn duration(&self) -> Option<Duration> {
+        let ttl = match self {
+            Self::Seconds(seconds) => Duration::from_secs((*seconds).into()),
+            Self::Text(text) => humantime::parse_duration(text).ok()?,
+        };
+        (!ttl.is_zero()).then_some(ttl)
+    }
+}
+
+/// The answer to `POST /v1/tasks`.
+#[derive(Serialize)]
+struct BegunBody<'a> {
+    id: &'a TaskId,
+    scope: &'a ScopeId,
+    spiffe_id: &'a str,
+    token: &'a str,
+    expires_at: Timestamp,
+    environment: BTreeMap<&'static str, String>,
+}
+
+/// The answer to `DELETE /v1/tasks/{id}`.
+#[derive(Serialize)]
+pub(super) struct EndedBody<'a> {
+    id: &'a TaskId,
+    reason: EndReason,
+    ended_at: Timestamp,
+    leases: &'a [LeaseEnding],
+}
+
+/// What `Authorization: Bearer` holds on our own routes.
+enum Bearer {
+    /// A task token.
+    Token(TokenHash),
+    /// Anything else: taken for a JWT-SVID, and judged as one.
+    Svid(Evidence),
+}
+
+fn bearer(request: &Request<Incoming>) -> Option<Bearer> {
+    let mut values = request.headers().get_all(AUTHORIZATION).iter();
+    let (value, None) = (values.next()?, values.next()) else { return None };
+    let (scheme, text) = value.to_str().ok()?.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return None;
+    }
+    if text.starts_with(PREFIX) {
+        TokenHash::of(text).map(Bearer::Token)
+    } else {
+        Some(Bearer::Svid(Evidence::JwtSvid(Secret::new(text.to_owned()))))
+    }
+}
+
+fn unauthenticated(server: &Server, id: &str) -> Answer {
+    server.refuse(Dialect::Native, id, &Problem::unauthenticated(), "no usable bearer".into())
+}
+
+/// `POST /v1/tasks`
+pub(super) async fn begin(server: &Server, request: Request<Incoming>, id: &str) -> Answer {
+    let claimant = match bearer(&request) {
+        Some(Bearer::Svid(evidence)) => Claimant::Workload(evidence),
+        Some(Bearer::Token(token)) => Claimant::Parent(token),
+        None => return unauthenticated(server, id),
+    };
+    let asked = match read_begin(server, request, claimant, id).await {
+        Ok(asked) => asked,
+        Err(problem) => {
+            let detail = problem.detail().to_owned();
+            return server.refuse(Dialect::Native, id, &problem, detail);
+        }
+    };
+    match server.broker().begin(asked).await {
+        Ok(begun) => begun_answer(server, &begun),
+        Err(error) => server.tell(Dialect::Native, id, &Problem::from(&error)),
+    }
+}
+
+async fn read_begin(
+    server: &Server,
+    request: Request<Incoming>,
+    claimant: Claimant,
+    id: &str,
+) -> Result<BeginRequest, Problem> {
+    let is_json = |value: &HeaderValue| {
+        let value = value.to_str().unwrap_or_default();
+        value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
+    };
+    if !request.headers().get(CONTENT_TYPE).is_some_and(is_json) {
+        return Err(Problem::unsupported_media_type());
+    }
+    let key = idempotency_key(&request)?;
+    let body = read_body(server, request.into_body()).await?;
+    let asked: BeginBody = serde_json::from_slice(&body)
+        .map_err(|e| Problem::invalid_request(format!("the body is not a task: {e}")))?;
+    // A name that cannot be a scope gets the answer of a scope that is not there.
+    let scope = asked.scope.parse().map_err(|_| Problem::denied())?;
+    let ttl = match &asked.ttl {
+        Some(ttl) => Some(ttl.duration().ok_or_else(|| Problem::invalid_request("ttl is not a duration like 15m"))?),
+        None => None,
+    };
+    let parent = match &asked.parent {
+        Some(parent) => Some(parent.parse().map_err(|()| Problem::denied())?),
+        None => None,
+    };
+    bounded("task", asked.task.as_deref(), MAX_LABEL)?;
+    bounded("reason", asked.reason.as_deref(), MAX_REASON)?;
+    bounded("approval", asked.approval.as_deref(), MAX_REASON)?;
+    Ok(BeginRequest {
+        claimant,
+        ask: Ask { scope, params: asked.params.0, reason: asked.reason, approval: asked.approval, ttl },
+        label: asked.task,
+        hold: asked.hold,
+        parent,
+        idempotency: key.map(|key| Idempotency { key: sha256(key.as_bytes()), body: sha256(&body) }),
+        request_id: id.to_owned(),
+    })
+}
+
+fn bounded(name: &str, text: Option<&str>, max: usize) -> Result<(), Problem> {
+    let fits = text.is_none_or(|text| text.len() <= max && !text.chars().any(char::is_control));
+    if fits { Ok(()) } else { Err(Problem::invalid_request(format!("{name}: at most {max} bytes of printable text"))) }
+}
+
+fn idempotency_key(request: &Request<Incoming>) -> Result<Option<String>, Problem> {
+    let Some(value) = request.headers().get("idempotency-key") else { return Ok(None) };
+    match value.to_str() {
+        Ok(key) if !key.is_empty() && key.len() <= MAX_KEY => Ok(Some(key.to_owned())),
+        _ => Err(Problem::invalid_request("Idempotency-Key: 1 to 255 visible characters")),
+    }
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest(&SHA256, bytes).as_ref());
+    out
+}
+
+fn begun_answer(server: &Server, begun: &Begun) -> Answer {
+    let record = begun.task.begun();
+    // exposed: the token is told this once, to whoever began the task
+    let token = begun.token.expose();
+    let body = BegunBody {
+        id: begun.task.id(),
+        scope: &record.ask.scope,
+        spiffe_id: begun.task.owner().as_str(),
+        token,
+        expires_at: begun.task.deadline(),
+        environment: BTreeMap::from([
+            ("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("http://{}/v1/aws/credentials", server.http())),
+            ("AWS_CONTAINER_AUTHORIZATION_TOKEN", token.to_owned()),
+        ]),
+    };
+    json(StatusCode::CREATED, &body)
+}
+
+/// Whose tasks a bearer may see and end.
+enum Sight {
+    /// Every task of this owner.
+    Owner(crate::identity::SpiffeId),
+    /// This one.
+    One(Arc<Task>),
+}
+
+fn sight(broker: &Broker, bearer: Option<Bearer>) -> Result<Sight, FindError> {
+    match bearer {
+        Some(Bearer::Token(token)) => match broker.tasks().by_token(&token) {
+            Some(task) => Ok(Sight::One(task)),
+            None => Err(FindError::Unauthenticated("no task has this token".into())),
+        },
+        Some(Bearer::Svid(evidence)) => match broker.caller(&evidence) {
+            Ok(caller) => Ok(Sight::Owner(caller.spiffe_id().clone())),
+            Err(error) => Err(FindError::Unauthenticated(error.to_string())),
+        },
+        None => Err(FindError::Unauthenticated("no usable bearer".into())),
+    }
+}
+
+/// The task named `id`, if the bearer may see it: unknown and foreign ids get the same answer.
+fn find(broker: &Broker, request: &Request<Incoming>, id: &str) -> Result<Arc<Task>, FindError> {
+    let sight = sight(broker, bearer(request))?;
+    let task = id.parse().ok().and_then(|id: TaskId| broker.tasks().by_id(&id)).ok_or(FindError::NotFound)?;
+    let seen = match sight {
+        Sight::Owner(owner) => *task.owner() == owner,
+        Sight::One(own) => own.id() == task.id(),
+    };
+    if seen { Ok(task) } else { Err(FindError::NotFound) }
+}
+
+fn refuse_find(server: &Server, id: &str, error: &FindError) -> Answer {
+    server.refuse(Dialect::Native, id, &Problem::from(error), error.to_string())
+}
+
+/// `GET /v1/tasks`
+pub(super) fn list(server: &Server, request: &Request<Incoming>, id: &str) -> Answer {
+    let broker = server.broker();
+    let tasks = match sight(broker, bearer(request)) {
+        Ok(Sight::One(task)) => vec![task],
+        Ok(Sight::Owner(owner)) => broker.tasks().all().into_iter().filter(|task| *task.owner() == owner).collect(),
+        Err(error) => return refuse_find(server, id, &error),
+    };
+    json(StatusCode::OK, &json!({ "tasks": views(&tasks) }))
+}
+
+/// Tasks as they are shown, the latest first.
+pub(super) fn views(tasks: &[Arc<Task>]) -> Vec<TaskView> {
+    let mut views: Vec<_> = tasks.iter().map(|task| TaskView::of(task)).collect();
+    views.sort_by(|a, b| b.begun_at.cmp(&a.begun_at).then_with(|| a.id.cmp(&b.id)));
+    views
+}
+
+/// `GET /v1/tasks/{id}`
+pub(super) fn show(server: &Server, request: &Request<Incoming>, task: &str, id: &str) -> Answer {
+    match find(server.broker(), request, task) {
+        Ok(task) => json(StatusCode::OK, &TaskView::of(&task)),
+        Err(error) => refuse_find(server, id, &error),
+    }
+}
+
+/// `DELETE /v1/tasks/{id}`
+pub(super) async fn end(server: &Server, request: &Request<Incoming>, task: &str, id: &str) -> Answer {
+    match find(server.broker(), request, task) {
+        Ok(task) => end_with(server.broker(), &task, EndReason::Done, id).await,
+        Err(error) => refuse_find(server, id, &error),
+    }
+}
+
+/// Ends `task` and tells what is left of it.
+pub(super) async fn end_with(broker: &Broker, task: &Arc<Task>, reason: EndReason, id: &str) -> Answer {
+    let ending = broker.end(task, reason, Some(id)).await;
+    let body =
+        EndedBody { id: task.id(), reason: ending.reason, ended_at: ending.ended_at, leases: &ending.leases };
+    json(StatusCode::OK, &body)
+}
+
+/// `GET /v1/tasks/{id}/credentials[?provider=]`
+pub(super) async fn credentials(server: &Server, request: &Request<Incoming>, task: &str, id: &str) -> Answer {
+    let token = match bearer(request) {
+        Some(Bearer::Token(token)) => token,
+        _ => return unauthenticated(server, id),
+    };
+    if let Err(error) = find(server.broker(), request, task) {
+        return refuse_find(server, id, &error);
+    }
+    let provider = match request.uri().query() {
+        None | Some("" | "provider=aws") => Provider::Aws,
+        Some(_) => {
+            let problem = Problem::invalid_request("the query is provider=aws, or nothing");
+            return server.refuse(Dialect::Native, id, &problem, "unknown query".into());
+        }
+    };
+    match server.broker().credentials(&token, provider, id).await {
+        Ok(issued) => aws::found(&issued),
+        Err(error) => server.refuse(Dialect::Native, id, &Problem::from(&error), error.to_string()),
+    }
+}
+
+/// `POST /v1/tasks/{id}/hold`
+pub(super) fn hold(server: &Server, request: &Request<Incoming>, task: &str, id: &str) -> Answer {
+    if !matches!(bearer(request), Some(Bearer::Token(_))) {
+        return unauthenticated(server, id);
+    }
+    let task = match find(server.broker(), request, task) {
+        Ok(task) => task,
+        Err(error) => return refuse_find(server, id, &error),
+    };
+    let Some(held) = Held::grasp(Arc::clone(server.broker()), task) else {
+        return server.refuse(Dialect::Native, id, &Problem::task_ended(), "hold of an ended task".into());
+    };
+    let (lines, body) = mpsc::channel::<Result<Frame<Bytes>, Infallible>>(4);
+    tokio::spawn(held.beat(lines));
+    let mut answer = Response::new(Either::Right(BodyExt::boxed(StreamBody::new(ReceiverStream::new(body)))));
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    answer
+}
+
+/// One holder of a task; letting go of it is its drop.
+struct Held {
+    broker: Arc<Broker>,
+    task: Arc<Task>,
+}
+
+impl Held {
+    fn grasp(broker: Arc<Broker>, task: Arc<Task>) -> Option<Self> {
+        let mut state = task.state();
+        if state.ending.is_some() {
+            return None;
+        }
+        state.holders = state.holders.saturating_add(1);
+        drop(state);
+        Some(Self { broker, task })
+    }
+
+    /// Sends a line now and every two seconds, and a last one when the task ends; ends when nobody reads any more.
+    async fn beat(self, lines: mpsc::Sender<Result<Frame<Bytes>, Infallible>>) {
+        let clock = Arc::clone(&self.broker.parts().clock);
+        let mut ended = self.task.watch_end();
+        loop {
+            let (line, last) = self.line();
+            if lines.send(Ok(Frame::data(line))).await.is_err() || last {
+                return;
+            }
+            tokio::select! {
+                () = clock.sleep(HEARTBEAT) => {}
+                _ = ended.wait_for(|ended| *ended) => {}
+                () = lines.closed() => return,
+            }
+        }
+    }
+
+    fn line(&self) -> (Bytes, bool) {
+        let reason = self.task.state().ending.as_ref().map(|ending| ending.reason);
+        let line = match reason {
+            None => json!({ "id": self.task.id(), "state": "active", "expires_at": self.task.deadline() }),
+            Some(reason) => json!({ "id": self.task.id(), "state": "ended", "reason": reason }),
+        };
+        (Bytes::from(format!("{line}\n")), reason.is_some())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut state = self.task.state();
+        state.holders = state.holders.saturating_sub(1);
+        state.unheld_since = self.broker.parts().clock.boot();
+        state.last_used = state.unheld_since;
+        drop(state);
+        self.broker.changed.notify_one();
+    }
+}
