@@ -35,7 +35,7 @@ use crate::task::{Decided, EndReason, Ending, Task, TaskId};
 
 pub use begin::{BeginRequest, Begun, Claimant};
 pub use error::{BeginError, CredentialsError, FindError, MintError};
-pub use view::{LeaseView, TaskView};
+pub use view::{Census, LeaseView, TaskView};
 
 /// Limits of the broker.
 #[derive(Debug, Clone, Copy)]
@@ -212,10 +212,7 @@ impl Broker {
     ///
     /// # Errors
     /// When the evidence is not believed.
-    pub fn caller(
-        &self,
-        evidence: &Evidence,
-    ) -> Result<crate::identity::Caller, crate::identity::AuthenticationError> {
+    pub fn caller(&self, evidence: &Evidence) -> Result<crate::identity::Caller, crate::identity::AuthenticationError> {
         self.parts.authenticator.authenticate(evidence, self.now())
     }
 

@@ -65,6 +65,8 @@ pub struct Snapshot {
     pub svid_expiry: Option<f64>,
     /// The state of the policy: one of [`POLICY_STATES`], or none while nothing is loaded.
     pub policy_state: Option<&'static str>,
+    /// Looks at the policy's source so far, by outcome.
+    pub policy_refreshes: Vec<(&'static str, u64)>,
     /// Suspended scopes by the kind of their first problem.
     pub suspended: Vec<(&'static str, i64)>,
     /// Writes that wait to become durable.
@@ -198,11 +200,6 @@ impl Metrics {
         self.mint_seconds.with_label_values(&[provider.as_str()]).observe(took.as_secs_f64());
     }
 
-    /// The policy's source was looked at.
-    pub fn policy_refreshed(&self, outcome: &str) {
-        self.policy_refreshes.with_label_values(&[outcome]).inc();
-    }
-
     /// The counter and the histogram for answers of one dialect, so that the hot path looks neither up.
     pub fn requests(&self, dialect: &'static str) -> RequestMetrics {
         RequestMetrics {
@@ -236,6 +233,10 @@ impl Metrics {
         }
         for state in POLICY_STATES {
             self.policy_state.with_label_values(&[state]).set((snapshot.policy_state == Some(state)).into());
+        }
+        for (outcome, count) in &snapshot.policy_refreshes {
+            let counter = self.policy_refreshes.with_label_values(&[outcome]);
+            counter.inc_by(count.saturating_sub(counter.get()));
         }
         self.scopes_suspended.reset();
         for (reason, count) in &snapshot.suspended {

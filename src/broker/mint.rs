@@ -248,15 +248,6 @@ impl Broker {
         };
         self.parts.audit.record(&event).await.map_err(|error| MintError::NotRecorded(error.to_string()))
     }
-
-    /// Ends every running task whose owner the Workload API no longer gives us.
-    pub async fn end_withdrawn(&self) {
-        for task in self.tasks.all() {
-            if self.reason_to_end(&task) == Some(EndReason::IdentityWithdrawn) {
-                self.end(&task, EndReason::IdentityWithdrawn, None).await;
-            }
-        }
-    }
 }
 
 fn grant_at(permit: &Permit, provider: Provider) -> Option<ResolvedGrant> {

@@ -7,9 +7,14 @@ use tokio::sync::watch;
 
 use crate::broker::Broker;
 use crate::identity::workload_api::Identities;
+use crate::policy::Policy;
 
 /// Sweeps when the next thing is due, when something changed, and when identities or policy changed; never returns.
-pub async fn run(broker: Arc<Broker>, mut identities: watch::Receiver<Arc<Identities>>) {
+pub async fn run(
+    broker: Arc<Broker>,
+    mut identities: watch::Receiver<Arc<Identities>>,
+    mut policy: watch::Receiver<Option<Arc<Policy>>>,
+) {
     let clock = Arc::clone(&broker.parts().clock);
     loop {
         let next = broker.sweep().await;
@@ -17,6 +22,7 @@ pub async fn run(broker: Arc<Broker>, mut identities: watch::Receiver<Arc<Identi
             () = clock.sleep(next) => {}
             () = broker.changed.notified() => {}
             Ok(()) = identities.changed() => {}
+            Ok(()) = policy.changed() => {}
         }
     }
 }

@@ -1,1 +1,249 @@
+//! The operators' listener: metrics, liveness, readiness with its reasons, a status page.
+//!
+//! Over TCP it shows no identity and changes nothing. The Unix socket (mode 0600) also shows identities and tasks, and
+//! ends any task.
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::problem::Problem as Answered;
+use super::{Answer, Peer, guard, tasks};
+use crate::broker::Broker;
+use crate::identity::workload_api::SpiffeWorkloadApi;
+use crate::metrics::Snapshot;
+use crate::pod_task::PodTask;
+use crate::policy::repository::PolicyCache;
+use crate::policy::{Problem, ScopeId};
+use crate::task::{EndReason, TaskId};
+
+/// The operators' side of one sidecar.
+#[derive(Debug)]
+pub struct Admin {
+    broker: Arc<Broker>,
+    policy: Arc<PolicyCache>,
+    workload_api: Arc<SpiffeWorkloadApi>,
+    pod_task: Option<Arc<PodTask>>,
+    http: SocketAddr,
+}
+
+/// What `/status` tells.
+#[derive(Debug, Serialize)]
+struct Status {
+    ready: bool,
+    reasons: Vec<String>,
+    version: &'static str,
+    policy: PolicyStatus,
+    workload_api: Value,
+    tasks: Value,
+    leases: Value,
+    journal: Value,
+}
+
+#[derive(Debug, Serialize)]
+struct PolicyStatus {
+    version: Option<String>,
+    state: &'static str,
+    trust: &'static str,
+    active_scopes: usize,
+    suspended: BTreeMap<ScopeId, Vec<Problem>>,
+    problems: Vec<Problem>,
+}
+
+impl Admin {
+    /// The operators' side of `broker`.
+    pub fn new(
+        broker: Arc<Broker>,
+        policy: Arc<PolicyCache>,
+        workload_api: Arc<SpiffeWorkloadApi>,
+        pod_task: Option<Arc<PodTask>>,
+        http: SocketAddr,
+    ) -> Self {
+        Self { broker, policy, workload_api, pod_task, http }
+    }
+
+    /// Answers one request.
+    pub async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Answer {
+        let path = request.uri().path();
+        let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+        // What tells more than counts is for people on this machine, and not for their browsers' other pages.
+        let here = match peer {
+            Peer::Unix => true,
+            Peer::Tcp(_) => self.http.ip().is_loopback() && guard::check(&request, peer, self.http.port()).is_ok(),
+        };
+        match (request.method(), segments.as_slice()) {
+            (&Method::GET, ["metrics"]) => self.metrics(),
+            (&Method::GET, ["livez"]) => text(StatusCode::OK, "text/plain", "live\n".into()),
+            (&Method::GET, ["readyz"]) => self.readyz(),
+            (&Method::GET, []) if here => text(StatusCode::OK, "text/html; charset=utf-8", self.page()),
+            (&Method::GET, ["status"]) if here => super::json(StatusCode::OK, &self.status(peer == Peer::Unix)),
+            (&Method::DELETE, ["v1", "tasks", task]) if peer == Peer::Unix => self.end(task).await,
+            (&Method::GET, _) => Answered::not_found().answer(""),
+            _ => Answered::method_not_allowed().answer(""),
+        }
+    }
+
+    async fn end(&self, task: &str) -> Answer {
+        let found = task.parse().ok().and_then(|id: TaskId| self.broker.tasks().by_id(&id));
+        match found {
+            Some(task) => tasks::end_with(&self.broker, &task, EndReason::Operator, "operator").await,
+            None => Answered::not_found().answer(""),
+        }
+    }
+
+    fn readyz(&self) -> Answer {
+        let reasons = self.reasons();
+        if reasons.is_empty() {
+            text(StatusCode::OK, "text/plain", "ready\n".into())
+        } else {
+            text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", reasons.join("\n") + "\n")
+        }
+    }
+
+    /// Why the sidecar is not ready; empty when it is.
+    pub fn reasons(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        let identities = self.workload_api_state();
+        if let Some(reason) = identities {
+            reasons.push(reason);
+        }
+        if self.policy.current().is_none() {
+            let status = self.policy.status();
+            let why = status.problems.first().map(|problem| format!("{}: {}", problem.file, problem.message));
+            reasons.push(format!("policy: nothing is loaded: {}", why.unwrap_or_else(|| "not read yet".into())));
+        }
+        if !self.broker.parts().journal.healthy() {
+            reasons.push("journal: a write failed; mend the disk and start again".into());
+        }
+        if let Some(reason) = self.pod_task.as_ref().and_then(|pod| pod.not_ready()) {
+            reasons.push(format!("pod task: {reason}"));
+        }
+        reasons
+    }
+
+    fn workload_api_state(&self) -> Option<String> {
+        let identities = self.broker.parts().workload_api.identities();
+        let health = self.workload_api.health();
+        let why = |what: &str| match health.last_error() {
+            Some(error) => format!("workload api: {what}: {error}"),
+            None => format!("workload api: {what}"),
+        };
+        let now = self.broker.now();
+        if !identities.known {
+            Some(why("has not answered yet"))
+        } else if identities.svids.is_empty() {
+            Some(why("gives this sidecar no SVID: register an entry for it"))
+        } else if identities.svids.iter().all(|svid| svid.expires_at <= now) {
+            Some(why("every SVID of this sidecar has expired"))
+        } else {
+            None
+        }
+    }
+
+    fn metrics(&self) -> Answer {
+        let page = self.broker.parts().metrics.page(&self.snapshot());
+        match page {
+            Ok(page) => {
+                let mut answer = Response::new(Either::Left(Full::new(page.into())));
+                let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+                answer.headers_mut().insert(CONTENT_TYPE, kind);
+                answer
+            }
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let census = self.broker.census();
+        let identities = self.broker.parts().workload_api.identities();
+        let policy = self.policy.current();
+        let mut suspended: BTreeMap<&'static str, i64> = BTreeMap::new();
+        for problems in policy.iter().flat_map(|policy| policy.suspended().values()) {
+            *suspended.entry(problems.first().map_or("unknown", |problem| problem.kind)).or_default() += 1;
+        }
+        Snapshot {
+            tasks: census.tasks,
+            leases: census.leases,
+            credential_expiry: census.credential_expiry,
+            svid_expiry: identities.svids.iter().map(|svid| svid.expires_at.as_secs() as f64).reduce(f64::min),
+            policy_state: policy.is_some().then_some("unsigned"),
+            policy_refreshes: self.policy.refreshes(),
+            suspended: suspended.into_iter().collect(),
+            journal_pending: i64::try_from(self.broker.parts().journal.pending()).unwrap_or(i64::MAX),
+            audit_lost: self.broker.parts().audit.lost(),
+        }
+    }
+
+    fn status(&self, whole: bool) -> Value {
+        let reasons = self.reasons();
+        let policy = self.policy.current();
+        let identities = self.broker.parts().workload_api.identities();
+        let health = self.workload_api.health();
+        let census = self.broker.census();
+        let status = Status {
+            ready: reasons.is_empty(),
+            reasons,
+            version: env!("CARGO_PKG_VERSION"),
+            policy: PolicyStatus {
+                version: policy.as_ref().map(|policy| policy.version().to_string()),
+                state: if policy.is_some() { "fresh" } else { "none" },
+                trust: "unsigned",
+                active_scopes: policy.as_ref().map_or(0, |policy| policy.active()),
+                suspended: policy.as_ref().map(|policy| policy.suspended().clone()).unwrap_or_default(),
+                problems: self.policy.status().problems,
+            },
+            workload_api: json!({ "connected": health.connected(), "svids": identities.svids.len() }),
+            tasks: json!({ "active": census.active, "ended": census.ended }),
+            leases: json!({ "active": census.leases.iter().map(|(_, _, count)| count).sum::<i64>() }),
+            journal: json!({ "pending": self.broker.parts().journal.pending() }),
+        };
+        // Strings, numbers and lists of them always serialise.
+        let mut value = serde_json::to_value(status).unwrap_or_default();
+        if let (true, Value::Object(members)) = (whole, &mut value) {
+            let shown = |svid: &crate::identity::workload_api::OwnSvid| json!({ "spiffe_id": svid.spiffe_id, "expires_at": svid.expires_at });
+            members.insert("identities".into(), identities.svids.iter().map(shown).collect());
+            members.insert("task_list".into(), json!(tasks::views(&self.broker.tasks().all())));
+        }
+        value
+    }
+
+    /// The status page: the same words as `/status`, for people.
+    fn page(&self) -> String {
+        let status = self.status(false);
+        let mut rows = String::new();
+        for (name, value) in status.as_object().into_iter().flatten() {
+            let shown = match value {
+                Value::String(text) => text.clone(),
+                other => serde_json::to_string_pretty(other).unwrap_or_default(),
+            };
+            // Writing to a String cannot fail.
+            let _ = writeln!(rows, "<tr><th>{}</th><td><pre>{}</pre></td></tr>", escape(name), escape(&shown));
+        }
+        format!(
+            "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Sidemint</title>\
+             <style>body{{font:15px system-ui;margin:2rem}}th{{text-align:left;vertical-align:top;padding-right:2rem}}\
+             pre{{margin:.2rem 0}}</style><h1>Sidemint</h1><p>Access belongs to a task, and ends with it.</p>\
+             <table>\n{rows}</table><p><a href=\"/metrics\">metrics</a> · <a href=\"/readyz\">readyz</a> · \
+             <a href=\"/status\">status as JSON</a></p></html>\n"
+        )
+    }
+}
+
+fn text(status: StatusCode, kind: &'static str, body: String) -> Answer {
+    let mut answer = Response::new(Either::Left(Full::new(body.into())));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}

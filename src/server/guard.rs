@@ -76,10 +76,8 @@ fn check_host(headers: &HeaderMap, port: u16) -> Result<(), Refusal> {
 mod tests {
     use super::*;
 
-    const LOCAL: Peer = Peer::Tcp(std::net::SocketAddr::new(
-        std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
-        40_000,
-    ));
+    const LOCAL: Peer =
+        Peer::Tcp(std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 40_000));
 
     fn request(host: Option<&str>, extra: Option<(&str, &str)>) -> Request<()> {
         let mut builder = Request::get("/v1/aws/credentials");

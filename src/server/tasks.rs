@@ -178,8 +178,8 @@ async fn read_begin(
     }
     let key = idempotency_key(&request)?;
     let body = read_body(server, request.into_body()).await?;
-    let asked: BeginBody = serde_json::from_slice(&body)
-        .map_err(|e| Problem::invalid_request(format!("the body is not a task: {e}")))?;
+    let asked: BeginBody =
+        serde_json::from_slice(&body).map_err(|e| Problem::invalid_request(format!("the body is not a task: {e}")))?;
     // A name that cannot be a scope gets the answer of a scope that is not there.
     let scope = asked.scope.parse().map_err(|_| Problem::denied())?;
     let ttl = match &asked.ttl {
@@ -315,8 +315,7 @@ pub(super) async fn end(server: &Server, request: &Request<Incoming>, task: &str
 /// Ends `task` and tells what is left of it.
 pub(super) async fn end_with(broker: &Broker, task: &Arc<Task>, reason: EndReason, id: &str) -> Answer {
     let ending = broker.end(task, reason, Some(id)).await;
-    let body =
-        EndedBody { id: task.id(), reason: ending.reason, ended_at: ending.ended_at, leases: &ending.leases };
+    let body = EndedBody { id: task.id(), reason: ending.reason, ended_at: ending.ended_at, leases: &ending.leases };
     json(StatusCode::OK, &body)
 }
 

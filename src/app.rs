@@ -1,0 +1,312 @@
+//! The composition root: the only file that picks real implementations and joins them.
+//!
+//! Two phases: [`build`] opens and binds everything and returns the addresses; [`Bound::run`] serves until told to
+//! stop, then drains.
+
+use std::collections::BTreeMap;
+use std::fs::{self, Permissions};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+
+use crate::audit::{Audit, AuditError};
+use crate::broker::{Broker, Limits, Parts};
+use crate::clock::{SharedClock, SystemClock, within};
+use crate::config::{Config, ShutdownSettings};
+use crate::exchange::aws::{AwsSts, Settings, SettingsError};
+use crate::exchange::retry::Rate;
+use crate::exchange::{Cloud, Provider};
+use crate::identity::Authenticator;
+use crate::identity::task_token::NoRandomness;
+use crate::identity::workload_api::{EndpointError, SpiffeWorkloadApi, WorkloadApi};
+use crate::lease::journal::{DiskJournal, JournalError};
+use crate::lease::reaper;
+use crate::metrics::Metrics;
+use crate::pod_task::PodTask;
+use crate::policy::LoadOptions;
+use crate::policy::repository::{DirectorySource, PolicyCache};
+use crate::server::admin::Admin;
+use crate::server::{Listener, ListenerLimits, Server, serve};
+use crate::task::EndReason;
+
+/// How long requests under way may take once the sidecar stops.
+const DRAIN: Duration = Duration::from_millis(500);
+/// How long the tasks' ends may take to become durable once the sidecar stops.
+const END_TASKS: Duration = Duration::from_millis(1000);
+
+/// Why the sidecar did not start. Each says the mend; all are mistakes of configuration or of the machine's set-up.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The Workload API's address.
+    #[error("identity.workload_api (or SPIFFE_ENDPOINT_SOCKET): {0}")]
+    WorkloadApi(#[from] EndpointError),
+    /// The journal.
+    #[error("{0}")]
+    Journal(#[from] JournalError),
+    /// The audit log.
+    #[error("audit.output: {0}")]
+    Audit(#[from] AuditError),
+    /// AWS.
+    #[error("{0}")]
+    Aws(#[from] SettingsError),
+    /// A listener.
+    #[error("{key}: cannot listen on {address}: {error}")]
+    Bind {
+        /// The key.
+        key: &'static str,
+        /// The address or path.
+        address: String,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The metrics contradict each other.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// No random bytes.
+    #[error("{0}")]
+    NoRandomness(#[from] NoRandomness),
+}
+
+/// A sidecar that is bound and not yet serving.
+#[derive(Debug)]
+pub struct Bound {
+    broker: Arc<Broker>,
+    server: Arc<Server>,
+    admin: Arc<Admin>,
+    policy: Arc<PolicyCache>,
+    pod_task: Option<Arc<PodTask>>,
+    listeners: Listeners,
+    settings: RunSettings,
+}
+
+#[derive(Debug)]
+struct Listeners {
+    http: Listener,
+    http_address: SocketAddr,
+    unix: Option<SocketFile>,
+    admin: Listener,
+    admin_address: SocketAddr,
+    admin_unix: Option<SocketFile>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct RunSettings {
+    poll: Duration,
+    connections: usize,
+    shutdown: ShutdownSettings,
+}
+
+/// A bound Unix socket; its file goes when it is dropped.
+#[derive(Debug)]
+struct SocketFile {
+    listener: Option<Listener>,
+    path: PathBuf,
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Already gone is just as well.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Opens and binds everything that `config` names. Nothing is served yet.
+///
+/// # Errors
+/// The first thing that cannot be had.
+pub async fn build(config: &Config) -> Result<Bound, StartError> {
+    let clock: SharedClock = Arc::new(SystemClock);
+    let listeners = bind(config).await?;
+    let (journal, recovered) = DiskJournal::open(&config.state_directory)?;
+    let audit = Arc::new(Audit::open(&config.audit)?);
+    let workload_api = SpiffeWorkloadApi::start(&config.identity.workload_api, Arc::clone(&clock))?;
+    let policy = policy(config);
+    let parts = Parts {
+        authenticator: Authenticator::new(Arc::clone(&workload_api) as _, config.identity.audience.clone()),
+        clouds: clouds(config, &workload_api, &clock)?,
+        workload_api: Arc::clone(&workload_api) as _,
+        policy: Arc::clone(&policy),
+        journal: Arc::new(journal),
+        audit,
+        metrics: Arc::new(Metrics::new()?),
+        limits: Limits { tasks: config.limits.tasks, mint: config.limits.mint, wait: config.limits.wait },
+        clock,
+    };
+    let broker = Broker::new(parts, recovered);
+    let pod_task = config.pod_task.clone().map(|settings| PodTask::new(Arc::clone(&broker), settings));
+    Ok(Bound {
+        server: Arc::new(Server::new(Arc::clone(&broker), listeners.http_address)?),
+        admin: Arc::new(Admin::new(
+            Arc::clone(&broker),
+            Arc::clone(&policy),
+            workload_api,
+            pod_task.clone(),
+            listeners.admin_address,
+        )),
+        broker,
+        policy,
+        pod_task,
+        listeners,
+        settings: RunSettings {
+            poll: config.policy.poll,
+            connections: config.limits.connections,
+            shutdown: config.shutdown,
+        },
+    })
+}
+
+fn policy(config: &Config) -> Arc<PolicyCache> {
+    let source = Arc::new(DirectorySource::new(config.policy.directory.clone()));
+    tracing::warn!(
+        directory = %config.policy.directory.display(),
+        "policy.trust = \"unsigned\": whoever can write this directory decides; nothing proves who wrote it"
+    );
+    Arc::new(PolicyCache::new(source, LoadOptions { scopes: config.policy.scopes.iter().cloned().collect() }))
+}
+
+fn clouds(
+    config: &Config,
+    workload_api: &Arc<SpiffeWorkloadApi>,
+    clock: &SharedClock,
+) -> Result<BTreeMap<Provider, Arc<dyn Cloud>>, StartError> {
+    let settings = Settings {
+        sts_endpoint: config.aws.sts_endpoint.clone(),
+        region: config.aws.region.clone(),
+        audience: config.aws.audience.clone(),
+        rate: Rate::new(config.limits.upstream_rate, config.limits.upstream_burst),
+    };
+    let aws = AwsSts::new(settings, Arc::clone(workload_api) as Arc<dyn WorkloadApi>, Arc::clone(clock))?;
+    Ok(BTreeMap::from([(Provider::Aws, Arc::new(aws) as Arc<dyn Cloud>)]))
+}
+
+async fn bind(config: &Config) -> Result<Listeners, StartError> {
+    let (http, http_address) = tcp("server.http", config.server.http).await?;
+    let (admin, admin_address) = tcp("admin.http", config.admin.http).await?;
+    let unix_socket = |key, path: &Option<PathBuf>, mode| path.as_deref().map(|p| unix(key, p, mode)).transpose();
+    Ok(Listeners {
+        http,
+        http_address,
+        // Who may use it is for its directory to say; what it serves needs a token or an SVID anyway.
+        unix: unix_socket("server.unix_socket", &config.server.unix_socket, 0o666)?,
+        admin,
+        admin_address,
+        admin_unix: unix_socket("admin.unix_socket", &config.admin.unix_socket, 0o600)?,
+    })
+}
+
+async fn tcp(key: &'static str, address: SocketAddr) -> Result<(Listener, SocketAddr), StartError> {
+    let failed = |error| StartError::Bind { key, address: address.to_string(), error };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    Ok((Listener::Tcp(listener), bound))
+}
+
+/// Binds beside the final name, sets the mode, then renames: at no moment can it be opened with another mode. A socket
+/// file that a killed sidecar left behind is replaced; a file of any other kind is not.
+fn unix(key: &'static str, path: &Path, mode: u32) -> Result<SocketFile, StartError> {
+    let failed = |error| StartError::Bind { key, address: path.display().to_string(), error };
+    if let Ok(there) = fs::symlink_metadata(path)
+        && !there.file_type().is_socket()
+    {
+        return Err(failed(io::Error::other("a file that is not a socket is there")));
+    }
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(failed(io::ErrorKind::AddrInUse.into()));
+    }
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(format!(".{}", std::process::id()));
+    let aside = PathBuf::from(aside);
+    let bind = || -> io::Result<UnixListener> {
+        let _ = fs::remove_file(&aside);
+        let listener = UnixListener::bind(&aside)?;
+        fs::set_permissions(&aside, Permissions::from_mode(mode))?;
+        fs::rename(&aside, path)?;
+        Ok(listener)
+    };
+    let listener = bind().map_err(failed)?;
+    Ok(SocketFile { listener: Some(Listener::Unix(listener)), path: path.to_owned() })
+}
+
+impl Bound {
+    /// The loopback listener's address.
+    pub fn http_address(&self) -> SocketAddr {
+        self.listeners.http_address
+    }
+
+    /// The operators' listener's address.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.listeners.admin_address
+    }
+
+    /// Serves until `shutdown` is done, then drains. `reload` makes it look at the policy at once.
+    pub async fn run(self, shutdown: impl Future<Output = ()>, reload: watch::Receiver<()>) {
+        let Self { broker, server, admin, policy, pod_task, mut listeners, settings } = self;
+        let clock = Arc::clone(&broker.parts().clock);
+        let (stop, stopping) = watch::channel(false);
+        let limits = ListenerLimits { connections: settings.connections, ..ListenerLimits::default() };
+
+        let mut serving = tokio::task::JoinSet::new();
+        let workloads = [Some(listeners.http), listeners.unix.as_mut().and_then(|socket| socket.listener.take())];
+        for listener in workloads.into_iter().flatten() {
+            let server = Arc::clone(&server);
+            let handle = move |request, peer| {
+                let server = Arc::clone(&server);
+                async move { server.handle(request, peer).await }
+            };
+            serving.spawn(serve(listener, limits, Arc::clone(&clock), stopping.clone(), handle));
+        }
+        let operators = [Some(listeners.admin), listeners.admin_unix.as_mut().and_then(|s| s.listener.take())];
+        for listener in operators.into_iter().flatten() {
+            let admin = Arc::clone(&admin);
+            let handle = move |request, peer| {
+                let admin = Arc::clone(&admin);
+                async move { admin.handle(request, peer).await }
+            };
+            serving.spawn(serve(listener, limits, Arc::clone(&clock), stopping.clone(), handle));
+        }
+
+        let mut background = tokio::task::JoinSet::new();
+        background.spawn(reload_on_demand(Arc::clone(&policy), Arc::clone(&clock), reload));
+        let (cache, poll_clock) = (Arc::clone(&policy), Arc::clone(&clock));
+        background.spawn(async move { cache.run(poll_clock, settings.poll).await });
+        let changes = (broker.parts().workload_api.watch(), policy.subscribe());
+        background.spawn(reaper::run(Arc::clone(&broker), changes.0, changes.1));
+        if let Some(pod_task) = pod_task {
+            background.spawn(pod_task.run());
+        }
+        tracing::info!(http = %listeners.http_address, admin = %listeners.admin_address, "serving");
+
+        shutdown.await;
+        tracing::info!("stopping");
+        clock.sleep(settings.shutdown.linger).await;
+        background.abort_all();
+        if !settings.shutdown.keep_tasks {
+            within(&*clock, END_TASKS, end_all(&broker)).await;
+        }
+        stop.send_replace(true);
+        within(&*clock, DRAIN, async { while serving.join_next().await.is_some() {} }).await;
+    }
+}
+
+async fn reload_on_demand(policy: Arc<PolicyCache>, clock: SharedClock, mut reload: watch::Receiver<()>) {
+    while reload.changed().await.is_ok() {
+        let outcome = policy.reload_now(clock.now()).await;
+        tracing::info!(outcome = outcome.as_str(), "policy looked at on demand");
+    }
+}
+
+/// Ends every task at once; their records share the journal's commits.
+async fn end_all(broker: &Arc<Broker>) {
+    let mut ends = tokio::task::JoinSet::new();
+    for task in broker.tasks().all() {
+        let broker = Arc::clone(broker);
+        ends.spawn(async move { broker.end(&task, EndReason::Shutdown, None).await });
+    }
+    while ends.join_next().await.is_some() {}
+}
