@@ -1,4 +1,15 @@
 //! The seam to the SPIFFE Workload API, and its real client.
+//!
+//! - [`endpoint`]: the address, in the forms of SPIFFE Workload Endpoint §4.
+//! - [`client`]: single questions: a JWT-SVID, our X.509-SVIDs.
+//! - [`streams`]: the state, kept current: [`SpiffeWorkloadApi`].
+//! - `testing`: a fake for tests.
+
+pub mod client;
+pub mod endpoint;
+pub mod streams;
+#[cfg(any(test, feature = "dev"))]
+pub mod testing;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,6 +23,8 @@ use super::jwt_svid::JwtBundle;
 use super::{SpiffeId, TrustDomain};
 use crate::clock::Timestamp;
 use crate::secret::Secret;
+
+pub use streams::SpiffeWorkloadApi;
 
 /// One X.509-SVID of this sidecar, without its private key: enough to know that the identity is ours and until when.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,0 +1,256 @@
+//! Single questions to the Workload API, over the `spiffe` crate's client.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use spiffe::WorkloadApiClient;
+use spiffe::transport::{GrpcStatusCode, TransportError};
+use x509_parser::extensions::GeneralName;
+
+use super::endpoint::Endpoint;
+use super::{JwtSvid, OwnSvid, WorkloadApiError};
+use crate::clock::{SharedClock, Timestamp, within};
+use crate::identity::SpiffeId;
+use crate::identity::jwt_svid::inspect;
+use crate::secret::{Secret, SecretBytes};
+
+/// The longest hint that is kept, in bytes (SPIFFE Workload API §8).
+const MAX_HINT: usize = 1024;
+/// The longest error text that is passed on, in characters.
+const MAX_ERROR: usize = 300;
+
+/// What kind of trouble the Workload API gives, by what to do about it (SPIFFE Workload API §4.2, Endpoint §6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// No identity is issued to us, or no more: drop what we hold.
+    Denied,
+    /// The request itself is refused or unknown: asking again soon is of no use.
+    Rejected,
+    /// Not reachable or not able now.
+    Unavailable,
+    /// The answer lacks a mandatory field or cannot be read: discard it.
+    BadMessage,
+}
+
+impl Trouble {
+    pub(super) fn of(error: &spiffe::WorkloadApiError) -> Self {
+        use spiffe::WorkloadApiError as E;
+        match error {
+            E::NoIdentityIssued | E::PermissionDenied(_) => Self::Denied,
+            E::Transport(TransportError::Status(status)) => match status.code() {
+                GrpcStatusCode::InvalidArgument | GrpcStatusCode::Unimplemented => Self::Rejected,
+                _ => Self::Unavailable,
+            },
+            E::Transport(_) | E::MissingEndpointSocket | E::NotUnicodeEndpointSocket(_) | E::Endpoint(_) => {
+                Self::Unavailable
+            }
+            // every other variant is about the contents of an answer
+            _ => Self::BadMessage,
+        }
+    }
+}
+
+/// The text of `error` and its causes, on one line and cut to a decent length.
+pub(super) fn describe(error: &spiffe::WorkloadApiError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_ERROR).collect()
+}
+
+fn refusal(error: &spiffe::WorkloadApiError) -> WorkloadApiError {
+    let text = describe(error);
+    match Trouble::of(error) {
+        Trouble::Denied => WorkloadApiError::Denied(text),
+        Trouble::Unavailable => WorkloadApiError::Unavailable(text),
+        Trouble::Rejected | Trouble::BadMessage => WorkloadApiError::Invalid(text),
+    }
+}
+
+/// A client for single questions. It keeps its connection and makes a new one when that one fails.
+pub struct Client {
+    endpoint: Endpoint,
+    clock: SharedClock,
+    connection: Mutex<Option<WorkloadApiClient>>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("endpoint", &self.endpoint).finish_non_exhaustive()
+    }
+}
+
+/// One X.509-SVID with its private key, for `sidemint svid x509`.
+#[derive(Debug)]
+pub struct X509Material {
+    /// Whom it names, until when, and its hint.
+    pub svid: OwnSvid,
+    /// The certificates in DER, the leaf first.
+    pub chain: Vec<Vec<u8>>,
+    /// The private key, PKCS#8 DER.
+    pub private_key: SecretBytes,
+    /// The certificates of its own trust domain's X.509 bundle in DER.
+    pub bundle: Vec<Vec<u8>>,
+}
+
+impl Client {
+    /// A client of the Workload API at `endpoint`; it connects when it is first used.
+    pub fn new(endpoint: Endpoint, clock: SharedClock) -> Self {
+        Self { endpoint, clock, connection: Mutex::new(None) }
+    }
+
+    /// Where it asks.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Fetches a JWT-SVID for `audience`: of `spiffe_id`, or of our default identity.
+    ///
+    /// Whether the token is what was asked for is checked; its signature is not, since it is ours and its audience checks it.
+    ///
+    /// # Errors
+    /// `Unavailable` also when `limit` has passed; `Invalid` when the answer names another identity or audience, or
+    /// has expired.
+    pub async fn fetch_jwt_svid(
+        &self,
+        spiffe_id: Option<&SpiffeId>,
+        audience: &str,
+        limit: Duration,
+    ) -> Result<JwtSvid, WorkloadApiError> {
+        let token = self.in_time(limit, self.ask_for_token(spiffe_id, audience)).await?;
+        // exposed: its claims are read to see that it is the token that was asked for
+        let told = inspect(token.expose()).map_err(|error| WorkloadApiError::Invalid(error.to_string()))?;
+        if spiffe_id.is_some_and(|asked| *asked != told.spiffe_id) {
+            return Err(WorkloadApiError::Invalid("the JWT-SVID names another SPIFFE ID than was asked for".into()));
+        }
+        if told.audience != audience {
+            return Err(WorkloadApiError::Invalid("the JWT-SVID has another audience than was asked for".into()));
+        }
+        if told.expires_at <= self.clock.now() {
+            return Err(WorkloadApiError::Invalid("the JWT-SVID has expired already; compare the clocks".into()));
+        }
+        Ok(JwtSvid { spiffe_id: told.spiffe_id, token, expires_at: told.expires_at })
+    }
+
+    /// Fetches our X.509-SVIDs with their private keys, the default one first.
+    ///
+    /// # Errors
+    /// As [`Client::fetch_jwt_svid`].
+    pub async fn fetch_x509_svids(&self, limit: Duration) -> Result<Vec<X509Material>, WorkloadApiError> {
+        let context = self
+            .in_time(limit, async {
+                let connection = self.connect().await?;
+                connection.fetch_x509_context().await.map_err(|error| refusal(&error))
+            })
+            .await?;
+        let material = context.svids().iter().filter_map(|svid| {
+            let bundle = context.bundle_set().get(svid.spiffe_id().trust_domain());
+            Some(X509Material {
+                svid: own_svid(svid)?,
+                chain: svid.cert_chain().iter().map(|certificate| certificate.as_bytes().to_vec()).collect(),
+                private_key: SecretBytes::new(svid.private_key().as_bytes().to_vec()),
+                bundle: bundle
+                    .map(|bundle| bundle.authorities().iter().map(|root| root.as_bytes().to_vec()).collect())
+                    .unwrap_or_default(),
+            })
+        });
+        Ok(material.collect())
+    }
+
+    async fn in_time<T>(
+        &self,
+        limit: Duration,
+        work: impl Future<Output = Result<T, WorkloadApiError>>,
+    ) -> Result<T, WorkloadApiError> {
+        within(&*self.clock, limit, work).await.unwrap_or_else(|| {
+            let limit = humantime::format_duration(limit);
+            Err(WorkloadApiError::Unavailable(format!("no answer within {limit}")))
+        })
+    }
+
+    async fn ask_for_token(&self, spiffe_id: Option<&SpiffeId>, audience: &str) -> Result<Secret, WorkloadApiError> {
+        let spiffe_id = match spiffe_id.map(|id| spiffe::SpiffeId::new(id.as_str())) {
+            None => None,
+            Some(Ok(id)) => Some(id),
+            Some(Err(error)) => return Err(WorkloadApiError::Invalid(error.to_string())),
+        };
+        if let Some(connection) = self.kept() {
+            match connection.fetch_jwt_token([audience], spiffe_id.as_ref()).await {
+                Ok(token) => return Ok(Secret::new(token)),
+                // the agent may have been restarted since: ask once more over a new connection
+                Err(error) if Trouble::of(&error) == Trouble::Unavailable => self.keep(None),
+                Err(error) => return Err(refusal(&error)),
+            }
+        }
+        let connection = self.connect().await?;
+        let token =
+            connection.fetch_jwt_token([audience], spiffe_id.as_ref()).await.map_err(|error| refusal(&error))?;
+        self.keep(Some(connection));
+        Ok(Secret::new(token))
+    }
+
+    async fn connect(&self) -> Result<WorkloadApiClient, WorkloadApiError> {
+        WorkloadApiClient::connect(self.endpoint.to_spiffe()).await.map_err(|error| refusal(&error))
+    }
+
+    fn kept(&self) -> Option<WorkloadApiClient> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn keep(&self, connection: Option<WorkloadApiClient>) {
+        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = connection;
+    }
+}
+
+/// What we keep of our X.509-SVIDs, the default one first. Of two with one hint only the first has it (SPIFFE Workload
+/// API §5.2.1).
+pub(super) fn own_svids(context: &spiffe::X509Context) -> Vec<OwnSvid> {
+    let mut kept: Vec<OwnSvid> = Vec::new();
+    for mut svid in context.svids().iter().filter_map(|svid| own_svid(svid)) {
+        if kept.iter().any(|earlier| earlier.hint == svid.hint) {
+            svid.hint = None;
+        }
+        kept.push(svid);
+    }
+    kept
+}
+
+/// What we keep of one X.509-SVID; `None`, reported, when its leaf names no SPIFFE ID in canonical form.
+fn own_svid(svid: &spiffe::X509Svid) -> Option<OwnSvid> {
+    match read_leaf(svid.leaf().as_bytes()) {
+        Ok((spiffe_id, expires_at)) => {
+            let hint = svid.hint().filter(|hint| hint.len() <= MAX_HINT).map(str::to_owned);
+            Some(OwnSvid { spiffe_id, expires_at, hint })
+        }
+        Err(reason) => {
+            tracing::error!(reason, "the Workload API gave an X.509-SVID that is not used");
+            None
+        }
+    }
+}
+
+/// The SPIFFE ID and the `notAfter` of a leaf certificate in DER, from its raw URI SAN: the `spiffe` crate would accept
+/// and repair an ID in upper case.
+fn read_leaf(der: &[u8]) -> Result<(SpiffeId, Timestamp), &'static str> {
+    let (_, leaf) = x509_parser::parse_x509_certificate(der).map_err(|_| "the certificate cannot be read")?;
+    let names = leaf.subject_alternative_name().ok().flatten().ok_or("it has no readable subject alternative name")?;
+    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    let (Some(uri), None) = (uris.next(), uris.next()) else {
+        return Err("it has not exactly one URI");
+    };
+    let spiffe_id = uri.parse().map_err(|_| "its URI is not a workload's SPIFFE ID in canonical form")?;
+    let seconds = u64::try_from(leaf.validity().not_after.timestamp()).map_err(|_| "it expired before 1970")?;
+    Ok((spiffe_id, Timestamp::from_secs(seconds)))
+}
