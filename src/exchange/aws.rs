@@ -288,10 +288,11 @@ impl AwsSts {
     /// A JWT-SVID of the caller, never of anyone else, that STS can take.
     async fn svid(&self, request: &Request<'_>, limit: Duration) -> Result<JwtSvid, ExchangeError> {
         let no_svid = |detail: String, passing: bool| ExchangeError::NoSvid { detail, passing };
-        let svid = self.workload_api.fetch_jwt_svid(request.caller, request.audience, limit).await.map_err(|error| {
-            let passing = !matches!(error, WorkloadApiError::Denied(_));
-            no_svid(error.to_string(), passing)
-        })?;
+        let svid =
+            self.workload_api.fetch_jwt_svid(request.caller, request.audience, limit).await.map_err(|error| {
+                let passing = !matches!(error, WorkloadApiError::Denied(_));
+                no_svid(error.to_string(), passing)
+            })?;
         if svid.spiffe_id != *request.caller {
             return Err(no_svid("the Workload API gave a JWT-SVID of another identity".to_owned(), false));
         }
@@ -478,7 +479,10 @@ fn is_loopback(host: &str) -> bool {
 fn is_region(region: &str) -> bool {
     let allowed = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-');
     let edge = |c: char| c.is_ascii_alphanumeric();
-    (1..=32).contains(&region.len()) && region.bytes().all(allowed) && region.starts_with(edge) && region.ends_with(edge)
+    (1..=32).contains(&region.len())
+        && region.bytes().all(allowed)
+        && region.starts_with(edge)
+        && region.ends_with(edge)
 }
 
 /// STS allows `+` too, Ceph RGW does not.

@@ -138,7 +138,9 @@ mod tests {
             <Code>ExpiredTokenException</Code><Message>eyJhbGciOi.secret</Message></Error></ErrorResponse>"#;
         assert_eq!(error_code(aws), Some("ExpiredTokenException"));
         assert_eq!(error_code(b"<Error><Code>AccessDenied</Code></Error>"), Some("AccessDenied"));
-        for body in ["", "<Code>", "<Code></Code>", "<Code>eyJhbGciOi</Code>", "<Code>A B</Code>", "<Code>A\n[31m</Code>"] {
+        for body in
+            ["", "<Code>", "<Code></Code>", "<Code>eyJhbGciOi</Code>", "<Code>A B</Code>", "<Code>A\n[31m</Code>"]
+        {
             assert_eq!(error_code(body.as_bytes()), None, "{body}");
         }
         assert_eq!(error_code(&[b"<Code>".as_slice(), &[b'A'; 65], b"</Code>"].concat()), None);

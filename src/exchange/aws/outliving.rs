@@ -115,7 +115,10 @@ mod tests {
     #[test]
     fn finds_role_chaining_and_service_tokens_however_they_are_written() {
         assert_eq!(found(json!({"Effect": "Allow", "Action": "STS:assumerole"})), ["sts:AssumeRole"]);
-        assert_eq!(found(json!([{"Effect": "Allow", "Action": ["s3:GetObject", "ecr:*Token"]}])), ["ecr:GetAuthorizationToken"]);
+        assert_eq!(
+            found(json!([{"Effect": "Allow", "Action": ["s3:GetObject", "ecr:*Token"]}])),
+            ["ecr:GetAuthorizationToken"]
+        );
         assert_eq!(found(json!({"Effect": "Allow", "Action": "rds-db:c?nnect"})), ["rds-db:connect"]);
         assert_eq!(found(json!({"Effect": "Allow", "Action": "*"})).len(), ACTIONS.len());
         assert_eq!(found(json!({"Effect": "Allow", "NotAction": "iam:*"})).len(), ACTIONS.len() - 3);
