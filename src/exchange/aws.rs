@@ -42,6 +42,8 @@ use aws_sdk_sts::operation::assume_role_with_web_identity::{
 use aws_smithy_http_client::tls::{Provider as TlsProvider, TlsContext, TrustStore, rustls_provider::CryptoMode};
 use aws_smithy_types::body::SdkBody;
 use http_body_util::{LengthLimitError, Limited};
+use tracing::instrument::WithSubscriber;
+use tracing::subscriber::NoSubscriber;
 
 use self::answer::{Asked, Role, accept};
 use self::fault::{Fault, Remedy};
@@ -256,7 +258,10 @@ impl AwsSts {
             }
             match fault.remedy {
                 Remedy::Retry => match backoff.next(self.jitter.fraction(), fault.retry_after, remaining()) {
-                    Some(wait) => self.clock.sleep(wait).await,
+                    Some(wait) => {
+                        tracing::debug!(detail = fault.detail, ?wait, "STS will be tried again");
+                        self.clock.sleep(wait).await;
+                    }
                     None => return Err(unavailable(fault)),
                 },
                 Remedy::FreshSvid if fresh_svid_left => fresh_svid_left = false,
@@ -323,7 +328,9 @@ impl AwsSts {
             .web_identity_token(svid.token.expose())
             .duration_seconds(i32::try_from(request.life.duration.as_secs()).unwrap_or(i32::MAX))
             .set_policy(request.policy.clone());
-        match within(&*self.clock, limit.min(TRY_LIMIT), call.send()).await {
+        // At TRACE the SDK logs the message of an error, which may echo the token: what it logs goes nowhere.
+        let send = call.send().with_subscriber(NoSubscriber::default());
+        match within(&*self.clock, limit.min(TRY_LIMIT), send).await {
             Some(Ok(answer)) => Ok(answer),
             Some(Err(error)) => Err(fault(&error, self.clock.now())),
             None => Err(Fault::passing("STS did not answer in time")),
