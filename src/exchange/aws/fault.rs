@@ -1,0 +1,173 @@
+//! What an answer of STS that is no credential means: one table, from HTTP status and error code to what to do.
+
+use std::time::Duration;
+
+use aws_smithy_types::DateTime;
+use aws_smithy_types::date_time::Format;
+
+use crate::clock::Timestamp;
+
+/// The longest error code that is believed and shown.
+const MAX_CODE: usize = 64;
+
+/// What to do about a failed try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Remedy {
+    /// Passing: try again after a while.
+    Retry,
+    /// The token may be at fault: fetch a fresh JWT-SVID and try once more.
+    FreshSvid,
+    /// Final: the provider refuses this identity or this order.
+    Refuse,
+    /// Final: the order itself is wrong for STS (a fault of the grant).
+    Mend,
+    /// Final: not an answer of STS at all.
+    Distrust,
+}
+
+/// A failed try: what to do, and what may be said about it (error code and HTTP status, never the message or body).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub(super) remedy: Remedy,
+    pub(super) detail: String,
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl Fault {
+    /// A fault of the way to STS: worth another try.
+    pub(super) fn passing(detail: impl Into<String>) -> Self {
+        Self { remedy: Remedy::Retry, detail: detail.into(), retry_after: None }
+    }
+
+    /// An answer that cannot be STS's, or that says nothing.
+    pub(super) fn distrust(detail: impl Into<String>) -> Self {
+        Self { remedy: Remedy::Distrust, detail: detail.into(), retry_after: None }
+    }
+
+    /// An HTTP answer that is an error: `body` is searched for its code and forgotten.
+    pub(super) fn answered(status: u16, body: &[u8], retry_after: Option<&str>, now: Timestamp) -> Self {
+        let code = error_code(body);
+        let detail = match code {
+            Some(code) => format!("{code} (HTTP {status})"),
+            None => format!("HTTP {status} without an error code"),
+        };
+        Self { remedy: remedy(status, code), detail, retry_after: retry_after.and_then(|value| wait(value, now)) }
+    }
+}
+
+/// The table (STS API reference, "Common Errors" and `AssumeRoleWithWebIdentity`; throttling words from botocore's
+/// `_retry.json`; `InvalidArgument` is Ceph RGW's word for `ValidationError`).
+fn remedy(status: u16, code: Option<&str>) -> Remedy {
+    if status == 429 || status == 408 || status >= 500 {
+        return Remedy::Retry;
+    }
+    if status < 400 {
+        // A redirect: the token goes to the configured endpoint or nowhere.
+        return Remedy::Distrust;
+    }
+    match code {
+        Some(
+            "IDPCommunicationError"
+            | "Throttling"
+            | "ThrottlingException"
+            | "ThrottledException"
+            | "RequestThrottled"
+            | "RequestThrottledException"
+            | "RequestLimitExceeded"
+            | "TooManyRequestsException"
+            | "BandwidthLimitExceeded"
+            | "SlowDown"
+            | "RequestTimeout"
+            | "RequestTimeoutException"
+            | "InternalError"
+            | "InternalFailure"
+            | "ServiceUnavailable",
+        ) => Remedy::Retry,
+        Some("ExpiredTokenException" | "ExpiredToken" | "InvalidIdentityToken") => Remedy::FreshSvid,
+        Some(
+            "PackedPolicyTooLarge"
+            | "MalformedPolicyDocument"
+            | "ValidationError"
+            | "InvalidArgument"
+            | "InvalidParameterValue",
+        ) => Remedy::Mend,
+        // IDPRejectedClaim, AccessDenied, RegionDisabledException and whatever else there is: fail closed.
+        _ => Remedy::Refuse,
+    }
+}
+
+/// The error code in an XML answer: the text of the first `<Code>` element, whether it stands in AWS's
+/// `<ErrorResponse><Error>` or in Ceph RGW's bare `<Error>`. Only what looks like a code is one: a capital letter, then
+/// letters, digits and dots. So nothing that a hostile answer echoes of the token can pass for one, except in shreds.
+fn error_code(body: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(body).ok()?;
+    let (_, after) = text.split_once("<Code>")?;
+    let (code, _) = after.split_once("</Code>")?;
+    let code = code.trim();
+    let looks_right = code.starts_with(|c: char| c.is_ascii_uppercase())
+        && code.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.')
+        && code.len() <= MAX_CODE;
+    looks_right.then_some(code)
+}
+
+/// `Retry-After` (RFC 9110 §10.2.3): seconds, or a date.
+fn wait(value: &str, now: Timestamp) -> Option<Duration> {
+    if let Ok(secs) = value.trim().parse::<u32>() {
+        return Some(Duration::from_secs(secs.into()));
+    }
+    let date = DateTime::from_str(value.trim(), Format::HttpDate).ok()?;
+    Some(timestamp(&date)?.since(now))
+}
+
+/// A point in time of the SDK as ours; `None` before 1970.
+pub(super) fn timestamp(time: &DateTime) -> Option<Timestamp> {
+    time.to_millis().ok().and_then(|millis| u64::try_from(millis).ok()).map(Timestamp::from_millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_secs(1_795_452_513);
+
+    #[test]
+    fn reads_the_code_from_both_forms_of_error_and_nothing_else() {
+        let aws = br#"<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type>
+            <Code>ExpiredTokenException</Code><Message>eyJhbGciOi.secret</Message></Error></ErrorResponse>"#;
+        assert_eq!(error_code(aws), Some("ExpiredTokenException"));
+        assert_eq!(error_code(b"<Error><Code>AccessDenied</Code></Error>"), Some("AccessDenied"));
+        for body in
+            ["", "<Code>", "<Code></Code>", "<Code>eyJhbGciOi</Code>", "<Code>A B</Code>", "<Code>A\n[31m</Code>"]
+        {
+            assert_eq!(error_code(body.as_bytes()), None, "{body}");
+        }
+        assert_eq!(error_code(&[b"<Code>".as_slice(), &[b'A'; 65], b"</Code>"].concat()), None);
+        assert_eq!(error_code(b"\xff<Code>AccessDenied</Code>"), None);
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        assert_eq!(wait("120", NOW), Some(Duration::from_secs(120)));
+        assert_eq!(wait("Mon, 23 Nov 2026 16:49:33 GMT", NOW), Some(Duration::from_secs(60)));
+        assert_eq!(wait("Mon, 23 Nov 2026 16:00:00 GMT", NOW), Some(Duration::ZERO));
+        for nonsense in ["", "-1", "soon", "1.5", "99999999999999"] {
+            assert_eq!(wait(nonsense, NOW), None, "{nonsense}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_says_more_than_a_code_and_a_status(status in 100_u16..600, body in prop::collection::vec(any::<u8>(), 0..200), text in ".{0,80}") {
+            for body in [body, format!("<Error><Code>{text}</Code></Error>").into_bytes()] {
+                let fault = Fault::answered(status, &body, Some(&text), NOW);
+                prop_assert!(fault.detail.len() < 100);
+                prop_assert!(fault.detail.chars().all(|c| c.is_ascii_alphanumeric() || " .()".contains(c)));
+                if !(400..600).contains(&status) {
+                    prop_assert_eq!(fault.remedy, Remedy::Distrust);
+                }
+            }
+        }
+    }
+}
