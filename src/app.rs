@@ -24,13 +24,15 @@ use crate::exchange::retry::Rate;
 use crate::exchange::{Cloud, Provider};
 use crate::identity::Authenticator;
 use crate::identity::task_token::NoRandomness;
-use crate::identity::workload_api::{EndpointError, SpiffeWorkloadApi, WorkloadApi};
+use crate::identity::workload_api::endpoint::EndpointError;
+use crate::identity::workload_api::{SpiffeWorkloadApi, WorkloadApi};
 use crate::lease::journal::{DiskJournal, JournalError};
 use crate::lease::reaper;
 use crate::metrics::Metrics;
 use crate::pod_task::PodTask;
 use crate::policy::LoadOptions;
-use crate::policy::repository::{DirectorySource, PolicyCache};
+use crate::policy::cache::PolicyCache;
+use crate::policy::repository::DirectorySource;
 use crate::server::admin::Admin;
 use crate::server::{Listener, ListenerLimits, Server, serve};
 use crate::task::EndReason;
@@ -179,7 +181,10 @@ fn clouds(
         sts_endpoint: config.aws.sts_endpoint.clone(),
         region: config.aws.region.clone(),
         audience: config.aws.audience.clone(),
-        rate: Rate::new(config.limits.upstream_rate, config.limits.upstream_burst),
+        rate: Rate {
+            interval: Duration::from_secs(1) / config.limits.upstream_rate,
+            burst: config.limits.upstream_burst,
+        },
     };
     let aws = AwsSts::new(settings, Arc::clone(workload_api) as Arc<dyn WorkloadApi>, Arc::clone(clock))?;
     Ok(BTreeMap::from([(Provider::Aws, Arc::new(aws) as Arc<dyn Cloud>)]))
@@ -274,7 +279,10 @@ impl Bound {
         let mut background = tokio::task::JoinSet::new();
         background.spawn(reload_on_demand(Arc::clone(&policy), Arc::clone(&clock), reload));
         let (cache, poll_clock) = (Arc::clone(&policy), Arc::clone(&clock));
-        background.spawn(async move { cache.run(poll_clock, settings.poll).await });
+        background.spawn(async move {
+            cache.reload_now(poll_clock.now()).await;
+            cache.run(poll_clock, settings.poll).await;
+        });
         let changes = (broker.parts().workload_api.watch(), policy.subscribe());
         background.spawn(reaper::run(Arc::clone(&broker), changes.0, changes.1));
         if let Some(pod_task) = pod_task {

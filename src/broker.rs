@@ -30,7 +30,7 @@ use crate::lease::journal::Journal;
 use crate::lease::table::TaskTable;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
-use crate::policy::repository::PolicyCache;
+use crate::policy::cache::PolicyCache;
 use crate::task::{Decided, EndReason, Ending, Task, TaskId};
 
 pub use begin::{BeginRequest, Begun, Claimant};

@@ -1,14 +1,22 @@
 //! May it? [`Caller`] + [`Ask`] → [`Permit`] or [`Denial`].
 //!
 //! - [`repository`]: the seam to where policy files come from, and the directory that is one such place.
+//! - [`cache`]: the policy in force, reloaded as a whole or not at all.
 //! - [`document`]: the TOML files, parsed into types that cannot hold nonsense.
+//! - [`session_policy`]: what narrows an AWS role, with the scope's parameters.
 //! - [`rules`]: Cedar: the schema, the guardrails, one slice of rules per scope.
+//! - [`load`]: files → [`Policy`], where a bad file suspends its scope.
+//! - [`lint`]: what is allowed and still worth a second look.
 //!
 //! A decision is a pure function of (policy snapshot, caller, ask, now).
 
+pub mod cache;
 pub mod document;
+mod lint;
+mod load;
 pub mod repository;
 pub mod rules;
+pub mod session_policy;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,9 +27,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::exchange::Provider;
-use crate::identity::{Caller, SpiffeId};
+use crate::identity::Caller;
 
+use document::{Decision, Grant, GrantProvider, Scope};
 pub use document::{GrantId, ParamName, ScopeId, Tier};
+pub use load::LoadOptions;
+use rules::{Engine, Slice, Verdict};
 
 /// What a caller asks for when it begins a task. Everything in it is the caller's word (`context.asserted`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -215,6 +226,20 @@ impl DenialReason {
 #[derive(Debug)]
 pub struct Policy {
     version: PolicyVersion,
+    engine: Engine,
+    active: BTreeMap<ScopeId, ActiveScope>,
+    suspended: BTreeMap<ScopeId, Vec<Problem>>,
+    stray: Vec<Problem>,
+    warnings: Vec<Problem>,
+}
+
+/// A scope whose decision, scope file and grants all resolved, each with the digest decided on.
+#[derive(Debug)]
+struct ActiveScope {
+    decision: Decision,
+    scope: Scope,
+    grants: Vec<(GrantId, Arc<Grant>)>,
+    slice: Slice,
 }
 
 impl Policy {
@@ -223,8 +248,16 @@ impl Policy {
     ///
     /// # Errors
     /// Lists what is wrong with files that belong to the whole policy.
-    pub fn load(_files: &repository::PolicyFiles) -> Result<Self, PolicyError> {
-        Err(PolicyError { problems: Vec::new() })
+    pub fn load(files: &repository::PolicyFiles) -> Result<Self, PolicyError> {
+        Self::load_with(files, &LoadOptions::default())
+    }
+
+    /// As [`Policy::load`], narrowed by local configuration: what `options` leave out is as if it were not there.
+    ///
+    /// # Errors
+    /// As [`Policy::load`].
+    pub fn load_with(files: &repository::PolicyFiles, options: &LoadOptions) -> Result<Self, PolicyError> {
+        load::load(files, options)
     }
 
     /// The version that decisions will name.
@@ -234,22 +267,184 @@ impl Policy {
 
     /// May `caller` begin a task as `ask` says, at `now`? Pure: the same four values give the same answer.
     ///
+    /// The order of the questions is part of the answer: whoever the rules do not permit never learns what a scope's
+    /// parameters, caps or tier are (requirement G15).
+    ///
     /// # Errors
     /// A [`Denial`]: anything that is not a clear permit.
-    pub fn decide(&self, _caller: &Caller, _ask: &Ask, _now: Timestamp) -> Result<Permit, Denial> {
-        Err(Denial { reason: DenialReason::UnknownScope, detail: String::new(), rule_ids: Vec::new() })
+    pub fn decide(&self, caller: &Caller, ask: &Ask, now: Timestamp) -> Result<Permit, Denial> {
+        let active = self.find(&ask.scope)?;
+        active.check_params(ask).map_err(|detail| {
+            let reason = match active.slice.names(&self.engine, caller) {
+                true => DenialReason::InvalidParameters,
+                false => DenialReason::NotPermitted,
+            };
+            Denial::new(reason, detail)
+        })?;
+        let ttl = ask.ttl.unwrap_or(active.decision.caps.max_task);
+        let question = self.engine.question(&active.slice, caller, ask, whole_seconds(ttl), now);
+        let question = question.map_err(|detail| Denial::new(DenialReason::EvaluationError, detail))?;
+        let rule_ids = match self.engine.ask_rules(&active.slice, &question) {
+            Verdict::Permit(rule_ids) => rule_ids,
+            Verdict::Deny(rule_ids) if rule_ids.is_empty() => {
+                return Err(Denial::new(DenialReason::NotPermitted, "no rule permits it".to_owned()));
+            }
+            Verdict::Deny(rule_ids) => return Err(Denial::by_rules(DenialReason::Forbidden, rule_ids)),
+            Verdict::Error(detail) => return Err(Denial::new(DenialReason::EvaluationError, detail)),
+        };
+        self.check_guardrails(active, &question)?;
+        active.check_ttl(ttl)?;
+        Ok(Permit {
+            scope: ask.scope.clone(),
+            policy_version: self.version.clone(),
+            rule_ids,
+            tier: active.decision.tier,
+            caps: active.decision.caps,
+            grants: active.grants.iter().map(|(id, grant)| resolve(id, grant, &ask.params)).collect(),
+        })
     }
 
-    /// The scopes that are suspended, with the problem of each.
+    fn find(&self, id: &ScopeId) -> Result<&ActiveScope, Denial> {
+        if let Some(active) = self.active.get(id) {
+            return Ok(active);
+        }
+        Err(match self.suspended.get(id).map(Vec::as_slice) {
+            Some([problem, ..]) => Denial::new(DenialReason::ScopeSuspended, problem.to_string()),
+            Some([]) => Denial::new(DenialReason::ScopeSuspended, "suspended".to_owned()),
+            None => Denial::new(DenialReason::UnknownScope, format!("policy {} has no such scope", self.version)),
+        })
+    }
+
+    fn check_guardrails(&self, active: &ActiveScope, question: &rules::Question) -> Result<(), Denial> {
+        match self.engine.ask_guardrails(&active.slice, question) {
+            Ok(ids) if ids.is_empty() => Ok(()),
+            // Only what an approval would mend is told as such.
+            Ok(ids) if ids.iter().all(|id| id == rules::APPROVAL_REQUIRED) => {
+                Err(Denial::by_rules(DenialReason::ApprovalRequired, ids))
+            }
+            Ok(ids) => Err(Denial::by_rules(DenialReason::Guardrail, ids)),
+            Err(detail) => Err(Denial::new(DenialReason::EvaluationError, detail)),
+        }
+    }
+
+    /// The scopes that are suspended, with the problems of each.
     pub fn suspended(&self) -> &BTreeMap<ScopeId, Vec<Problem>> {
-        const NONE: &BTreeMap<ScopeId, Vec<Problem>> = &BTreeMap::new();
-        NONE
+        &self.suspended
+    }
+
+    /// Problems that belong to no scope: a file whose name is no id, a grant that is broken and that nobody decided on.
+    pub fn stray(&self) -> &[Problem] {
+        &self.stray
+    }
+
+    /// What is allowed and still worth a second look; for `policy lint`.
+    pub fn warnings(&self) -> &[Problem] {
+        &self.warnings
     }
 
     /// How many scopes can decide.
     pub fn active(&self) -> usize {
-        0
+        self.active.len()
     }
+
+    /// The scopes that can decide, in order.
+    pub fn scopes(&self) -> impl Iterator<Item = &ScopeId> {
+        self.active.keys()
+    }
+
+    /// The tier of an active scope, for what is told of a task in metrics and views.
+    pub fn tier(&self, scope: &ScopeId) -> Option<Tier> {
+        self.active.get(scope).map(|active| active.decision.tier)
+    }
+
+    /// Governance's word on an active scope.
+    pub fn decision(&self, scope: &ScopeId) -> Option<&Decision> {
+        self.active.get(scope).map(|active| &active.decision)
+    }
+}
+
+impl ActiveScope {
+    fn check_params(&self, ask: &Ask) -> Result<(), String> {
+        if let Some(name) = ask.params.keys().find(|name| !self.scope.params.contains_key(*name)) {
+            return Err(format!("unknown parameter {name}"));
+        }
+        for (name, spec) in &self.scope.params {
+            match ask.params.get(name) {
+                None => return Err(format!("parameter {name} is missing")),
+                Some(value) if !spec.accepts(value) => {
+                    return Err(format!("parameter {name} must be 1 to {} of A-Z a-z 0-9 . _ -", spec.max));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn check_ttl(&self, ttl: Duration) -> Result<(), Denial> {
+        let max_task = self.decision.caps.max_task;
+        if ttl > max_task {
+            let detail = format!("ttl is over max_task, {}", humantime::format_duration(max_task));
+            return Err(Denial::new(DenialReason::TtlTooLong, detail));
+        }
+        if ttl.is_zero() {
+            return Err(Denial::new(DenialReason::InvalidParameters, "ttl is zero".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+/// Fills an ask's parameters, which were accepted, into a grant.
+fn resolve(id: &GrantId, grant: &Grant, params: &BTreeMap<ParamName, String>) -> ResolvedGrant {
+    let provider = match &grant.provider {
+        GrantProvider::Aws(aws) => ProviderGrant::Aws(AwsGrant {
+            role_arn: aws.role_arn.clone(),
+            session_policy: aws.session_policy.as_ref().map(|policy| policy.fill(params)),
+            region: aws.region.clone(),
+            audience: aws.audience.clone(),
+        }),
+    };
+    ResolvedGrant { id: id.clone(), max_session: grant.max_session, provider }
+}
+
+/// Rounded up, so that a rule which caps `ttl` never sees less than what is asked.
+fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))
+}
+
+impl Denial {
+    fn new(reason: DenialReason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into(), rule_ids: Vec::new() }
+    }
+
+    fn by_rules(reason: DenialReason, rule_ids: Vec<String>) -> Self {
+        Self { reason, detail: format!("forbidden by {}", rule_ids.join(", ")), rule_ids }
+    }
+}
+
+/// The closed set of words for [`Problem::kind`].
+pub mod kind {
+    /// Not TOML, or not of the documented keys and types.
+    pub const PARSE: &str = "parse";
+    /// A `schema` that this version does not read.
+    pub const UNKNOWN_SCHEMA: &str = "unknown_schema";
+    /// A value out of its range.
+    pub const INVALID: &str = "invalid";
+    /// Cedar that does not parse or validate, or a rule where it may not be.
+    pub const RULE: &str = "rule";
+    /// A provider that this version does not know, or two grants of one.
+    pub const PROVIDER: &str = "provider";
+    /// A file that another names is not there.
+    pub const MISSING: &str = "missing";
+    /// Nobody decided on it yet.
+    pub const UNDECIDED: &str = "undecided";
+    /// It changed after it was decided on.
+    pub const DIGEST_MISMATCH: &str = "digest_mismatch";
+    /// A file's name is no id, or its folder is not one that this version enforces.
+    pub const FILE_NAME: &str = "file_name";
+    /// The source itself cannot be read.
+    pub const UNREADABLE: &str = "unreadable";
+    /// Allowed, and worth a second look.
+    pub const WARNING: &str = "warning";
 }
 
 /// One thing wrong with one policy file.
@@ -257,21 +452,47 @@ impl Policy {
 pub struct Problem {
     /// The file's path in the policy repository, e.g. `scopes/ledger-read.toml`.
     pub file: String,
-    /// A stable word of a closed set (`parse`, `digest_mismatch` …), for metrics.
+    /// A stable word of a closed set ([`Problem::KINDS`]), for metrics.
     pub kind: &'static str,
     /// What is wrong and what mends it.
     pub message: String,
 }
 
+impl Problem {
+    /// Every kind, for metrics that must exist before they first happen.
+    pub const KINDS: [&'static str; 11] = [
+        kind::PARSE,
+        kind::UNKNOWN_SCHEMA,
+        kind::INVALID,
+        kind::RULE,
+        kind::PROVIDER,
+        kind::MISSING,
+        kind::UNDECIDED,
+        kind::DIGEST_MISMATCH,
+        kind::FILE_NAME,
+        kind::UNREADABLE,
+        kind::WARNING,
+    ];
+
+    fn new(file: impl Into<String>, kind: &'static str, message: impl Into<String>) -> Self {
+        Self { file: file.into(), kind, message: message.into() }
+    }
+}
+
+/// `scopes/ledger-read.toml: lacks schema = 1`
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.file, self.message)
+    }
+}
+
 /// A policy that was refused as a whole.
 #[derive(Debug, thiserror::Error)]
-#[error("policy refused: {} problem(s)", problems.len())]
+#[error("policy refused: {} problem(s), the first: {}", problems.len(), problems.first().map_or_else(String::new, ToString::to_string))]
 pub struct PolicyError {
     /// Everything that is wrong.
     pub problems: Vec<Problem>,
 }
 
-/// A SPIFFE ID as a rule's principal sees it; see the vocabulary page of the docs.
-pub fn principal(spiffe_id: &SpiffeId) -> &str {
-    spiffe_id.as_str()
-}
+#[cfg(test)]
+mod tests;

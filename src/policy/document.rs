@@ -1,10 +1,17 @@
 //! The TOML files of a policy repository, parsed into types that cannot hold nonsense.
 
-use std::fmt;
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::session_policy::SessionPolicy;
+use super::{Caps, kind};
+use crate::clock::Timestamp;
+use crate::exchange::Provider;
 
 /// How much ceremony a decision asks for (design: `baseline`, `elevated`, `break-glass`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -112,3 +119,521 @@ name!(
             && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
     }
 );
+
+/// How a document fails: the kind for metrics, and the words that say what mends it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct DocumentError {
+    /// One of [`super::Problem::KINDS`].
+    pub kind: &'static str,
+    /// What is wrong and what mends it.
+    pub message: String,
+}
+
+impl DocumentError {
+    fn parse(message: impl Into<String>) -> Self {
+        Self { kind: kind::PARSE, message: message.into() }
+    }
+
+    pub(super) fn invalid(message: impl Into<String>) -> Self {
+        Self { kind: kind::INVALID, message: message.into() }
+    }
+}
+
+/// SHA-256 over the exact bytes of a policy file, written `sha256:` and 64 lower-case hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// The digest of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref());
+        Self(hash)
+    }
+
+    /// The 64 hex digits alone.
+    pub fn hex(&self) -> String {
+        self.0.iter().fold(String::with_capacity(64), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sha256:{}", self.hex())
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Digest {
+    type Err = DocumentError;
+
+    fn from_str(text: &str) -> Result<Self, DocumentError> {
+        let wrong = || DocumentError::invalid("a digest is 'sha256:' and 64 lower-case hex digits");
+        let hex = text.strip_prefix("sha256:").filter(|hex| hex.len() == 64).ok_or_else(wrong)?;
+        let mut hash = [0; 32];
+        for (byte, pair) in hash.iter_mut().zip(hex.as_bytes().chunks(2)) {
+            let digits = std::str::from_utf8(pair).map_err(|_| wrong())?;
+            let lower = digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+            *byte = u8::from_str_radix(digits, 16).ok().filter(|_| lower).ok_or_else(wrong)?;
+        }
+        Ok(Self(hash))
+    }
+}
+
+/// What sort of access a decision is about; governance reviews each its own way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// A workload of our own, talking to a cloud.
+    Machine,
+    /// An AI agent.
+    Agent,
+    /// A workload that somebody else runs or manages.
+    Vendor,
+    /// A deviation, with an end.
+    Exception,
+}
+
+impl Kind {
+    /// The word in files and rules.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Machine => "machine",
+            Self::Agent => "agent",
+            Self::Vendor => "vendor",
+            Self::Exception => "exception",
+        }
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// The shortest life that a credential may be asked for (design §1, the law of life).
+pub const MIN_RESIDUAL: Duration = Duration::from_secs(30);
+/// The longest life of one credential: STS's own limit on a role session (43,200 s).
+pub const MAX_RESIDUAL: Duration = Duration::from_secs(12 * 3600);
+/// The longest task that a decision may allow.
+pub const MAX_TASK: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long a decision goes on past its `review_by` where it names no `review_grace`.
+pub const DEFAULT_REVIEW_GRACE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The longest `review_grace`.
+pub const MAX_REVIEW_GRACE: Duration = Duration::from_secs(90 * 24 * 3600);
+/// A grant's `max_session` where it names none (design §1).
+pub const DEFAULT_SESSION: Duration = HOUR;
+/// The most parameters of one scope.
+pub const MAX_PARAMS: usize = 16;
+/// The longest value that a parameter may allow, in characters.
+pub const MAX_PARAM_LENGTH: u16 = 256;
+/// The most grants of one decision.
+pub const MAX_GRANTS: usize = 8;
+
+/// `decisions/S.toml`: governance's word on one scope.
+#[derive(Debug, Clone)]
+pub struct Decision {
+    /// How much ceremony it asks for.
+    pub tier: Tier,
+    /// What sort of access it is.
+    pub kind: Kind,
+    /// Who in governance answers for it.
+    pub decision_owner: String,
+    /// The last day on which it holds without a new review, with its grace added: the instant at which it stops, UTC.
+    pub review_until: Timestamp,
+    /// The end of the day `review_by`, UTC, without the grace.
+    pub review_by: Timestamp,
+    /// When it ends for good, where it says so; an exception always does.
+    pub expires_at: Option<Timestamp>,
+    /// Its limits on time.
+    pub caps: Caps,
+    /// Accepts a provider whose credentials live longer than `max_residual` (design §5).
+    pub accept_residual: bool,
+    /// The digest of the scope file decided on; `None` while nobody decided.
+    pub scope: Option<Digest>,
+    /// The grants decided on, each with the digest of its file; `None` while nobody decided.
+    pub grants: BTreeMap<GrantId, Option<Digest>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDecision {
+    #[serde(rename = "schema")]
+    _schema: i64,
+    tier: Tier,
+    kind: Kind,
+    decision_owner: String,
+    review_by: toml::value::Datetime,
+    review_grace: Option<String>,
+    expires_at: Option<toml::value::Datetime>,
+    max_task: String,
+    max_residual: String,
+    idle: Option<String>,
+    #[serde(default)]
+    accept_residual: bool,
+    #[serde(default)]
+    scope: String,
+    grants: BTreeMap<GrantId, String>,
+}
+
+impl Decision {
+    /// Reads the bytes of a decision file.
+    ///
+    /// # Errors
+    /// Anything unknown, missing or out of its range.
+    pub fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
+        let raw: RawDecision = read(bytes)?;
+        let review_by = end_of_day("review_by", raw.review_by)?;
+        let grace = match &raw.review_grace {
+            Some(text) => duration("review_grace", text, Duration::ZERO, MAX_REVIEW_GRACE)?,
+            None => DEFAULT_REVIEW_GRACE,
+        };
+        let expires_at = raw.expires_at.map(|at| instant("expires_at", at)).transpose()?;
+        if raw.kind == Kind::Exception && expires_at.is_none() {
+            return Err(DocumentError::invalid("an exception must end: add expires_at = 2027-01-31"));
+        }
+        let max_task = duration("max_task", &raw.max_task, Duration::from_secs(1), MAX_TASK)?;
+        let idle = raw.idle.as_deref().map(|text| duration("idle", text, Duration::from_secs(1), max_task));
+        let max_residual = duration("max_residual", &raw.max_residual, MIN_RESIDUAL, MAX_RESIDUAL)?;
+        if raw.grants.is_empty() {
+            return Err(DocumentError::invalid("names no grant: add grants = { NAME = \"\" }, then decide on it"));
+        }
+        if raw.grants.len() > MAX_GRANTS {
+            return Err(DocumentError::invalid(format!("names more than {MAX_GRANTS} grants")));
+        }
+        let digest = |text: &str| if text.is_empty() { Ok(None) } else { text.parse().map(Some) };
+        let grants = raw.grants.iter().map(|(id, text)| Ok((id.clone(), digest(text)?)));
+        Ok(Self {
+            tier: raw.tier,
+            kind: raw.kind,
+            decision_owner: owner("decision_owner", raw.decision_owner)?,
+            review_until: review_by + grace,
+            review_by,
+            expires_at,
+            caps: Caps { max_task, max_residual, idle: idle.transpose()? },
+            accept_residual: raw.accept_residual,
+            scope: digest(&raw.scope)?,
+            grants: grants.collect::<Result<_, DocumentError>>()?,
+        })
+    }
+}
+
+/// `scopes/S.toml`: the business owner's reason for one scope.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    /// What the access is for.
+    pub purpose: String,
+    /// Who in the business answers for it.
+    pub business_owner: String,
+    /// Why it is needed.
+    pub justification: String,
+    /// Where the justification is recorded, e.g. a change number.
+    pub evidence: Option<String>,
+    /// The parameters that every ask of this scope must give.
+    pub params: BTreeMap<ParamName, ParamSpec>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawScope {
+    #[serde(rename = "schema")]
+    _schema: i64,
+    purpose: String,
+    business_owner: String,
+    justification: String,
+    evidence: Option<String>,
+    #[serde(default)]
+    params: BTreeMap<ParamName, RawParam>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawParam {
+    r#type: ParamType,
+    max: u16,
+}
+
+/// What a parameter's values may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ParamType {
+    /// One segment of a path or name: `[A-Za-z0-9._-]`, not empty, not `.` or `..`.
+    Segment,
+}
+
+/// The rule for one parameter's values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ParamSpec {
+    /// Which characters and shapes.
+    pub kind: ParamType,
+    /// The longest value, in characters: 1 to [`MAX_PARAM_LENGTH`].
+    pub max: u16,
+}
+
+impl ParamSpec {
+    /// Whether `value` keeps to the rule. What passes has no character that means something in a rule, a resource
+    /// name, a policy variable or JSON.
+    pub fn accepts(&self, value: &str) -> bool {
+        let ParamType::Segment = self.kind;
+        let allowed = |b: u8| matches!(b, b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
+        !matches!(value, "" | "." | "..") && value.len() <= usize::from(self.max) && value.bytes().all(allowed)
+    }
+}
+
+impl Scope {
+    /// Reads the bytes of a scope file.
+    ///
+    /// # Errors
+    /// Anything unknown, missing or out of its range.
+    pub fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
+        let raw: RawScope = read(bytes)?;
+        if raw.params.len() > MAX_PARAMS {
+            return Err(DocumentError::invalid(format!("has more than {MAX_PARAMS} parameters")));
+        }
+        let spec = |(name, raw): (ParamName, RawParam)| {
+            if raw.max == 0 || raw.max > MAX_PARAM_LENGTH {
+                return Err(DocumentError::invalid(format!("params.{name}.max must be 1 to {MAX_PARAM_LENGTH}")));
+            }
+            Ok((name, ParamSpec { kind: raw.r#type, max: raw.max }))
+        };
+        Ok(Self {
+            purpose: text("purpose", raw.purpose)?,
+            business_owner: owner("business_owner", raw.business_owner)?,
+            justification: text("justification", raw.justification)?,
+            evidence: raw.evidence.map(|evidence| text("evidence", evidence)).transpose()?,
+            params: raw.params.into_iter().map(spec).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// `grants/G.toml`: how one cloud implements a scope.
+#[derive(Debug, Clone)]
+pub struct Grant {
+    /// The longest single credential.
+    pub max_session: Duration,
+    /// The provider's own part.
+    pub provider: GrantProvider,
+}
+
+/// The provider's part of a grant file, parameters not yet filled in.
+#[derive(Debug, Clone)]
+pub enum GrantProvider {
+    /// `provider = "aws"`.
+    Aws(AwsGrantFile),
+}
+
+impl GrantProvider {
+    /// Which provider it is.
+    pub fn provider(&self) -> Provider {
+        match self {
+            Self::Aws(_) => Provider::Aws,
+        }
+    }
+}
+
+/// `provider = "aws"`: a role, narrowed by a session policy.
+#[derive(Debug, Clone)]
+pub struct AwsGrantFile {
+    /// The role to assume.
+    pub role_arn: String,
+    /// What narrows the role; `None` only with `accept_role_scope = true`.
+    pub session_policy: Option<SessionPolicy>,
+    /// Whose STS to ask.
+    pub region: Option<String>,
+    /// The JWT-SVID's audience.
+    pub audience: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawAwsGrant {
+    #[serde(rename = "schema")]
+    _schema: i64,
+    #[serde(rename = "provider")]
+    _provider: String,
+    role_arn: String,
+    session_policy: Option<toml::Table>,
+    #[serde(default)]
+    accept_role_scope: bool,
+    max_session: Option<String>,
+    region: Option<String>,
+    audience: Option<String>,
+}
+
+impl Grant {
+    /// Reads the bytes of a grant file. That its parameters are those of a scope is checked per scope, see
+    /// [`SessionPolicy::check_params`].
+    ///
+    /// # Errors
+    /// Anything unknown, missing, out of its range, or not expressible at the provider.
+    pub fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
+        #[derive(Deserialize)]
+        struct Probe {
+            provider: String,
+        }
+        let probe: Probe = read(bytes)?;
+        match probe.provider.as_str() {
+            "aws" => Self::aws(read(bytes)?),
+            _ => Err(DocumentError {
+                kind: kind::PROVIDER,
+                message: "unsupported provider; this version knows: aws".to_owned(),
+            }),
+        }
+    }
+
+    fn aws(raw: RawAwsGrant) -> Result<Self, DocumentError> {
+        let max_session = match &raw.max_session {
+            Some(text) => duration("max_session", text, MIN_RESIDUAL, MAX_RESIDUAL)?,
+            None => DEFAULT_SESSION,
+        };
+        if !is_role_arn(&raw.role_arn) {
+            return Err(DocumentError::invalid("role_arn must be arn:PARTITION:iam::ACCOUNT:role/NAME"));
+        }
+        if raw.region.as_deref().is_some_and(|region| !is_region(region)) {
+            return Err(DocumentError::invalid("region must be a region's name, e.g. eu-central-1"));
+        }
+        // IAM: an OIDC provider's client id is 1 to 255 characters.
+        let printable =
+            |text: &str| !text.is_empty() && text.len() <= 255 && text.bytes().all(|b| b.is_ascii_graphic());
+        if raw.audience.as_deref().is_some_and(|audience| !printable(audience)) {
+            return Err(DocumentError::invalid("audience must be 1 to 255 visible ASCII characters"));
+        }
+        let session_policy = raw.session_policy.map(SessionPolicy::parse).transpose()?;
+        match (&session_policy, raw.accept_role_scope) {
+            (None, false) => Err(DocumentError::invalid(
+                "has no session_policy, so every task would get all of the role: add one, or say accept_role_scope = true",
+            )),
+            (Some(_), true) => Err(DocumentError::invalid(
+                "has a session_policy and accept_role_scope = true: the second is only for grants without the first",
+            )),
+            _ => Ok(Self {
+                max_session,
+                provider: GrantProvider::Aws(AwsGrantFile {
+                    role_arn: raw.role_arn,
+                    session_policy,
+                    region: raw.region,
+                    audience: raw.audience,
+                }),
+            }),
+        }
+    }
+}
+
+/// `arn:<partition>:iam::<account>:role/<path and name>`, 20 to 2,048 characters (STS AssumeRoleWithWebIdentity). The
+/// account may be empty: Ceph RGW writes its roles so.
+fn is_role_arn(arn: &str) -> bool {
+    let parts: Vec<&str> = arn.splitn(6, ':').collect();
+    let [scheme, partition, service, region, account, resource] = parts.as_slice() else { return false };
+    let word = |text: &str| {
+        !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    let account = account.is_empty() || (account.len() == 12 && account.bytes().all(|b| b.is_ascii_digit()));
+    // IAM: a role's name is [\w+=,.@-], its path segments any visible ASCII; the narrower set serves for both.
+    let name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'=' | b',' | b'.' | b'@' | b'_' | b'-');
+    let path = resource
+        .strip_prefix("role/")
+        .is_some_and(|path| path.split('/').all(|segment| !segment.is_empty() && segment.bytes().all(name)));
+    (20..=2048).contains(&arn.len())
+        && *scheme == "arn"
+        && word(partition)
+        && *service == "iam"
+        && region.is_empty()
+        && account
+        && path
+}
+
+fn is_region(region: &str) -> bool {
+    // It becomes part of a host name.
+    let label = region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    label && (1..=63).contains(&region.len()) && !region.starts_with('-') && !region.ends_with('-')
+}
+
+/// Parses TOML of schema 1. The schema is judged first, so that a newer file says so rather than "unknown key".
+fn read<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, DocumentError> {
+    #[derive(Deserialize)]
+    struct Probe {
+        schema: Option<toml::Value>,
+    }
+    let text = std::str::from_utf8(bytes).map_err(|_| DocumentError::parse("is not UTF-8 text"))?;
+    let probe: Probe = toml::from_str(text).map_err(|error| DocumentError::parse(located(text, &error)))?;
+    match probe.schema {
+        Some(toml::Value::Integer(1)) => {
+            toml::from_str(text).map_err(|error| DocumentError::parse(located(text, &error)))
+        }
+        Some(_) => {
+            let message = "unknown schema: this version reads schema = 1".to_owned();
+            Err(DocumentError { kind: kind::UNKNOWN_SCHEMA, message })
+        }
+        None => Err(DocumentError { kind: kind::UNKNOWN_SCHEMA, message: "lacks schema = 1".to_owned() }),
+    }
+}
+
+/// One line: where in the file, and what.
+pub(super) fn located(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message().replace('\n', " ");
+    match error.span().and_then(|span| text.get(..span.start)) {
+        Some(before) => format!("line {}: {message}", before.matches('\n').count() + 1),
+        None => message,
+    }
+}
+
+fn duration(key: &str, text: &str, least: Duration, most: Duration) -> Result<Duration, DocumentError> {
+    let parsed = humantime::parse_duration(text)
+        .map_err(|_| DocumentError::invalid(format!("{key} must be a duration such as \"20m\" or \"8h\"")))?;
+    if parsed < least || parsed > most {
+        let (least, most) = (humantime::format_duration(least), humantime::format_duration(most));
+        return Err(DocumentError::invalid(format!("{key} must be {least} to {most}")));
+    }
+    Ok(parsed)
+}
+
+/// The first instant after the day that a TOML local date names, UTC.
+fn end_of_day(key: &str, date: toml::value::Datetime) -> Result<Timestamp, DocumentError> {
+    let wrong = || DocumentError::invalid(format!("{key} must be a date without quotes, e.g. 2027-02-01"));
+    match (date.date, date.time, date.offset) {
+        (Some(day), None, None) => Ok(format!("{day}T00:00:00Z").parse::<Timestamp>().map_err(|_| wrong())? + DAY),
+        _ => Err(wrong()),
+    }
+}
+
+/// A date (its end, UTC) or a date-time in UTC.
+fn instant(key: &str, at: toml::value::Datetime) -> Result<Timestamp, DocumentError> {
+    if at.time.is_none() {
+        return end_of_day(key, at);
+    }
+    let text = at.to_string();
+    match at.offset {
+        Some(toml::value::Offset::Z) => text.parse().map_err(|_| ()),
+        _ => Err(()),
+    }
+    .map_err(|()| {
+        DocumentError::invalid(format!("{key} must be a date, or a date and time in UTC, e.g. 2027-02-01T12:00:00Z"))
+    })
+}
+
+/// Who answers for something: an id, as the charter will name it.
+fn owner(key: &str, id: String) -> Result<String, DocumentError> {
+    if is_segment(&id, 64) {
+        Ok(id)
+    } else {
+        Err(DocumentError::invalid(format!("{key} must be an id of a-z 0-9 - _, at most 64 characters")))
+    }
+}
+
+fn text(key: &str, text: String) -> Result<String, DocumentError> {
+    if text.trim().is_empty() || text.len() > 2048 {
+        return Err(DocumentError::invalid(format!("{key} must say something, in at most 2048 bytes")));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests;

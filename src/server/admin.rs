@@ -21,7 +21,7 @@ use crate::broker::Broker;
 use crate::identity::workload_api::SpiffeWorkloadApi;
 use crate::metrics::Snapshot;
 use crate::pod_task::PodTask;
-use crate::policy::repository::PolicyCache;
+use crate::policy::cache::{PolicyCache, RefreshOutcome};
 use crate::policy::{Problem, ScopeId};
 use crate::task::{EndReason, TaskId};
 
@@ -175,11 +175,16 @@ impl Admin {
             credential_expiry: census.credential_expiry,
             svid_expiry: identities.svids.iter().map(|svid| svid.expires_at.as_secs() as f64).reduce(f64::min),
             policy_state: policy.is_some().then_some("unsigned"),
-            policy_refreshes: self.policy.refreshes(),
+            policy_refreshes: self.policy_refreshes(),
             suspended: suspended.into_iter().collect(),
             journal_pending: i64::try_from(self.broker.parts().journal.pending()).unwrap_or(i64::MAX),
             audit_lost: self.broker.parts().audit.lost(),
         }
+    }
+
+    fn policy_refreshes(&self) -> Vec<(&'static str, u64)> {
+        let counts = self.policy.status().counts;
+        RefreshOutcome::ALL.iter().map(|outcome| outcome.as_str()).zip(counts).collect()
     }
 
     fn status(&self, whole: bool) -> Value {

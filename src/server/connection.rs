@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::{Body, Incoming};
+use http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use super::Answer;
 use crate::clock::SharedClock;
 
 /// Who is at the other end.
@@ -73,7 +74,7 @@ impl Listener {
 
 /// Accepts connections on `listener` and answers their requests by `handle`, until `stop` says so; then lets requests
 /// under way finish and returns when the last connection is closed.
-pub async fn serve<H, F, B>(
+pub async fn serve<H, F>(
     listener: Listener,
     limits: ListenerLimits,
     clock: SharedClock,
@@ -81,8 +82,7 @@ pub async fn serve<H, F, B>(
     handle: H,
 ) where
     H: Fn(Request<Incoming>, Peer) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Response<B>> + Send + 'static,
-    B: Body<Data = bytes::Bytes, Error: std::error::Error + Send + Sync> + Send + 'static,
+    F: Future<Output = Answer> + Send + 'static,
 {
     let slots = Arc::new(Semaphore::new(limits.connections));
     loop {
@@ -118,7 +118,7 @@ async fn accept(listener: &Listener, slots: &Arc<Semaphore>) -> Option<(Box<dyn 
     }
 }
 
-async fn converse<H, F, B>(
+async fn converse<H, F>(
     stream: Box<dyn Stream>,
     peer: Peer,
     slot: OwnedSemaphorePermit,
@@ -127,8 +127,7 @@ async fn converse<H, F, B>(
     handle: H,
 ) where
     H: Fn(Request<Incoming>, Peer) -> F,
-    F: Future<Output = Response<B>>,
-    B: Body<Data = bytes::Bytes, Error: std::error::Error + Send + Sync> + 'static,
+    F: Future<Output = Answer>,
 {
     let service = service_fn(|request| {
         let answer = handle(request, peer);

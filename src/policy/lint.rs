@@ -1,0 +1,126 @@
+//! What is allowed and still worth a second look. Nothing here denies anything.
+
+use std::sync::Arc;
+
+use cedar_policy::{Effect, Policy as Rule};
+use serde_json::{Map, Value};
+
+use super::document::{Decision, Grant, GrantId, GrantProvider, Scope, ScopeId};
+use super::rules::Rules;
+use super::session_policy::SessionPolicy;
+use super::{Problem, kind};
+
+/// The warnings of one active scope.
+pub(super) fn scope(
+    id: &ScopeId,
+    decision: &Decision,
+    scope: &Scope,
+    grants: &[(GrantId, Arc<Grant>)],
+    rules: &Rules,
+) -> Vec<Problem> {
+    let file = format!("decisions/{id}.cedar");
+    let warn = |message: String| Problem::new(file.clone(), kind::WARNING, message);
+    let mut warnings: Vec<Problem> = rules.warnings.iter().cloned().map(warn).collect();
+    for rule in rules.rules.iter().filter(|rule| rule.effect() == Effect::Permit) {
+        warnings.extend(permit(rule, scope).into_iter().map(warn));
+    }
+    for (name, grant) in grants {
+        warnings.extend(of_grant(name, grant, decision));
+    }
+    warnings
+}
+
+/// A permit on identity alone (requirement G14), or one that leaves a parameter to the caller.
+fn permit(rule: &Rule, scope: &Scope) -> Vec<String> {
+    let id = rule.id();
+    if !rule.has_non_scope_constraint() {
+        return vec![format!("{id}: permits on identity alone; a condition would make it narrower")];
+    }
+    let Ok(json) = rule.to_json() else { return Vec::new() };
+    let free = scope.params.keys().filter(|name| !looks_at(&json, name.as_str()));
+    free.map(|name| format!("{id}: permits every value of the parameter {name}, which is the caller's word")).collect()
+}
+
+/// Whether a rule in Cedar's JSON form reads the attribute `name` somewhere.
+fn looks_at(json: &Value, name: &str) -> bool {
+    match json {
+        Value::Object(members) => {
+            members.get("attr").and_then(Value::as_str) == Some(name)
+                || members.values().any(|member| looks_at(member, name))
+        }
+        Value::Array(items) => items.iter().any(|item| looks_at(item, name)),
+        _ => false,
+    }
+}
+
+fn of_grant(id: &GrantId, grant: &Grant, decision: &Decision) -> Vec<Problem> {
+    let GrantProvider::Aws(aws) = &grant.provider;
+    let mut messages = Vec::new();
+    match &aws.session_policy {
+        None => messages.push("every task gets all of the role (accept_role_scope)".to_owned()),
+        Some(policy) => messages.extend(of_session_policy(policy)),
+    }
+    if grant.max_session < decision.caps.max_residual {
+        messages
+            .push("max_session is shorter than the decision's max_residual, so the latter has no effect".to_owned());
+    }
+    messages.into_iter().map(|message| Problem::new(format!("grants/{id}.toml"), kind::WARNING, message)).collect()
+}
+
+fn of_session_policy(policy: &SessionPolicy) -> Vec<String> {
+    let mut messages = Vec::new();
+    for statement in policy.allows() {
+        for member in ["NotAction", "NotResource"] {
+            if statement.contains_key(member) {
+                messages.push(format!("allows by {member}, which is everything else"));
+            }
+        }
+        for action in texts(statement, "Action") {
+            if outlives_the_cut(action) {
+                messages.push(format!("{action} lets access outlive the task: what it returns is not cut"));
+            }
+            if action.ends_with('*') {
+                messages.push(format!("allows the actions {action}; name those that are needed"));
+            }
+        }
+        for resource in texts(statement, "Resource") {
+            if resource == "*" || resource.ends_with(":::*") {
+                messages.push(format!("allows the resource {resource}, narrowed by the role alone"));
+            }
+            if resource.contains("}*") {
+                messages.push(format!(
+                    "{resource}: a parameter followed by * also matches longer values, c-4 matches c-42"
+                ));
+            }
+        }
+    }
+    messages
+}
+
+/// Actions that return credentials which live on by themselves (design §5).
+fn outlives_the_cut(action: &str) -> bool {
+    let action = action.to_ascii_lowercase();
+    let known = ["sts:assumerole", "sts:assumerolewithsaml", "sts:assumerolewithwebidentity", "sts:assumeroot"];
+    known.iter().any(|known| matches(action.as_bytes(), known.as_bytes()))
+}
+
+/// IAM's pattern match: `*` any run, `?` any one.
+fn matches(pattern: &[u8], text: &[u8]) -> bool {
+    match (pattern.split_first(), text.split_first()) {
+        (None, None) => true,
+        (Some((b'*', rest)), _) => {
+            matches(rest, text) || text.split_first().is_some_and(|(_, tail)| matches(pattern, tail))
+        }
+        (Some((b'?', rest)), Some((_, tail))) => matches(rest, tail),
+        (Some((wanted, rest)), Some((found, tail))) => wanted == found && matches(rest, tail),
+        _ => false,
+    }
+}
+
+fn texts<'a>(statement: &'a Map<String, Value>, member: &str) -> Vec<&'a str> {
+    match statement.get(member) {
+        Some(Value::String(text)) => vec![text],
+        Some(Value::Array(items)) => items.iter().filter_map(Value::as_str).collect(),
+        _ => Vec::new(),
+    }
+}
