@@ -1,0 +1,252 @@
+//! What goes over the wire (design §3). The client reads what it needs and ignores members that it does not know.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::clock::Timestamp;
+use crate::identity::SpiffeId;
+use crate::secret::Secret;
+
+/// The body of `POST /v1/tasks`.
+#[derive(Debug, Clone, Serialize)]
+pub struct BeginRequest {
+    /// The scope's id.
+    pub scope: String,
+    /// A label of the caller's own choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// The scope's parameters.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub params: BTreeMap<String, String>,
+    /// How long the task may last at most, as text: `15m`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<String>,
+    /// Whether the task ends when nobody holds it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub hold: bool,
+    /// Why, in the caller's words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// A task that has begun.
+#[derive(Debug, Deserialize)]
+pub struct Begun {
+    /// The task's id.
+    pub id: String,
+    /// Its scope.
+    pub scope: String,
+    /// Whose task it is.
+    pub spiffe_id: SpiffeId,
+    /// The task's token.
+    #[serde(deserialize_with = "secret")]
+    pub token: Secret,
+    /// The task's deadline.
+    pub expires_at: Timestamp,
+    /// What an SDK needs.
+    #[serde(default)]
+    pub environment: Environment,
+}
+
+/// The part of `environment` that the client uses; the token comes in [`Begun::token`] too.
+#[derive(Debug, Default, Deserialize)]
+pub struct Environment {
+    /// Where an AWS SDK gets its credentials.
+    #[serde(rename = "AWS_CONTAINER_CREDENTIALS_FULL_URI")]
+    pub aws_full_uri: Option<String>,
+}
+
+/// The answer to `GET /v1/tasks`.
+#[derive(Debug, Deserialize)]
+pub struct TaskList {
+    /// The caller's tasks.
+    pub tasks: Vec<TaskView>,
+}
+
+/// A task as its owner sees it.
+#[derive(Debug, Deserialize)]
+pub struct TaskView {
+    /// Its id.
+    pub id: String,
+    /// Its scope.
+    pub scope: String,
+    /// Whose it is.
+    pub spiffe_id: SpiffeId,
+    /// The caller's label.
+    pub task: Option<String>,
+    /// The decision's tier.
+    pub tier: String,
+    /// `active` or `ended`.
+    pub state: String,
+    /// Whether it ends when nobody holds it.
+    pub hold: bool,
+    /// When it began.
+    pub begun_at: Timestamp,
+    /// Its deadline.
+    pub expires_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+    /// Why it ended.
+    pub reason: Option<String>,
+    /// What was minted for it.
+    #[serde(default)]
+    pub leases: Vec<LeaseView>,
+}
+
+/// A lease as the task's owner sees it.
+#[derive(Debug, Deserialize)]
+pub struct LeaseView {
+    /// Its id.
+    pub id: String,
+    /// Its provider.
+    pub provider: String,
+    /// `exact` or `expire`.
+    pub revocation: String,
+    /// `intent`, `issued`, `ending`, `revoked` or `expired`.
+    pub state: String,
+    /// Until when the credential can be used at its provider.
+    pub usable_until: Timestamp,
+}
+
+/// How a task ended.
+#[derive(Debug, Deserialize)]
+pub struct Ending {
+    /// The task's id.
+    pub id: String,
+    /// Why it ended.
+    pub reason: String,
+    /// When.
+    pub ended_at: Timestamp,
+    /// What became of each credential.
+    #[serde(default)]
+    pub leases: Vec<LeaseEnding>,
+}
+
+/// What became of one credential.
+#[derive(Debug, Deserialize)]
+pub struct LeaseEnding {
+    /// The lease's id.
+    pub id: String,
+    /// Its provider.
+    pub provider: String,
+    /// `revoked` or `expires`.
+    pub outcome: String,
+    /// Until when the credential can be used at its provider.
+    pub usable_until: Timestamp,
+}
+
+/// One line of the hold stream.
+#[derive(Debug, Deserialize)]
+pub(super) struct HoldLine {
+    pub(super) state: String,
+    pub(super) reason: Option<String>,
+}
+
+/// A problem document (RFC 9457), as far as it is used.
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct Problem {
+    pub(super) title: Option<String>,
+    pub(super) detail: Option<String>,
+    pub(super) code: Option<String>,
+    pub(super) request_id: Option<String>,
+}
+
+/// The answer to the admin listener's `GET /status`.
+#[derive(Debug, Deserialize)]
+pub struct Status {
+    /// Whether tasks can begin.
+    pub ready: bool,
+    /// Why not.
+    #[serde(default)]
+    pub reasons: Vec<String>,
+    /// The sidecar's version.
+    pub version: String,
+    /// Its policy.
+    #[serde(default)]
+    pub policy: PolicyStatus,
+    /// Its connection to the Workload API.
+    #[serde(default)]
+    pub workload_api: WorkloadApiStatus,
+    /// How many tasks.
+    #[serde(default)]
+    pub tasks: TaskCounts,
+    /// How many live leases.
+    #[serde(default)]
+    pub leases: LeaseCounts,
+    /// The journal.
+    #[serde(default)]
+    pub journal: JournalStatus,
+    /// Its identities; only the admin Unix socket tells them.
+    #[serde(default)]
+    pub identities: Option<Vec<IdentityStatus>>,
+    /// Every task; only the admin Unix socket tells them.
+    #[serde(default)]
+    pub task_list: Option<Vec<TaskView>>,
+}
+
+/// The sidecar's policy.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PolicyStatus {
+    /// Which policy.
+    pub version: Option<String>,
+    /// How fresh it is.
+    pub state: Option<String>,
+    /// `unsigned` where nobody signed it.
+    pub trust: Option<String>,
+    /// How many scopes can decide.
+    pub active_scopes: u64,
+    /// The suspended scopes and what is wrong with each: text, or an object with a `message`.
+    pub suspended: BTreeMap<String, Vec<serde_json::Value>>,
+}
+
+/// The sidecar's connection to the Workload API.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct WorkloadApiStatus {
+    /// Whether it is connected now.
+    pub connected: bool,
+    /// How many SVIDs it has.
+    pub svids: u64,
+}
+
+/// How many tasks.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct TaskCounts {
+    /// That have not ended.
+    pub active: u64,
+    /// That ended, as far as they are remembered.
+    pub ended: u64,
+}
+
+/// How many leases.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct LeaseCounts {
+    /// Whose credential is served.
+    pub active: u64,
+}
+
+/// The journal.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct JournalStatus {
+    /// Records that wait to be written.
+    pub pending: u64,
+}
+
+/// One identity of the sidecar.
+#[derive(Debug, Deserialize)]
+pub struct IdentityStatus {
+    /// The identity.
+    pub spiffe_id: SpiffeId,
+    /// When its SVID expires.
+    pub expires_at: Timestamp,
+}
+
+/// Reads a secret straight into its own type.
+fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+    String::deserialize(deserializer).map(Secret::new)
+}

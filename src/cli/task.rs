@@ -1,0 +1,360 @@
+//! `sidemint task begin|list|show|end`: tasks by hand.
+
+use std::fmt::Write as _;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use clap::Subcommand;
+
+use super::client::{Answer, BeginRequest, Begun, Ending, LeaseEnding, Sidecar, TaskView};
+use super::{CliError, CliResult, Exit, Output, own_svid, plain, print};
+use crate::clock::{Clock, SystemClock};
+use crate::identity::task_token;
+use crate::policy::{ParamName, ScopeId};
+use crate::secret::Secret;
+
+/// Begin, list, show and end tasks.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Begin a task and print its token
+    Begin(BeginArgs),
+    /// List one's own tasks
+    List(ReadArgs),
+    /// Show one task and what was minted for it
+    Show(OneArgs),
+    /// End a task, and say what is left of its access until when
+    End(OneArgs),
+}
+
+/// What a task is asked for; `exec` asks the same.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+pub(super) struct Ask {
+    /// The scope: why access is needed
+    #[arg(long, value_name = "SCOPE")]
+    pub(super) scope: ScopeId,
+    /// A parameter of the scope; may be repeated
+    #[arg(long = "param", value_name = "KEY=VALUE", value_parser = parse_param)]
+    pub(super) params: Vec<(ParamName, String)>,
+    /// The longest that the task may last, e.g. 15m [default: what policy allows]
+    #[arg(long, value_name = "DURATION", value_parser = parse_ttl)]
+    pub(super) ttl: Option<String>,
+    /// Why, in your words; break-glass needs it
+    #[arg(long, value_name = "TEXT")]
+    pub(super) reason: Option<String>,
+    /// A label of your own for the task
+    #[arg(long, value_name = "TEXT")]
+    pub(super) label: Option<String>,
+}
+
+impl Ask {
+    /// The request's body.
+    ///
+    /// # Errors
+    /// Usage, when a parameter is given twice.
+    pub(super) fn request(&self, hold: bool) -> Result<BeginRequest, CliError> {
+        let mut request = BeginRequest {
+            scope: self.scope.to_string(),
+            task: self.label.clone(),
+            params: std::collections::BTreeMap::new(),
+            ttl: self.ttl.clone(),
+            hold,
+            reason: self.reason.clone(),
+        };
+        for (name, value) in &self.params {
+            if request.params.insert(name.to_string(), value.clone()).is_some() {
+                return Err(CliError::new(Exit::Usage, format!("--param {name} is given twice; give it once")));
+            }
+        }
+        Ok(request)
+    }
+}
+
+fn parse_param(text: &str) -> Result<(ParamName, String), String> {
+    let (name, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
+    let name = name.parse().map_err(|error| format!("the key {error}"))?;
+    Ok((name, value.to_owned()))
+}
+
+/// Checks the text here, where the mend is near; the sidecar reads it again.
+fn parse_ttl(text: &str) -> Result<String, String> {
+    match humantime::parse_duration(text) {
+        Ok(ttl) if ttl.is_zero() => Err("must be longer than zero".into()),
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("{error}; write e.g. 15m or 1h30m")),
+    }
+}
+
+#[derive(Debug, clap::Args)]
+struct BeginArgs {
+    #[command(flatten)]
+    ask: Ask,
+    #[command(flatten)]
+    svid: own_svid::Args,
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+struct ReadArgs {
+    #[command(flatten)]
+    svid: own_svid::Args,
+    /// Prove yourself by the task's token in this file, not by your SVID [env: SIDEMINT_TOKEN_FILE]
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+struct OneArgs {
+    /// The task's id
+    #[arg(value_name = "ID")]
+    id: String,
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+impl ReadArgs {
+    /// The token of the file, where one is named; else one's own JWT-SVID.
+    async fn proof(&self, clock: &dyn Clock) -> Result<Secret, CliError> {
+        let from_env = || std::env::var_os("SIDEMINT_TOKEN_FILE").filter(|path| !path.is_empty()).map(PathBuf::from);
+        match self.token_file.clone().or_else(from_env) {
+            Some(path) => read_token(&path),
+            None => self.svid.fetch(clock).await,
+        }
+    }
+}
+
+/// Reads a task's token; a newline at the end is allowed here, as editors and `echo` leave one.
+fn read_token(path: &Path) -> Result<Secret, CliError> {
+    let usage = |problem: String| CliError::new(Exit::Usage, format!("token file {}: {problem}", path.display()));
+    let mut text = zeroize::Zeroizing::new(String::with_capacity(256));
+    let file = std::fs::File::open(path).map_err(|error| usage(error.to_string()))?;
+    file.take(256).read_to_string(&mut text).map_err(|error| usage(error.to_string()))?;
+    let token = text.trim_end_matches(['\r', '\n']);
+    match task_token::TokenHash::of(token) {
+        Some(_) => Ok(Secret::new(token.to_owned())),
+        None => Err(usage("holds no task token (smt_ and 43 characters)".into())),
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// What to print and the exit code.
+pub async fn run(args: Args) -> CliResult {
+    let clock = Arc::new(SystemClock);
+    let sidecar = Sidecar::from_env(clock.clone())?;
+    match args.command {
+        Command::Begin(args) => {
+            let request = args.ask.request(false)?;
+            let proof = args.svid.fetch(&*clock).await?;
+            let answer = sidecar.begin(&proof, &idempotency_key()?, &request).await?;
+            show(&answer, args.output, begun_text)
+        }
+        Command::List(args) => {
+            let answer = sidecar.list(&args.proof(&*clock).await?).await?;
+            show(&answer, args.output, |list| list_text(&list.tasks))
+        }
+        Command::Show(OneArgs { id, read }) => {
+            let answer = sidecar.show(&read.proof(&*clock).await?, &id).await?;
+            show(&answer, read.output, task_text)
+        }
+        Command::End(OneArgs { id, read }) => {
+            let answer = sidecar.end(&read.proof(&*clock).await?, &id).await?;
+            show(&answer, read.output, ending_text)
+        }
+    }
+}
+
+/// A fresh key, so that a begin that is repeated after a broken connection begins one task, not two.
+pub(super) fn idempotency_key() -> Result<String, CliError> {
+    let mut bytes = [0; 16];
+    task_token::random(&mut bytes).map_err(|error| CliError::new(Exit::Failed, error.to_string()))?;
+    Ok(URL_SAFE_NO_PAD.encode(bytes))
+}
+
+/// Prints an answer: as it came, or as text.
+fn show<T>(answer: &Answer<T>, output: Output, text: impl FnOnce(&T) -> String) -> CliResult {
+    match output {
+        Output::Text => print(text(&answer.value))?,
+        Output::Json => {
+            print(answer.raw.as_ref())?;
+            if !answer.raw.as_ref().ends_with(b"\n") {
+                print("\n")?;
+            }
+        }
+    }
+    Ok(Exit::Ok as u8)
+}
+
+fn begun_text(begun: &Begun) -> String {
+    let mut text = zeroize::Zeroizing::new(String::new());
+    let _ = writeln!(text, "task      {}", plain(&begun.id));
+    let _ = writeln!(text, "scope     {}", plain(&begun.scope));
+    let _ = writeln!(text, "caller    {}", begun.spiffe_id);
+    let _ = writeln!(text, "until     {}", begun.expires_at);
+    // exposed: whoever begins a task by hand asks for its token
+    let _ = writeln!(text, "token     {}", plain(begun.token.expose()));
+    if let Some(uri) = &begun.environment.aws_full_uri {
+        let _ = writeln!(text, "aws       AWS_CONTAINER_CREDENTIALS_FULL_URI={}", plain(uri));
+    }
+    let _ = writeln!(text, "end it    sidemint task end {}", plain(&begun.id));
+    std::mem::take(&mut *text)
+}
+
+fn list_text(tasks: &[TaskView]) -> String {
+    if tasks.is_empty() {
+        return "no tasks\n".into();
+    }
+    let mut rows = vec![["TASK", "SCOPE", "STATE", "UNTIL", "LEASES", "LABEL"].map(str::to_owned)];
+    rows.extend(tasks.iter().map(|task| {
+        [
+            plain(&task.id),
+            plain(&task.scope),
+            plain(&task.state),
+            task.ended_at.unwrap_or(task.expires_at).to_string(),
+            task.leases.len().to_string(),
+            plain(task.task.as_deref().unwrap_or("-")),
+        ]
+    }));
+    table(&rows)
+}
+
+/// Left-aligned columns, two blanks apart.
+fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for row in rows {
+        let line: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let _ = writeln!(text, "{}", line.join("  ").trim_end());
+    }
+    text
+}
+
+fn task_text(task: &TaskView) -> String {
+    let mut text = String::new();
+    let _ = writeln!(text, "task      {}", plain(&task.id));
+    let _ = writeln!(text, "scope     {} ({})", plain(&task.scope), plain(&task.tier));
+    let _ = writeln!(text, "caller    {}", task.spiffe_id);
+    if let Some(label) = &task.task {
+        let _ = writeln!(text, "label     {}", plain(label));
+    }
+    let held = if task.hold { ", held" } else { "" };
+    let _ = writeln!(text, "state     {}{held}", plain(&task.state));
+    let _ = writeln!(text, "begun     {}", task.begun_at);
+    match task.ended_at {
+        Some(ended) => {
+            let _ = writeln!(text, "ended     {ended} ({})", plain(task.reason.as_deref().unwrap_or("unknown")));
+        }
+        None => {
+            let _ = writeln!(text, "until     {}", task.expires_at);
+        }
+    }
+    for lease in &task.leases {
+        let (id, provider, state) = (plain(&lease.id), plain(&lease.provider), plain(&lease.state));
+        let _ = match lease.state.as_str() {
+            "revoked" | "expired" => writeln!(text, "lease     {provider} {id}: {state}"),
+            _ => writeln!(text, "lease     {provider} {id}: {state}, usable until {}", lease.usable_until),
+        };
+    }
+    text
+}
+
+fn ending_text(ending: &Ending) -> String {
+    let (id, reason) = (plain(&ending.id), plain(&ending.reason));
+    let mut text = format!("task {id} ended at {} ({reason})\n", ending.ended_at);
+    if ending.leases.is_empty() {
+        text.push_str("  nothing was minted for it\n");
+    }
+    for lease in &ending.leases {
+        let _ = writeln!(text, "  {}", lease_ending_text(lease));
+    }
+    text
+}
+
+/// One line on what became of a credential. `revoked` only where the provider took it back (design §1).
+pub(super) fn lease_ending_text(lease: &LeaseEnding) -> String {
+    let outcome = match lease.outcome.as_str() {
+        "revoked" => "revoked".to_owned(),
+        "expires" => format!("expires: usable until {}", lease.usable_until),
+        other => format!("{}: may be usable until {}", plain(other), lease.usable_until),
+    };
+    format!("{} {}: {outcome}", plain(&lease.provider), plain(&lease.id))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn a_parameter_is_a_key_and_a_value_which_may_hold_more_equals_signs() {
+        let (name, value) = parse_param("customer=c=42").unwrap();
+        assert_eq!((name.as_str(), value.as_str()), ("customer", "c=42"));
+        assert!(parse_param("customer").is_err());
+        assert!(parse_param("=x").is_err());
+        assert!(parse_param("Bad-Key=x").is_err());
+    }
+
+    #[test]
+    fn a_ttl_needs_a_unit_and_a_length() {
+        assert_eq!(parse_ttl("15m").as_deref(), Ok("15m"));
+        assert!(parse_ttl("0s").is_err());
+        assert!(parse_ttl("15").is_err());
+        assert!(parse_ttl("soon").is_err());
+    }
+
+    #[test]
+    fn a_credential_is_called_revoked_only_where_its_provider_took_it_back() {
+        let text = |outcome: &str| {
+            let json = format!(
+                r#"{{"id":"t1","reason":"holder","ended_at":"2026-11-23T10:00:00Z","leases":[
+                {{"id":"l1","provider":"aws","outcome":"{outcome}","usable_until":"2026-11-23T10:15:00Z"}}]}}"#
+            );
+            ending_text(&serde_json::from_str(&json).unwrap())
+        };
+        assert_eq!(
+            text("expires"),
+            "task t1 ended at 2026-11-23T10:00:00Z (holder)\n  aws l1: expires: usable until 2026-11-23T10:15:00Z\n"
+        );
+        assert!(text("revoked").ends_with("aws l1: revoked\n"));
+        assert!(text("dropped").ends_with("dropped: may be usable until 2026-11-23T10:15:00Z\n"));
+    }
+
+    #[test]
+    fn a_token_file_may_end_in_a_newline_and_must_hold_a_task_token() {
+        let (token, _) = task_token::generate().unwrap();
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(file, "{}", token.expose()).unwrap();
+        assert!(read_token(file.path()).unwrap().matches(token.expose()));
+        let mut other = tempfile::NamedTempFile::new().unwrap();
+        write!(other, "smt_hunter2").unwrap();
+        let error = read_token(other.path()).unwrap_err();
+        assert_eq!(error.exit, Exit::Usage);
+        assert!(!error.message.contains("hunter2"));
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let rows = [["A", "B"].map(str::to_owned), ["long", "x"].map(str::to_owned)];
+        assert_eq!(table(&rows), "A     B\nlong  x\n");
+    }
+}

@@ -1,0 +1,127 @@
+//! `sidemint task`, `sidemint status`, and what holds for every command.
+
+use std::process::Stdio;
+
+use crate::fake_sidecar::TOKEN;
+use crate::fake_workload_api::SVID;
+use crate::{Outcome, World};
+
+#[tokio::test]
+async fn begin_prints_the_token_and_json_is_the_answer_itself() {
+    let world = World::new().await;
+    let text = world.run(&["task", "begin", "--scope", "ledger-read", "--label", "nightly"]).await;
+    assert_eq!(text.code, 0);
+    assert!(text.stdout.contains(TOKEN) && text.stdout.contains("until     2026-11-23T11:00:00Z"), "{}", text.stdout);
+    let json = world.run(&["task", "begin", "--scope", "ledger-read", "--output", "json"]).await;
+    let value: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(value["token"], TOKEN);
+    let asked = world.sidecar.asked();
+    assert_eq!(asked[0].body, serde_json::json!({"scope": "ledger-read", "task": "nightly"}));
+    assert_ne!(asked[0].idempotency_key, asked[1].idempotency_key);
+}
+
+#[tokio::test]
+async fn list_show_and_end_read_well_and_never_say_revoked_of_what_expires() {
+    let world = World::new().await;
+    let list = world.run(&["task", "list"]).await;
+    assert_eq!(list.stdout.lines().nth(1), Some("t-1   ledger-read  active  2026-11-23T11:00:00Z  1       -"));
+    let show = world.run(&["task", "show", "t-1"]).await;
+    assert!(show.stdout.contains("aws l-1: issued, usable until 2026-11-23T10:15:00Z"), "{}", show.stdout);
+    let end = world.run(&["task", "end", "t-1"]).await;
+    let expected =
+        "task t-1 ended at 2026-11-23T10:05:00Z (holder)\n  aws l-1: expires: usable until 2026-11-23T10:15:00Z\n";
+    assert_eq!(end.stdout, expected);
+    for args in [&["task", "list", "--output", "json"][..], &["task", "show", "t-1", "--output", "json"]] {
+        let json = world.run(args).await;
+        serde_json::from_str::<serde_json::Value>(&json.stdout).unwrap();
+    }
+    assert!(world.sidecar.asked().iter().all(|asked| asked.proof == format!("Bearer {SVID}")));
+}
+
+#[tokio::test]
+async fn a_token_file_proves_the_holder_in_place_of_an_svid() {
+    let world = World::new().await;
+    let file = world.path().join("token");
+    std::fs::write(&file, TOKEN).unwrap();
+    let outcome = world.run(&["task", "end", "t-1", "--token-file", file.to_str().unwrap()]).await;
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    let mut command = world.sidemint(&["task", "show", "t-1"]);
+    command.env("SIDEMINT_TOKEN_FILE", &file).env_remove("SPIFFE_ENDPOINT_SOCKET");
+    assert_eq!(Outcome::of(command.spawn().unwrap()).await.code, 0);
+    assert!(world.sidecar.asked().iter().all(|asked| asked.proof == format!("Bearer {TOKEN}")));
+}
+
+#[tokio::test]
+async fn an_id_that_is_no_id_never_becomes_part_of_a_path() {
+    let world = World::new().await;
+    for id in ["../tasks", "t-1/hold", "t 1", "", "t-1?x"] {
+        assert_eq!(world.run(&["task", "end", id]).await.code, 2, "{id:?}");
+    }
+    assert!(world.sidecar.story().is_empty());
+    assert_eq!(world.run(&["task", "show", "t-2"]).await.code, 1);
+}
+
+#[tokio::test]
+async fn a_sidecar_that_speaks_nonsense_is_named_and_never_quoted() {
+    let world = World::new().await;
+    world.sidecar.answer("POST /v1/tasks", 201, &format!(r#"{{"token":"{TOKEN}","id":7}}"#));
+    let outcome = world.run(&["task", "begin", "--scope", "s"]).await;
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (4, ""));
+    assert!(outcome.stderr.contains("unexpected JSON"), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn status_is_0_when_ready_and_4_when_not_also_over_a_unix_socket() {
+    let world = World::new().await;
+    let ready = world.run(&["status"]).await;
+    assert!(ready.code == 0 && ready.stdout.contains(": ready"), "{ready:?}");
+    let socket = world.path().join("admin.sock");
+    world.sidecar.listen_at(&socket);
+    world.sidecar.answer("GET /status", 503, r#"{"ready":false,"reasons":["no SVID yet"],"version":"0.1.0"}"#);
+    let mut command = world.sidemint(&["status"]);
+    command.env("SIDEMINT_ADMIN", format!("unix://{}", socket.display()));
+    let waiting = Outcome::of(command.spawn().unwrap()).await;
+    assert!(waiting.code == 4 && waiting.stdout.contains("no SVID yet"), "{waiting:?}");
+}
+
+#[tokio::test]
+async fn wrong_arguments_are_usage_errors_before_anything_is_asked() {
+    let world = World::new().await;
+    for args in [
+        &["task", "begin"][..],
+        &["task", "begin", "--scope", "Not A Scope"],
+        &["task", "begin", "--scope", "s", "--param", "novalue"],
+        &["task", "begin", "--scope", "s", "--param", "a=1", "--param", "a=2"],
+        &["task", "begin", "--scope", "s", "--ttl", "soon"],
+        &["exec", "--scope", "s"],
+        &["exec", "--scope", "s", "--spiffe-id", "http://x", "--", "true"],
+        &["nonsense"],
+        &[],
+    ] {
+        let outcome = world.run(args).await;
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (2, ""), "{args:?}");
+    }
+    let mut command = world.sidemint(&["task", "list"]);
+    let outcome = Outcome::of(command.env("SIDEMINT_HTTP", "http://10.1.2.3:80").spawn().unwrap()).await;
+    assert!(outcome.code == 2 && outcome.stderr.contains("SIDEMINT_HTTP"), "{outcome:?}");
+    assert!(world.sidecar.story().is_empty());
+}
+
+#[tokio::test]
+async fn a_reader_that_goes_away_is_no_error() {
+    let world = World::new().await;
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = world.sidemint(&["task", "list"]);
+    let outcome = Outcome::of(command.stdout(Stdio::from(writer)).spawn().unwrap()).await;
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (0, ""));
+}
+
+#[tokio::test]
+async fn help_and_version_are_printed_and_succeed() {
+    let world = World::new().await;
+    let help = world.run(&["--help"]).await;
+    assert!(help.code == 0 && help.stdout.contains("Use it:"), "{help:?}");
+    let version = world.run(&["--version"]).await;
+    assert!(version.code == 0 && version.stdout.starts_with("sidemint 0."), "{version:?}");
+}
