@@ -2,6 +2,8 @@
 
 pub mod cli;
 pub mod clock;
+#[cfg(feature = "dev")]
+pub mod dev;
 pub mod exchange;
 pub mod identity;
 pub mod policy;
