@@ -2,10 +2,13 @@
 //! they are given, so that the sidecar beside them is the very same `sidemint serve` that runs elsewhere.
 //!
 //! - [`authority`]: a Workload API on a Unix socket, with X.509- and JWT-SVIDs of the trust domain `dev.test`.
+//! - [`cloud`]: an STS and an object store that verify and enforce, by code of their own: nothing that the sidecar uses
+//!   to decide is used here to check it.
 //!
 //! Only the commands `demo` and `dev` lead here; `serve` does not, and the sidecar's image is built without feature `dev`.
 
 pub mod authority;
+pub mod cloud;
 
 use tokio::task::JoinHandle;
 
