@@ -6,6 +6,7 @@
 pub mod client;
 pub mod exec;
 pub mod own_svid;
+pub mod serve;
 pub mod status;
 pub mod task;
 
@@ -100,6 +101,8 @@ const LONG_VERSION: &str = concat!(
 /// Every command.
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run the sidecar: authenticate, decide, mint, serve, take back
+    Serve(serve::Args),
     /// Show whether the sidecar is ready, and what it holds
     Status(status::Args),
     /// Run a command inside a task: it gets credentials, and loses them when it ends
@@ -124,6 +127,7 @@ impl Cli {
     /// When the system gives no threads or descriptors.
     pub fn runtime(&self) -> io::Result<tokio::runtime::Runtime> {
         let mut builder = match self.command {
+            Command::Serve(_) => tokio::runtime::Builder::new_multi_thread(),
             Command::Status(_) | Command::Exec(_) | Command::Task(_) | Command::Launch(_) => {
                 tokio::runtime::Builder::new_current_thread()
             }
@@ -137,6 +141,7 @@ impl Cli {
     /// What to print and the exit code.
     pub async fn run(self) -> CliResult {
         match self.command {
+            Command::Serve(args) => serve::run(args).await,
             Command::Status(args) => status::run(args).await,
             Command::Exec(args) => exec::run(args).await,
             Command::Task(args) => task::run(args).await,

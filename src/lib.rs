@@ -6,6 +6,8 @@ pub mod broker;
 pub mod cli;
 pub mod clock;
 pub mod config;
+#[cfg(feature = "dev")]
+pub mod dev;
 pub mod exchange;
 pub mod identity;
 pub mod lease;

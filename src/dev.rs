@@ -1,0 +1,37 @@
+//! The embedded world behind `sidemint demo` and `sidemint dev`: a SPIFFE authority and a cloud that really check what
+//! they are given, so that the sidecar beside them is the very same `sidemint serve` that runs elsewhere.
+//!
+//! - [`authority`]: a Workload API on a Unix socket, with X.509- and JWT-SVIDs of the trust domain `dev.test`.
+//! - [`cloud`]: an STS and an object store that verify and enforce, by code of their own: nothing that the sidecar uses
+//!   to decide is used here to check it.
+//!
+//! Only the commands `demo` and `dev` lead here; `serve` does not, and the sidecar's image is built without feature `dev`.
+
+pub mod authority;
+pub mod cloud;
+
+use tokio::task::JoinHandle;
+
+/// A server that runs in the background until this is dropped.
+#[derive(Debug)]
+pub struct Running(JoinHandle<()>);
+
+impl Running {
+    /// Takes charge of a background task.
+    pub(crate) fn new(task: JoinHandle<()>) -> Self {
+        Self(task)
+    }
+
+    /// Stops it and returns once it and its connections are gone.
+    pub async fn stop(mut self) {
+        self.0.abort();
+        // An aborted task ends with an error by design.
+        let _ = (&mut self.0).await;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
