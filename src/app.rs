@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
 use crate::audit::{Audit, AuditError};
-use crate::broker::{Broker, Limits, Parts};
+use crate::broker::{BeginError, Broker, Limits, MintError, Parts, reaper};
 use crate::clock::{SharedClock, SystemClock, within};
 use crate::config::{Config, ShutdownSettings};
 use crate::exchange::aws::{AwsSts, Settings, SettingsError};
@@ -27,12 +27,11 @@ use crate::identity::task_token::NoRandomness;
 use crate::identity::workload_api::endpoint::EndpointError;
 use crate::identity::workload_api::{SpiffeWorkloadApi, WorkloadApi};
 use crate::lease::journal::{DiskJournal, JournalError};
-use crate::lease::reaper;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Words};
 use crate::pod_task::PodTask;
-use crate::policy::LoadOptions;
 use crate::policy::cache::PolicyCache;
 use crate::policy::repository::DirectorySource;
+use crate::policy::{DenialReason, LoadOptions, Tier};
 use crate::server::admin::Admin;
 use crate::server::{Listener, ListenerLimits, Server, serve};
 use crate::task::EndReason;
@@ -136,7 +135,7 @@ pub async fn build(config: &Config) -> Result<Bound, StartError> {
         policy: Arc::clone(&policy),
         journal: Arc::new(journal),
         audit,
-        metrics: Arc::new(Metrics::new()?),
+        metrics: Arc::new(metrics()?),
         limits: Limits { tasks: config.limits.tasks, mint: config.limits.mint, wait: config.limits.wait },
         clock,
     };
@@ -160,6 +159,21 @@ pub async fn build(config: &Config) -> Result<Bound, StartError> {
             connections: config.limits.connections,
             shutdown: config.shutdown,
         },
+    })
+}
+
+/// The metrics, with every word that the stages can put into a label.
+///
+/// # Errors
+/// Only when two metrics have one name.
+pub fn metrics() -> Result<Metrics, prometheus::Error> {
+    let denials: Vec<_> = DenialReason::ALL.iter().map(|reason| reason.as_str()).chain(BeginError::KINDS).collect();
+    Metrics::new(&Words {
+        tiers: &Tier::ALL.map(Tier::as_str),
+        providers: &Provider::ALL.map(Provider::as_str),
+        end_reasons: &EndReason::ALL.map(EndReason::as_str),
+        denials: &denials,
+        mint_outcomes: &MintError::OUTCOMES,
     })
 }
 

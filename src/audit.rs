@@ -13,11 +13,10 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::Timestamp;
-use crate::exchange::Provider;
+use crate::id::{LeaseId, TaskId};
 use crate::identity::{Proof, SpiffeId};
-use crate::lease::{LeaseEnding, LeaseId};
-use crate::policy::{ParamName, ScopeId, Tier};
-use crate::task::TaskId;
+use crate::lease::record::LeaseEnding;
+use crate::policy::{ParamName, Provider, ScopeId, Tier};
 
 const QUEUE: usize = 1024;
 

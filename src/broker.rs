@@ -13,6 +13,7 @@ mod begin;
 mod end;
 mod error;
 mod mint;
+pub mod reaper;
 mod view;
 
 use std::collections::BTreeMap;
@@ -27,14 +28,14 @@ use crate::identity::workload_api::WorkloadApi;
 use crate::identity::{Authenticator, Evidence};
 use crate::lease::Issued;
 use crate::lease::journal::Journal;
-use crate::lease::table::TaskTable;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::policy::cache::PolicyCache;
-use crate::task::{Decided, EndReason, Ending, Task, TaskId};
+use crate::task::{Decided, EndReason, Ending, Task, TaskId, TaskTable};
 
+pub use crate::task::MintError;
 pub use begin::{BeginRequest, Begun, Claimant};
-pub use error::{BeginError, CredentialsError, FindError, MintError};
+pub use error::{BeginError, CredentialsError, FindError};
 pub use view::{Census, LeaseView, TaskView};
 
 /// Limits of the broker.

@@ -14,31 +14,7 @@ use crate::identity::SpiffeId;
 use crate::policy::ResolvedGrant;
 use crate::secret::Secret;
 
-/// Who gives credentials.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Provider {
-    /// AWS STS, or something that speaks its protocol.
-    Aws,
-}
-
-impl Provider {
-    /// Every provider.
-    pub const ALL: [Self; 1] = [Self::Aws];
-
-    /// The word in policy files, metrics and audit.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Aws => "aws",
-        }
-    }
-}
-
-impl fmt::Display for Provider {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+pub use crate::policy::Provider;
 
 /// How a credential can be taken back before it expires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

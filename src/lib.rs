@@ -9,6 +9,7 @@ pub mod config;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod exchange;
+pub mod id;
 pub mod identity;
 pub mod lease;
 pub mod metrics;

@@ -7,28 +7,26 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-use crate::broker::BeginError;
-use crate::exchange::{Provider, Revocation};
-use crate::policy::{DenialReason, Tier};
-use crate::task::EndReason;
-
-const MINT_OUTCOMES: [&str; 11] = [
-    "minted",
-    "unavailable",
-    "refused",
-    "inexpressible",
-    "unusable",
-    "no_svid",
-    "no_grant",
-    "task_ended",
-    "no_policy",
-    "too_late",
-    "not_recorded",
-];
 const REQUEST_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
 
 /// The states in which a policy can be.
 pub const POLICY_STATES: [&str; 4] = ["fresh", "stale", "expired", "unsigned"];
+
+/// The words that can stand in labels: every set is closed, and every series that can occur is there from the start,
+/// so that a rate over it is right from its first event.
+#[derive(Debug, Clone, Copy)]
+pub struct Words<'a> {
+    /// The tiers of decisions.
+    pub tiers: &'a [&'static str],
+    /// The providers.
+    pub providers: &'a [&'static str],
+    /// Why tasks end.
+    pub end_reasons: &'a [&'static str],
+    /// Why tasks do not begin.
+    pub denials: &'a [&'static str],
+    /// How exchanges end.
+    pub mint_outcomes: &'a [&'static str],
+}
 
 /// The counters and gauges of one sidecar.
 #[derive(Debug)]
@@ -55,12 +53,12 @@ pub struct Metrics {
 /// Where a gauge of the whole sidecar stands; filled in by the broker when Prometheus asks.
 #[derive(Debug, Default)]
 pub struct Snapshot {
-    /// Running tasks by tier.
-    pub tasks: Vec<(Tier, i64)>,
+    /// Running tasks by tier, every tier listed.
+    pub tasks: Vec<(&'static str, i64)>,
     /// Leases that are not over.
-    pub leases: Vec<(Provider, Revocation, i64)>,
+    pub leases: Vec<(&'static str, &'static str, i64)>,
     /// The earliest expiry of a live credential, by provider (seconds since the epoch).
-    pub credential_expiry: Vec<(Provider, f64)>,
+    pub credential_expiry: Vec<(&'static str, f64)>,
     /// The earliest expiry among our SVIDs, where there are any (seconds since the epoch).
     pub svid_expiry: Option<f64>,
     /// The state of the policy: one of [`POLICY_STATES`], or none while nothing is loaded.
@@ -80,7 +78,7 @@ impl Metrics {
     ///
     /// # Errors
     /// Only when two metrics have one name: a mistake in this file.
-    pub fn new() -> Result<Self, prometheus::Error> {
+    pub fn new(words: &Words<'_>) -> Result<Self, prometheus::Error> {
         let r = Registry::new();
         let info = gauge_vec(&r, "sidemint_build_info", "Always 1; the version is the label.", &["version"])?;
         info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
@@ -152,26 +150,23 @@ impl Metrics {
             registry: r,
         };
         metrics.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-        metrics.touch();
+        metrics.touch(words);
         Ok(metrics)
     }
 
-    /// Creates every series that can occur, so that a rate over it is right from the first event.
-    fn touch(&self) {
-        for tier in Tier::ALL {
-            self.tasks_active.with_label_values(&[tier.as_str()]).set(0);
+    fn touch(&self, words: &Words<'_>) {
+        for tier in words.tiers {
+            self.tasks_active.with_label_values(&[tier]).set(0);
         }
-        for reason in EndReason::ALL {
-            self.tasks_ended.with_label_values(&[reason.as_str()]).inc_by(0);
+        for reason in words.end_reasons {
+            self.tasks_ended.with_label_values(&[reason]).inc_by(0);
         }
-        for reason in DenialReason::ALL.map(DenialReason::as_str).into_iter().chain(BeginError::KINDS) {
+        for reason in words.denials {
             self.denials.with_label_values(&[reason]).inc_by(0);
         }
-        for provider in Provider::ALL.map(Provider::as_str) {
-            for tier in Tier::ALL.map(Tier::as_str) {
-                for outcome in MINT_OUTCOMES {
-                    self.mints.with_label_values(&[provider, tier, outcome]).inc_by(0);
-                }
+        for provider in words.providers {
+            for (tier, outcome) in words.tiers.iter().flat_map(|t| words.mint_outcomes.iter().map(move |o| (t, o))) {
+                self.mints.with_label_values(&[provider, tier, outcome]).inc_by(0);
             }
         }
         for state in POLICY_STATES {
@@ -185,19 +180,19 @@ impl Metrics {
     }
 
     /// A task ended.
-    pub fn task_ended(&self, reason: EndReason) {
-        self.tasks_ended.with_label_values(&[reason.as_str()]).inc();
+    pub fn task_ended(&self, reason: &str) {
+        self.tasks_ended.with_label_values(&[reason]).inc();
     }
 
     /// A credential could be used for `left` after its task ended.
-    pub fn residual(&self, provider: Provider, left: Duration) {
-        self.residual.with_label_values(&[provider.as_str()]).observe(left.as_secs_f64());
+    pub fn residual(&self, provider: &str, left: Duration) {
+        self.residual.with_label_values(&[provider]).observe(left.as_secs_f64());
     }
 
     /// An exchange was tried.
-    pub fn mint(&self, provider: Provider, tier: Tier, outcome: &str, took: Duration) {
-        self.mints.with_label_values(&[provider.as_str(), tier.as_str(), outcome]).inc();
-        self.mint_seconds.with_label_values(&[provider.as_str()]).observe(took.as_secs_f64());
+    pub fn mint(&self, provider: &str, tier: &str, outcome: &str, took: Duration) {
+        self.mints.with_label_values(&[provider, tier, outcome]).inc();
+        self.mint_seconds.with_label_values(&[provider]).observe(took.as_secs_f64());
     }
 
     /// The counter and the histogram for answers of one dialect, so that the hot path looks neither up.
@@ -215,17 +210,16 @@ impl Metrics {
     /// # Errors
     /// Only when the encoder fails.
     pub fn page(&self, snapshot: &Snapshot) -> Result<Vec<u8>, prometheus::Error> {
-        for tier in Tier::ALL {
-            let count = snapshot.tasks.iter().find(|(t, _)| *t == tier).map_or(0, |(_, n)| *n);
-            self.tasks_active.with_label_values(&[tier.as_str()]).set(count);
+        for (tier, count) in &snapshot.tasks {
+            self.tasks_active.with_label_values(&[tier]).set(*count);
         }
         self.leases_active.reset();
         for (provider, revocation, count) in &snapshot.leases {
-            self.leases_active.with_label_values(&[provider.as_str(), revocation.as_str()]).set(*count);
+            self.leases_active.with_label_values(&[provider, revocation]).set(*count);
         }
         self.credential_expiry.reset();
         for (provider, at) in &snapshot.credential_expiry {
-            self.credential_expiry.with_label_values(&[provider.as_str()]).set(*at);
+            self.credential_expiry.with_label_values(&[provider]).set(*at);
         }
         self.svid_expiry.reset();
         if let Some(at) = snapshot.svid_expiry {

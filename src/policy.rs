@@ -26,11 +26,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
-use crate::exchange::Provider;
 use crate::identity::Caller;
 
 use document::{Decision, Grant, GrantProvider, Scope};
-pub use document::{GrantId, ParamName, ScopeId, Tier};
+pub use document::{GrantId, ParamName, Provider, ScopeId, Tier};
 pub use load::LoadOptions;
 use rules::{Engine, Slice, Verdict};
 

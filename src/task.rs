@@ -1,205 +1,35 @@
 //! A task: one piece of work, begun by a caller in one scope. It owns every credential minted for it and ends once.
+//!
+//! - [`record`]: what is durable of it.
+//! - [`flight`]: an exchange under way for it.
+//! - [`table`]: all tasks, and how to find one.
+
+pub mod flight;
+pub mod record;
+pub mod table;
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::clock::Timestamp;
 use crate::exchange::Provider;
-use crate::identity::task_token::{self, NoRandomness, TokenHash};
-use crate::identity::{Caller, Proof, SpiffeId};
-use crate::lease::{Issued, LeaseEnding, LeaseRecord};
-use crate::policy::{Ask, Permit, Policy, PolicyVersion, Tier};
+use crate::identity::task_token::TokenHash;
+use crate::identity::{Caller, SpiffeId};
+use crate::lease::LeaseRecord;
+use crate::policy::{Permit, Policy};
+
+pub use crate::id::TaskId;
+pub use flight::{Flight, FlightResult, MintError, ProviderSlot};
+pub use record::{EndReason, Ending, Idempotency, TaskRecord};
+pub use table::TaskTable;
 
 /// How long a held task lives on when nobody holds it.
 pub const HOLD_GRACE: Duration = Duration::from_secs(10);
 /// How long an ended task is remembered, so that its report can be read again.
 pub const REMEMBER: Duration = Duration::from_secs(24 * 3600);
-
-const ID_BITS: usize = 16;
-const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
-const ID_LENGTH: usize = 26;
-
-/// An unguessable id: `prefix` and 128 random bits in Crockford's base 32, lower case.
-pub(crate) fn random_id(prefix: &str) -> Result<String, NoRandomness> {
-    let mut bits = [0u8; ID_BITS];
-    task_token::random(&mut bits)?;
-    let mut value = u128::from_be_bytes(bits);
-    let mut digits = [0u8; ID_LENGTH];
-    for digit in digits.iter_mut().rev() {
-        // INVARIANT: the index is below 32.
-        *digit = ALPHABET.get((value & 31) as usize).copied().unwrap_or(b'0');
-        value >>= 5;
-    }
-    Ok(format!("{prefix}{}", String::from_utf8_lossy(&digits)))
-}
-
-/// The id of a task: `t-` and 128 random bits.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct TaskId(Arc<str>);
-
-impl TaskId {
-    /// A new, unguessable id.
-    ///
-    /// # Errors
-    /// When the system gives no random bytes.
-    pub fn generate() -> Result<Self, NoRandomness> {
-        random_id("t-").map(|id| Self(id.into()))
-    }
-
-    /// The id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for TaskId {
-    type Err = ();
-
-    /// Reads an id as it stands in a path; anything else cannot name a task.
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let digits = text.strip_prefix("t-").ok_or(())?;
-        let known = digits.len() == ID_LENGTH && digits.bytes().all(|b| ALPHABET.contains(&b));
-        if known { Ok(Self(text.into())) } else { Err(()) }
-    }
-}
-
-impl fmt::Display for TaskId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for TaskId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// Why a task ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EndReason {
-    /// Its holder said so.
-    Done,
-    /// Nobody held it for ten seconds.
-    HoldGone,
-    /// Its time was up.
-    Deadline,
-    /// It was not used for as long as its decision allows.
-    Idle,
-    /// Policy no longer permits it.
-    PolicyChanged,
-    /// The Workload API no longer gives its identity to this sidecar.
-    IdentityWithdrawn,
-    /// Its parent task ended.
-    ParentEnded,
-    /// An operator ended it.
-    Operator,
-    /// The sidecar was stopped.
-    Shutdown,
-}
-
-impl EndReason {
-    /// Every reason.
-    pub const ALL: [Self; 9] = [
-        Self::Done,
-        Self::HoldGone,
-        Self::Deadline,
-        Self::Idle,
-        Self::PolicyChanged,
-        Self::IdentityWithdrawn,
-        Self::ParentEnded,
-        Self::Operator,
-        Self::Shutdown,
-    ];
-
-    /// The word in answers, metrics, journal and audit.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Done => "done",
-            Self::HoldGone => "hold_gone",
-            Self::Deadline => "deadline",
-            Self::Idle => "idle",
-            Self::PolicyChanged => "policy_changed",
-            Self::IdentityWithdrawn => "identity_withdrawn",
-            Self::ParentEnded => "parent_ended",
-            Self::Operator => "operator",
-            Self::Shutdown => "shutdown",
-        }
-    }
-}
-
-impl fmt::Display for EndReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// What a task's end left behind. Told again, unchanged, however often it is asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Ending {
-    /// Why it ended.
-    pub reason: EndReason,
-    /// When, UTC.
-    pub ended_at: Timestamp,
-    /// What became of its leases.
-    pub leases: Vec<LeaseEnding>,
-}
-
-/// An idempotency key that a task was begun with, and the request that came with it; both as SHA-256.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Idempotency {
-    /// The key.
-    pub key: [u8; 32],
-    /// The body.
-    pub body: [u8; 32],
-}
-
-/// What is durable of a task. No secret: the token only as its hash.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TaskRecord {
-    /// Its id.
-    pub id: TaskId,
-    /// Whose it is.
-    pub owner: SpiffeId,
-    /// How the owner proved itself when it began.
-    pub proof: Proof,
-    /// When that proof lapsed or lapses, UTC.
-    pub proved_until: Timestamp,
-    /// What was asked for.
-    pub ask: Ask,
-    /// A free word of the caller's for it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub label: Option<String>,
-    /// The task whose token began this one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub parent: Option<TaskId>,
-    /// Whether it ends when nobody holds it.
-    pub hold: bool,
-    /// The hash of its token.
-    pub token: TokenHash,
-    /// The idempotency key it was begun with.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub idempotency: Option<Idempotency>,
-    /// The tier of the decision that let it begin.
-    pub tier: Tier,
-    /// The policy version of that decision.
-    pub policy_version: PolicyVersion,
-    /// When it began, UTC.
-    pub begun_at: Timestamp,
-    /// When it must end, UTC.
-    pub deadline: Timestamp,
-    /// How it ended, once it has.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ending: Option<Ending>,
-}
 
 /// A permit together with the policy that gave it, so that a later request can tell whether to decide again.
 #[derive(Debug, Clone)]
@@ -208,22 +38,6 @@ pub struct Decided {
     pub policy: Arc<Policy>,
     /// What it permits.
     pub permit: Arc<Permit>,
-}
-
-/// How an exchange in flight ends, for everyone who waits for it.
-pub type FlightResult = Result<Arc<Issued>, crate::broker::MintError>;
-/// Waits for an exchange in flight; `None` until it has ended.
-pub type Flight = watch::Receiver<Option<FlightResult>>;
-
-/// One provider's side of a task.
-#[derive(Debug, Default)]
-pub struct ProviderSlot {
-    /// The credential that is served now.
-    pub live: Option<Arc<Issued>>,
-    /// The exchange that is under way, shared by all who need its outcome.
-    pub flight: Option<Flight>,
-    /// After a failure: until when nobody asks the provider again (time since boot), and what it said.
-    pub cooling: Option<(Duration, crate::broker::MintError)>,
 }
 
 /// What changes in a task's life.

@@ -35,9 +35,9 @@ impl Broker {
 
     /// Makes an ending durable, counts and audits it.
     pub(super) async fn record_end(&self, task: &Arc<Task>, ending: &Ending, request_id: Option<&str>) {
-        self.parts.metrics.task_ended(ending.reason);
+        self.parts.metrics.task_ended(ending.reason.as_str());
         for lease in &ending.leases {
-            self.parts.metrics.residual(lease.provider, lease.usable_until.since(ending.ended_at));
+            self.parts.metrics.residual(lease.provider.as_str(), lease.usable_until.since(ending.ended_at));
         }
         self.journal_task(task).await;
         let record = task.begun();

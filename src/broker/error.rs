@@ -1,15 +1,12 @@
 //! Why the broker refuses, with the word for metrics and audit. What the outside is told is the server's business.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use crate::audit::AuditError;
-use crate::exchange::{ExchangeError, Provider};
+use crate::exchange::Provider;
 use crate::identity::task_token::NoRandomness;
 use crate::identity::{AuthenticationError, SpiffeId};
 use crate::lease::journal::JournalError;
 use crate::policy::Denial;
-use crate::task::EndReason;
+use crate::task::{EndReason, MintError};
 
 /// Why a task did not begin.
 #[derive(Debug, thiserror::Error)]
@@ -102,63 +99,6 @@ pub enum CredentialsError {
     /// None could be minted.
     #[error(transparent)]
     Mint(#[from] MintError),
-}
-
-/// Why nothing was minted. Cloned to everyone who waited for it.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum MintError {
-    /// The scope grants nothing at this provider.
-    #[error("the task's scope grants nothing at {0}")]
-    NoGrant(Provider),
-    /// The task ended, or policy stopped permitting it, before the credential could be served.
-    #[error("the task ended meanwhile: {0}")]
-    TaskEnded(EndReason),
-    /// No policy is loaded.
-    #[error("no policy is loaded")]
-    NoPolicy,
-    /// So little of the task is left that no credential would be of use.
-    #[error("too little of the task is left")]
-    TooLate,
-    /// The provider, or the way to it.
-    #[error("{0}")]
-    Exchange(Arc<ExchangeError>),
-    /// It could not be made durable or audited.
-    #[error("not recorded: {0}")]
-    NotRecorded(String),
-    /// The exchange takes longer than the request waits; it goes on.
-    #[error("the exchange is still under way")]
-    StillMinting,
-}
-
-impl MintError {
-    /// The stable word for metrics and audit.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::NoGrant(_) => "no_grant",
-            Self::TaskEnded(_) => "task_ended",
-            Self::NoPolicy => "no_policy",
-            Self::TooLate => "too_late",
-            Self::Exchange(error) => error.kind(),
-            Self::NotRecorded(_) => "not_recorded",
-            Self::StillMinting => "still_minting",
-        }
-    }
-
-    /// Whether the same request may succeed later, and when at the earliest.
-    pub fn retry_after(&self) -> Option<Duration> {
-        const SOON: Duration = Duration::from_secs(1);
-        match self {
-            Self::NoPolicy | Self::NotRecorded(_) | Self::StillMinting => Some(SOON),
-            Self::Exchange(error) => match &**error {
-                ExchangeError::Unavailable { retry_after, .. } => Some(retry_after.unwrap_or(SOON)),
-                ExchangeError::Unusable { .. } | ExchangeError::NoSvid { passing: true, .. } => Some(SOON),
-                ExchangeError::Refused { .. }
-                | ExchangeError::Inexpressible { .. }
-                | ExchangeError::NoSvid { passing: false, .. } => None,
-            },
-            Self::NoGrant(_) | Self::TaskEnded(_) | Self::TooLate => None,
-        }
-    }
 }
 
 /// Why a task cannot be shown to or ended by whoever asked.

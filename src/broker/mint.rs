@@ -75,7 +75,7 @@ impl Broker {
         let result = self.exchange(task, provider, request_id).await;
         let took = self.parts.clock.boot().saturating_sub(started);
         let outcome = result.as_ref().map_or_else(MintError::kind, |_| "minted");
-        self.parts.metrics.mint(provider, task.begun().tier, outcome, took);
+        self.parts.metrics.mint(provider.as_str(), task.begun().tier.as_str(), outcome, took);
         if let Err(error) = &result {
             tracing::warn!(task = %task.id(), %provider, request_id, %error, "nothing minted");
             let event = Event {

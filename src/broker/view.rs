@@ -104,12 +104,12 @@ impl TaskView {
 /// Everything counted.
 #[derive(Debug, Default)]
 pub struct Census {
-    /// Running tasks by tier.
-    pub tasks: Vec<(Tier, i64)>,
+    /// Running tasks by tier, every tier listed.
+    pub tasks: Vec<(&'static str, i64)>,
     /// Leases that are not over, by provider and class.
-    pub leases: Vec<(Provider, Revocation, i64)>,
+    pub leases: Vec<(&'static str, &'static str, i64)>,
     /// The earliest expiry of a credential that is served, by provider (seconds since the epoch).
-    pub credential_expiry: Vec<(Provider, f64)>,
+    pub credential_expiry: Vec<(&'static str, f64)>,
     /// Running tasks.
     pub active: usize,
     /// Ended tasks that are remembered.
@@ -120,9 +120,9 @@ impl Broker {
     /// Counts what is there now.
     pub fn census(&self) -> Census {
         let mut census = Census::default();
-        let mut tasks: BTreeMap<&'static str, (Tier, i64)> = BTreeMap::new();
-        let mut leases: BTreeMap<(Provider, &'static str), (Revocation, i64)> = BTreeMap::new();
-        let mut expiry: BTreeMap<Provider, Timestamp> = BTreeMap::new();
+        let mut tasks = BTreeMap::from(Tier::ALL.map(|tier| (tier.as_str(), 0)));
+        let mut leases: BTreeMap<(&'static str, &'static str), i64> = BTreeMap::new();
+        let mut expiry: BTreeMap<&'static str, Timestamp> = BTreeMap::new();
         let now = self.now();
         for task in self.tasks().all() {
             let state = task.state();
@@ -130,23 +130,21 @@ impl Broker {
                 census.ended += 1;
             } else {
                 census.active += 1;
-                let tier = task.begun().tier;
-                tasks.entry(tier.as_str()).or_insert((tier, 0)).1 += 1;
+                *tasks.entry(task.begun().tier.as_str()).or_default() += 1;
             }
             for lease in state.leases.iter().filter(|lease| !lease.state.is_over() && lease.usable_until > now) {
-                let key = (lease.provider, lease.revocation.as_str());
-                leases.entry(key).or_insert((lease.revocation, 0)).1 += 1;
+                *leases.entry((lease.provider.as_str(), lease.revocation.as_str())).or_default() += 1;
             }
             for (provider, slot) in &state.slots {
                 if let Some(live) = slot.live.as_ref().filter(|live| live.is_live(now)) {
-                    let earliest = expiry.entry(*provider).or_insert(Timestamp::MAX);
+                    let earliest = expiry.entry(provider.as_str()).or_insert(Timestamp::MAX);
                     *earliest = live.told_expiry().min(*earliest);
                 }
             }
         }
-        census.tasks = tasks.into_values().collect();
-        census.leases = leases.into_iter().map(|((provider, _), (class, count))| (provider, class, count)).collect();
-        census.credential_expiry = expiry.into_iter().map(|(p, at)| (p, at.as_secs() as f64)).collect();
+        census.tasks = tasks.into_iter().collect();
+        census.leases = leases.into_iter().map(|((provider, class), count)| (provider, class, count)).collect();
+        census.credential_expiry = expiry.into_iter().map(|(provider, at)| (provider, at.as_secs() as f64)).collect();
         census
     }
 }

@@ -19,8 +19,9 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{LeaseId, LeaseRecord};
-use crate::task::{TaskId, TaskRecord};
+use super::record::LeaseRecord;
+use crate::id::{LeaseId, TaskId};
+use crate::task::record::TaskRecord;
 
 const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 const TASKS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("tasks");

@@ -11,7 +11,6 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::session_policy::SessionPolicy;
 use super::{Caps, kind};
 use crate::clock::Timestamp;
-use crate::exchange::Provider;
 
 /// How much ceremony a decision asks for (design: `baseline`, `elevated`, `break-glass`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -36,6 +35,32 @@ impl Tier {
             Self::Elevated => "elevated",
             Self::BreakGlass => "break-glass",
         }
+    }
+}
+
+/// Who gives credentials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Provider {
+    /// AWS STS, or something that speaks its protocol.
+    Aws,
+}
+
+impl Provider {
+    /// Every provider.
+    pub const ALL: [Self; 1] = [Self::Aws];
+
+    /// The word in policy files, metrics and audit.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Aws => "aws",
+        }
+    }
+}
+
+impl fmt::Display for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

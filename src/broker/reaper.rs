@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::broker::Broker;
+use super::Broker;
 use crate::identity::workload_api::Identities;
 use crate::policy::Policy;
 

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::Task;
+use crate::id::TaskId;
 use crate::identity::SpiffeId;
 use crate::identity::task_token::TokenHash;
-use crate::task::{Task, TaskId};
 
 /// Every task that is remembered, running or ended.
 #[derive(Debug, Default)]

@@ -1,0 +1,90 @@
+//! A credential that may be served, and until when.
+
+use std::fmt;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::journal::Receipt;
+use crate::clock::Timestamp;
+use crate::exchange::{Credential, Minted};
+use crate::id::LeaseId;
+use crate::secret::SecretBytes;
+
+/// A credential that may be served: it is journalled, and its task was still permitted after the exchange.
+pub struct Issued {
+    lease: LeaseId,
+    credential: Credential,
+    issued_at: Timestamp,
+    usable_until: Timestamp,
+    told_expiry: Timestamp,
+    body: OnceLock<Bytes>,
+}
+
+/// The margin between the expiry told and the real one is at most this.
+const MARGIN: Duration = Duration::from_secs(15);
+/// Lives this long or longer are minted again at a fixed distance from their end, shorter ones at half their life.
+const LONG_LIFE: Duration = Duration::from_secs(12 * 60);
+/// That distance: just over botocore's mandatory window of 10 minutes, so that its callers never block on a refresh.
+const REMINT_BEFORE: Duration = Duration::from_secs(10 * 60 + 30);
+
+impl Issued {
+    /// The one way from a minted credential to one that may be served: its `issued` record is durable.
+    pub fn new(lease: LeaseId, minted: Minted, deadline: Timestamp, now: Timestamp, _durable: &Receipt) -> Self {
+        let end = minted.usable_until.min(deadline);
+        let life = end.since(now);
+        Self {
+            lease,
+            credential: minted.credential,
+            issued_at: now,
+            usable_until: minted.usable_until,
+            told_expiry: (end - MARGIN.min(life / 10)).floor_to_second(),
+            body: OnceLock::new(),
+        }
+    }
+
+    /// The lease it belongs to.
+    pub fn lease(&self) -> &LeaseId {
+        &self.lease
+    }
+
+    /// The secret itself, for the dialect that writes it out.
+    pub fn credential(&self) -> &Credential {
+        &self.credential
+    }
+
+    /// When it stops working at its provider, UTC.
+    pub fn usable_until(&self) -> Timestamp {
+        self.usable_until
+    }
+
+    /// The expiry to tell the workload, UTC, whole seconds: the earliest of the provider's, the cut and the task's end,
+    /// less min(15 s, a tenth of its life). From this moment on it is not served.
+    pub fn told_expiry(&self) -> Timestamp {
+        self.told_expiry
+    }
+
+    /// Whether it may still be served at `now`.
+    pub fn is_live(&self, now: Timestamp) -> bool {
+        now < self.told_expiry
+    }
+
+    /// Whether it is time to mint its successor in the background.
+    pub fn is_due(&self, now: Timestamp) -> bool {
+        let life = self.usable_until.since(self.issued_at);
+        let left = self.usable_until.since(now);
+        if life >= LONG_LIFE { left < REMINT_BEFORE } else { left < life / 2 }
+    }
+
+    /// The response body for it, written by `render` on first use and then shared.
+    pub fn body(&self, render: impl FnOnce(&Self) -> SecretBytes) -> Bytes {
+        self.body.get_or_init(|| render(self).into_body()).clone()
+    }
+}
+
+impl fmt::Debug for Issued {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Issued").field("lease", &self.lease).field("told_expiry", &self.told_expiry).finish()
+    }
+}

@@ -1,0 +1,90 @@
+//! The record of a lease: everything about a minted credential but the secret.
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Timestamp;
+use crate::exchange::{Provider, Revocation};
+use crate::id::{LeaseId, TaskId};
+use crate::policy::GrantId;
+
+/// Where a lease is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeaseState {
+    /// Journalled before the exchange; whether a credential exists is not known yet, or never became known.
+    Intent,
+    /// The provider gave a credential.
+    Issued,
+    /// Its task has ended; the credential may still be usable at its provider.
+    Ending,
+    /// The provider killed it.
+    Revoked,
+    /// It has died by itself.
+    Expired,
+}
+
+impl LeaseState {
+    /// Whether nothing more can happen to it.
+    pub const fn is_over(self) -> bool {
+        matches!(self, Self::Revoked | Self::Expired)
+    }
+}
+
+/// The record of one credential, never the secret itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseRecord {
+    /// Its id.
+    pub id: LeaseId,
+    /// The task that owns it.
+    pub task: TaskId,
+    /// Who gave it.
+    pub provider: Provider,
+    /// The grant it implements.
+    pub grant: GrantId,
+    /// The session name under which the provider knows it.
+    pub session_name: String,
+    /// Where it is in its life.
+    pub state: LeaseState,
+    /// How it can be taken back.
+    pub revocation: Revocation,
+    /// When the intent was recorded, UTC.
+    pub opened_at: Timestamp,
+    /// The end of its residual access, UTC. For an intent it is the latest that the order allows.
+    pub usable_until: Timestamp,
+    /// The provider's name for it, once known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<String>,
+}
+
+/// What became of one lease when its task ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseEnding {
+    /// The lease.
+    pub id: LeaseId,
+    /// Its provider.
+    pub provider: Provider,
+    /// `revoked`, or `expires`: it was only dropped here and can be used until `usable_until`.
+    pub outcome: Outcome,
+    /// The end of its residual access, UTC.
+    pub usable_until: Timestamp,
+}
+
+/// How a lease ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The provider killed it.
+    Revoked,
+    /// It dies by itself.
+    Expires,
+}
+
+impl Outcome {
+    /// The word in metrics and audit.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Revoked => "revoked",
+            Self::Expires => "expires",
+        }
+    }
+}

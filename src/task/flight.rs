@@ -1,0 +1,98 @@
+//! An exchange under way, and how it ends for everyone who waits for it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::record::EndReason;
+use crate::exchange::{ExchangeError, Provider};
+use crate::lease::Issued;
+
+/// How an exchange in flight ends, for everyone who waits for it.
+pub type FlightResult = Result<Arc<Issued>, MintError>;
+/// Waits for an exchange in flight; `None` until it has ended.
+pub type Flight = watch::Receiver<Option<FlightResult>>;
+
+/// One provider's side of a task.
+#[derive(Debug, Default)]
+pub struct ProviderSlot {
+    /// The credential that is served now.
+    pub live: Option<Arc<Issued>>,
+    /// The exchange that is under way, shared by all who need its outcome.
+    pub flight: Option<Flight>,
+    /// After a failure: until when nobody asks the provider again (time since boot), and what it said.
+    pub cooling: Option<(Duration, MintError)>,
+}
+
+/// Why nothing was minted. Cloned to everyone who waited for it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum MintError {
+    /// The scope grants nothing at this provider.
+    #[error("the task's scope grants nothing at {0}")]
+    NoGrant(Provider),
+    /// The task ended, or policy stopped permitting it, before the credential could be served.
+    #[error("the task ended meanwhile: {0}")]
+    TaskEnded(EndReason),
+    /// No policy is loaded.
+    #[error("no policy is loaded")]
+    NoPolicy,
+    /// So little of the task is left that no credential would be of use.
+    #[error("too little of the task is left")]
+    TooLate,
+    /// The provider, or the way to it.
+    #[error("{0}")]
+    Exchange(Arc<ExchangeError>),
+    /// It could not be made durable or audited.
+    #[error("not recorded: {0}")]
+    NotRecorded(String),
+    /// The exchange takes longer than the request waits; it goes on.
+    #[error("the exchange is still under way")]
+    StillMinting,
+}
+
+impl MintError {
+    /// Every word of [`MintError::kind`], and the one for success.
+    pub const OUTCOMES: [&'static str; 11] = [
+        "minted",
+        "unavailable",
+        "refused",
+        "inexpressible",
+        "unusable",
+        "no_svid",
+        "no_grant",
+        "task_ended",
+        "no_policy",
+        "too_late",
+        "not_recorded",
+    ];
+
+    /// The stable word for metrics and audit.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::NoGrant(_) => "no_grant",
+            Self::TaskEnded(_) => "task_ended",
+            Self::NoPolicy => "no_policy",
+            Self::TooLate => "too_late",
+            Self::Exchange(error) => error.kind(),
+            Self::NotRecorded(_) => "not_recorded",
+            Self::StillMinting => "still_minting",
+        }
+    }
+
+    /// Whether the same request may succeed later, and when at the earliest.
+    pub fn retry_after(&self) -> Option<Duration> {
+        const SOON: Duration = Duration::from_secs(1);
+        match self {
+            Self::NoPolicy | Self::NotRecorded(_) | Self::StillMinting => Some(SOON),
+            Self::Exchange(error) => match &**error {
+                ExchangeError::Unavailable { retry_after, .. } => Some(retry_after.unwrap_or(SOON)),
+                ExchangeError::Unusable { .. } | ExchangeError::NoSvid { passing: true, .. } => Some(SOON),
+                ExchangeError::Refused { .. }
+                | ExchangeError::Inexpressible { .. }
+                | ExchangeError::NoSvid { passing: false, .. } => None,
+            },
+            Self::NoGrant(_) | Self::TaskEnded(_) | Self::TooLate => None,
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What is durable of a task.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::Timestamp;
+use crate::id::TaskId;
+use crate::identity::task_token::TokenHash;
+use crate::identity::{Proof, SpiffeId};
+use crate::lease::record::LeaseEnding;
+use crate::policy::{Ask, PolicyVersion, Tier};
+
+/// Why a task ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// Its holder said so.
+    Done,
+    /// Nobody held it for ten seconds.
+    HoldGone,
+    /// Its time was up.
+    Deadline,
+    /// It was not used for as long as its decision allows.
+    Idle,
+    /// Policy no longer permits it.
+    PolicyChanged,
+    /// The Workload API no longer gives its identity to this sidecar.
+    IdentityWithdrawn,
+    /// Its parent task ended.
+    ParentEnded,
+    /// An operator ended it.
+    Operator,
+    /// The sidecar was stopped.
+    Shutdown,
+}
+
+impl EndReason {
+    /// Every reason.
+    pub const ALL: [Self; 9] = [
+        Self::Done,
+        Self::HoldGone,
+        Self::Deadline,
+        Self::Idle,
+        Self::PolicyChanged,
+        Self::IdentityWithdrawn,
+        Self::ParentEnded,
+        Self::Operator,
+        Self::Shutdown,
+    ];
+
+    /// The word in answers, metrics, journal and audit.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::HoldGone => "hold_gone",
+            Self::Deadline => "deadline",
+            Self::Idle => "idle",
+            Self::PolicyChanged => "policy_changed",
+            Self::IdentityWithdrawn => "identity_withdrawn",
+            Self::ParentEnded => "parent_ended",
+            Self::Operator => "operator",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+impl fmt::Display for EndReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a task's end left behind. Told again, unchanged, however often it is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ending {
+    /// Why it ended.
+    pub reason: EndReason,
+    /// When, UTC.
+    pub ended_at: Timestamp,
+    /// What became of its leases.
+    pub leases: Vec<LeaseEnding>,
+}
+
+/// An idempotency key that a task was begun with, and the request that came with it; both as SHA-256.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Idempotency {
+    /// The key.
+    pub key: [u8; 32],
+    /// The body.
+    pub body: [u8; 32],
+}
+
+/// What is durable of a task. No secret: the token only as its hash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskRecord {
+    /// Its id.
+    pub id: TaskId,
+    /// Whose it is.
+    pub owner: SpiffeId,
+    /// How the owner proved itself when it began.
+    pub proof: Proof,
+    /// When that proof lapsed or lapses, UTC.
+    pub proved_until: Timestamp,
+    /// What was asked for.
+    pub ask: Ask,
+    /// A free word of the caller's for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// The task whose token began this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<TaskId>,
+    /// Whether it ends when nobody holds it.
+    pub hold: bool,
+    /// The hash of its token.
+    pub token: TokenHash,
+    /// The idempotency key it was begun with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency: Option<Idempotency>,
+    /// The tier of the decision that let it begin.
+    pub tier: Tier,
+    /// The policy version of that decision.
+    pub policy_version: PolicyVersion,
+    /// When it began, UTC.
+    pub begun_at: Timestamp,
+    /// When it must end, UTC.
+    pub deadline: Timestamp,
+    /// How it ended, once it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ending: Option<Ending>,
+}
