@@ -10,6 +10,8 @@ pub mod endpoint;
 pub mod streams;
 #[cfg(any(test, feature = "dev"))]
 pub mod testing;
+#[cfg(all(test, feature = "dev"))]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
