@@ -10,7 +10,7 @@ pub mod endpoint;
 pub mod streams;
 #[cfg(any(test, feature = "dev"))]
 pub mod testing;
-#[cfg(all(test, feature = "dev"))]
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;

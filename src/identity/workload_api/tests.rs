@@ -1,4 +1,5 @@
 //! The real client against an agent of the tests: a gRPC server on a Unix socket that says what a test tells it to.
+#![cfg(feature = "dev")]
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
