@@ -348,13 +348,12 @@ fn complete(identities: &Identities) -> bool {
 async fn learns_svids_and_bundles_and_verifies_with_them() {
     let agent = Agent::running();
     let (api, _) = start(&agent);
-    until(&api, |identities, health| complete(identities) && health.connected()).await;
+    until(&api, |identities, health| complete(identities) && health.connected() && health.last_error().is_none()).await;
     let identities = api.identities();
     assert_eq!(identities.svids, [OwnSvid { spiffe_id: REPORT.parse().unwrap(), expires_at: NOT_AFTER, hint: None }]);
     assert!(identities.svid(&REPORT.parse().unwrap(), NOT_AFTER).is_none(), "an expired SVID is none");
     let token = agent.key.sign(&claims(REPORT, "sidemint", NOW, Duration::from_secs(300)));
     assert!(crate::identity::jwt_svid::verify(&token, &identities.jwt_bundles, "sidemint", NOW).is_ok());
-    assert_eq!(api.health().last_error(), None);
 }
 
 #[tokio::test]
@@ -474,8 +473,8 @@ async fn reconnects_when_the_socket_comes_late_and_when_it_was_recreated() {
     std::fs::remove_file(agent.socket()).unwrap();
     agent.says(Ok(svids(&[OTHER])));
     agent.run();
-    until(&api, |identities, health| ids(identities) == [OTHER] && health.connected()).await;
-    assert_eq!(api.health().last_error(), None);
+    until(&api, |identities, health| ids(identities) == [OTHER] && health.connected() && health.last_error().is_none())
+        .await;
 }
 
 #[tokio::test]
