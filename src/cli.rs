@@ -10,6 +10,8 @@ pub mod serve;
 pub mod status;
 pub mod task;
 
+pub mod svid;
+
 use std::fmt;
 use std::io::{self, Write as _};
 

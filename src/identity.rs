@@ -19,7 +19,7 @@ use crate::clock::Timestamp;
 use crate::secret::Secret;
 
 use jwt_svid::JwtSvidError;
-pub use spiffe_id::{SpiffeId, TrustDomain};
+pub use spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain};
 use workload_api::WorkloadApi;
 
 /// What a request brings to prove who sent it.

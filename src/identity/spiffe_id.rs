@@ -153,3 +153,143 @@ impl<'de> Deserialize<'de> for SpiffeId {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn reads_canonical_ids_and_gives_their_parts() {
+        for (text, domain, path) in [
+            ("spiffe://example.org/report", "example.org", "report"),
+            ("spiffe://example.org/ns/finance/sa/report", "example.org", "ns/finance/sa/report"),
+            (
+                "spiffe://example.org/9eebccd2-12bf-40a6-b262-65fe0487d453",
+                "example.org",
+                "9eebccd2-12bf-40a6-b262-65fe0487d453",
+            ),
+            ("spiffe://a/b", "a", "b"),
+            ("spiffe://192.0.2.1/a", "192.0.2.1", "a"),
+            ("spiffe://-._0/A.b_c-D", "-._0", "A.b_c-D"),
+            ("spiffe://example.org/...", "example.org", "..."),
+            ("spiffe://example.org/.a/a./a..b", "example.org", ".a/a./a..b"),
+            ("spiffe://spiffe/spiffe", "spiffe", "spiffe"),
+        ] {
+            let id: SpiffeId = text.parse().unwrap();
+            assert_eq!((id.trust_domain().as_str(), id.path(), id.as_str()), (domain, path, text));
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_not_canonical() {
+        for (text, error) in [
+            ("", SpiffeIdError::Scheme),
+            ("spiffe", SpiffeIdError::Scheme),
+            ("spiffe:/example.org/a", SpiffeIdError::Scheme),
+            ("SPIFFE://example.org/a", SpiffeIdError::Scheme),
+            ("Spiffe://example.org/a", SpiffeIdError::Scheme),
+            ("https://example.org/a", SpiffeIdError::Scheme),
+            (" spiffe://example.org/a", SpiffeIdError::Scheme),
+            ("example.org/a", SpiffeIdError::Scheme),
+            ("spiffe://", SpiffeIdError::TrustDomain),
+            ("spiffe:///a", SpiffeIdError::TrustDomain),
+            ("spiffe://Example.org/a", SpiffeIdError::TrustDomain),
+            ("spiffe://exämple.org/a", SpiffeIdError::TrustDomain),
+            ("spiffe://xn--exmple%2eorg/a", SpiffeIdError::TrustDomain),
+            ("spiffe://user@example.org/a", SpiffeIdError::TrustDomain),
+            ("spiffe://user:pass@example.org/a", SpiffeIdError::TrustDomain),
+            ("spiffe://example.org:8443/a", SpiffeIdError::TrustDomain),
+            ("spiffe://[2001:db8::1]/a", SpiffeIdError::TrustDomain),
+            ("spiffe://example.org?a", SpiffeIdError::TrustDomain),
+            ("spiffe://example.org#a", SpiffeIdError::TrustDomain),
+            ("spiffe://example.org\\a/b", SpiffeIdError::TrustDomain),
+            ("spiffe://example.org\n/a", SpiffeIdError::TrustDomain),
+            ("spiffe://example.org", SpiffeIdError::NoPath),
+            ("spiffe://example.org/", SpiffeIdError::Path),
+            ("spiffe://example.org//a", SpiffeIdError::Path),
+            ("spiffe://example.org/a/", SpiffeIdError::Path),
+            ("spiffe://example.org/a//b", SpiffeIdError::Path),
+            ("spiffe://example.org/.", SpiffeIdError::Path),
+            ("spiffe://example.org/..", SpiffeIdError::Path),
+            ("spiffe://example.org/a/./b", SpiffeIdError::Path),
+            ("spiffe://example.org/a/../b", SpiffeIdError::Path),
+            ("spiffe://example.org/a%2fb", SpiffeIdError::Path),
+            ("spiffe://example.org/%61", SpiffeIdError::Path),
+            ("spiffe://example.org/a b", SpiffeIdError::Path),
+            ("spiffe://example.org/a\0", SpiffeIdError::Path),
+            ("spiffe://example.org/a\n", SpiffeIdError::Path),
+            ("spiffe://example.org/a?b", SpiffeIdError::Path),
+            ("spiffe://example.org/a#b", SpiffeIdError::Path),
+            ("spiffe://example.org/a:b", SpiffeIdError::Path),
+            ("spiffe://example.org/a*", SpiffeIdError::Path),
+            ("spiffe://example.org/ä", SpiffeIdError::Path),
+            ("spiffe://example.org/а", SpiffeIdError::Path), // Cyrillic
+        ] {
+            assert_eq!(text.parse::<SpiffeId>(), Err(error), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn has_the_lengths_of_the_specification() {
+        let longest = format!("spiffe://example.org/{}", "a".repeat(MAX_SPIFFE_ID - 21));
+        assert_eq!(longest.len(), MAX_SPIFFE_ID);
+        assert!(longest.parse::<SpiffeId>().is_ok());
+        assert_eq!(format!("{longest}a").parse::<SpiffeId>(), Err(SpiffeIdError::TooLong));
+        let domain = "a".repeat(MAX_TRUST_DOMAIN);
+        assert!(format!("spiffe://{domain}/a").parse::<SpiffeId>().is_ok());
+        assert_eq!(format!("spiffe://{domain}a/a").parse::<SpiffeId>(), Err(SpiffeIdError::TooLong));
+    }
+
+    #[test]
+    fn ids_that_only_look_alike_are_different() {
+        let id: SpiffeId = "spiffe://example.org/foo".parse().unwrap();
+        for other in [
+            "spiffe://example.org/foobar",
+            "spiffe://example.org/foo/bar",
+            "spiffe://example.org/Foo",
+            "spiffe://example.org.evil/foo",
+            "spiffe://evil.example.org/foo",
+            "spiffe://example/org/foo",
+        ] {
+            assert_ne!(id, other.parse().unwrap(), "{other}");
+        }
+        let evil: SpiffeId = "spiffe://example.org.evil/foo".parse().unwrap();
+        assert_ne!(id.trust_domain(), evil.trust_domain());
+    }
+
+    #[test]
+    fn a_trust_domain_id_has_neither_path_nor_port() {
+        assert_eq!(TrustDomain::from_id("spiffe://example.org").unwrap().as_str(), "example.org");
+        for text in [
+            "example.org",
+            "spiffe://",
+            "spiffe://example.org/",
+            "spiffe://example.org/a",
+            "spiffe://Example.org",
+            "https://a",
+        ] {
+            assert!(TrustDomain::from_id(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics_and_keeps_every_byte_of_what_it_accepts(
+            text in prop_oneof![any::<String>(), "spiffe://[a-zA-Z0-9._%@:-]{0,12}(/[A-Za-z0-9._%-]{0,6}){0,4}"],
+        ) {
+            if let Ok(id) = text.parse::<SpiffeId>() {
+                prop_assert_eq!(&id.to_string(), &text);
+                prop_assert_eq!(format!("spiffe://{}/{}", id.trust_domain(), id.path()), text);
+            }
+        }
+
+        #[test]
+        fn reads_every_id_of_the_grammar(text in "spiffe://[a-z0-9._-]{1,30}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,20}){1,5}") {
+            let id: SpiffeId = text.parse().unwrap();
+            let json = serde_json::to_string(&id).unwrap();
+            prop_assert_eq!(serde_json::from_str::<SpiffeId>(&json).unwrap(), id);
+        }
+    }
+}

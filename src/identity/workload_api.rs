@@ -10,6 +10,8 @@ pub mod endpoint;
 pub mod streams;
 #[cfg(any(test, feature = "dev"))]
 pub mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;

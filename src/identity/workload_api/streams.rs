@@ -38,7 +38,7 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 /// The longest wait between two attempts, and the wait after a request that the Workload API does not know.
 const BACKOFF_MOST: Duration = Duration::from_secs(30);
 /// How long a connection and the opening of a stream may take.
-const OPENING: Duration = Duration::from_secs(30);
+pub(super) const OPENING: Duration = Duration::from_secs(10);
 /// A stream that ends sooner than this is not opened again at once.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
 

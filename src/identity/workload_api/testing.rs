@@ -356,3 +356,76 @@ impl WorkloadApi for FakeWorkloadApi {
             .unwrap_or_else(|| Err(WorkloadApiError::Unavailable("no answer in time".into())))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::identity::{AuthenticationError, Authenticator, Evidence, Proof};
+
+    const REPORT: &str = "spiffe://example.org/report";
+    const NOW: Timestamp = Timestamp::from_secs(1_795_452_513);
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    fn fake() -> (Arc<FakeWorkloadApi>, ManualClock) {
+        let clock = ManualClock::at(NOW);
+        (FakeWorkloadApi::new(Arc::new(clock.clone()), &[REPORT]), clock)
+    }
+
+    #[tokio::test]
+    async fn what_it_fetches_and_issues_is_believed_and_remembered() {
+        let (fake, _) = fake();
+        let authenticator = Authenticator::new(fake.clone(), "sidemint".into());
+        let fetched = fake.fetch_jwt_svid(&REPORT.parse().unwrap(), "sidemint", LIMIT).await.unwrap();
+        let until = fetched.expires_at;
+        assert!(fake.secrets().iter().any(|secret| fetched.token.matches(secret)));
+        let caller = authenticator.authenticate(&Evidence::JwtSvid(fetched.token), NOW).unwrap();
+        assert_eq!((caller.spiffe_id().as_str(), caller.proof(), caller.until()), (REPORT, Proof::JwtSvid, until));
+        let other = fake.issue("spiffe://example.org/intruder", "sidemint");
+        let caller = authenticator.authenticate(&Evidence::JwtSvid(Secret::new(other)), NOW).unwrap();
+        assert_eq!(caller.spiffe_id().as_str(), "spiffe://example.org/intruder");
+        assert_eq!((fake.fetches().len(), fake.secrets().len()), (1, 2));
+    }
+
+    #[test]
+    fn the_authenticator_refuses_by_the_rule_that_was_broken() {
+        let (fake, _) = fake();
+        let authenticator = Authenticator::new(fake.clone(), "sidemint".into());
+        let refused =
+            |token: String| authenticator.authenticate(&Evidence::JwtSvid(Secret::new(token)), NOW).unwrap_err().kind();
+        let domain = "example.org".parse().unwrap();
+        assert_eq!(refused(fake.issue(REPORT, "sts.amazonaws.com")), "aud");
+        assert_eq!(refused(fake.issue_claims(&domain, claims(REPORT, "sidemint", NOW - LIMIT, LIMIT))), "expired");
+        assert_eq!(refused(fake.issue_text(&domain, r#"{"alg":"none"}"#, "{}")), "alg");
+        fake.withdraw_all();
+        assert_eq!(refused(fake.issue(REPORT, "sidemint")), "no_bundle");
+    }
+
+    #[tokio::test]
+    async fn a_pod_is_believed_only_while_its_svid_is_issued_and_unexpired() {
+        let (fake, _) = fake();
+        let authenticator = Authenticator::new(fake.clone(), "sidemint".into());
+        let pod = Evidence::Pod(REPORT.parse().unwrap());
+        let end = NOW + Duration::from_secs(3600);
+        assert_eq!(authenticator.authenticate(&pod, NOW).unwrap().until(), end);
+        assert!(matches!(authenticator.authenticate(&pod, end), Err(AuthenticationError::NoSvid(_))));
+        fake.withdraw(REPORT);
+        assert_eq!(authenticator.authenticate(&pod, NOW).unwrap_err().kind(), "no_svid");
+        let denied = fake.fetch_jwt_svid(&REPORT.parse().unwrap(), "sidemint", LIMIT).await;
+        assert!(matches!(denied, Err(WorkloadApiError::Denied(_))));
+    }
+
+    #[tokio::test]
+    async fn a_fetch_that_hangs_ends_at_its_limit() {
+        let (fake, clock) = fake();
+        fake.on_fetch(OnFetch::Hang);
+        let asking = fake.clone();
+        let fetch =
+            tokio::spawn(async move { asking.fetch_jwt_svid(&REPORT.parse().unwrap(), "sidemint", LIMIT).await });
+        while clock.sleepers() == 0 {
+            tokio::task::yield_now().await;
+        }
+        clock.advance(LIMIT);
+        assert!(matches!(fetch.await.unwrap(), Err(WorkloadApiError::Unavailable(_))));
+    }
+}
