@@ -641,6 +641,16 @@ async fn a_subject_cut_at_255_characters_is_still_a_long_named_caller() {
     }
 }
 
+#[tokio::test]
+async fn a_credential_that_comes_after_its_own_cut_is_unusable() {
+    let throttled = Reply::Answer(429, vec![("retry-after", "7".to_owned())], String::new());
+    let world = World::new([throttled, ok(&Given::default())]).await;
+    let order = order_with(|order, _| order.dead_by = now() + Duration::from_secs(6));
+    let error = world.mint_stepping(&order, Duration::from_secs(1)).await.unwrap_err();
+    assert_eq!(error.to_string(), "unusable answer: it came after the end of its own life");
+    assert_eq!(world.sts.seen().len(), 2);
+}
+
 // ---- the SVID ----
 
 #[tokio::test]
