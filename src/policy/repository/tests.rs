@@ -24,11 +24,22 @@ fn reads_policy_files_of_the_known_folders_only() {
     for file in ["boundaries/b.cedar", "scopes/a.toml", "grants/g.toml", "kill/list.toml"] {
         write(directory.path(), file, "x");
     }
-    for file in ["README.md", "a.toml", "decisions/README.md", "decisions/.a.toml.swp", ".git/a.toml", "grants/.old/g.toml", "other/a.toml"] {
+    for file in [
+        "README.md",
+        "a.toml",
+        "decisions/README.md",
+        "decisions/.a.toml.swp",
+        ".git/a.toml",
+        "grants/.old/g.toml",
+        "other/a.toml",
+    ] {
         write(directory.path(), file, "x");
     }
     let found = read(directory.path()).unwrap();
-    assert_eq!(found, ["boundaries/b.cedar", "decisions/finance/a.toml", "grants/g.toml", "kill/list.toml", "scopes/a.toml"]);
+    assert_eq!(
+        found,
+        ["boundaries/b.cedar", "decisions/finance/a.toml", "grants/g.toml", "kill/list.toml", "scopes/a.toml"]
+    );
 }
 
 #[test]

@@ -78,7 +78,9 @@ fn what_is_asked_keeps_to_the_schema() {
 
 #[test]
 fn optional_members_must_be_asked_for_with_has() {
-    for member in ["context.asserted.reason == \"x\"", "context.asserted.approval == \"x\"", "context.verified.approval == \"x\""] {
+    for member in
+        ["context.asserted.reason == \"x\"", "context.asserted.approval == \"x\"", "context.verified.approval == \"x\""]
+    {
         assert!(rules(&format!("@id(\"a\") permit HEAD when {{ {member} }};"), &[]).is_err(), "{member}");
     }
 }
@@ -106,7 +108,8 @@ fn a_scope_in_the_condition_does_not_replace_the_head() {
 
 #[test]
 fn an_error_in_any_rule_is_an_error_even_when_another_permits() {
-    let text = "@id(\"ok\") permit HEAD; @id(\"sum\") forbid HEAD when { context.asserted.ttl + 9223372036854775807 == 0 };";
+    let text =
+        "@id(\"ok\") permit HEAD; @id(\"sum\") forbid HEAD when { context.asserted.ttl + 9223372036854775807 == 0 };";
     assert!(matches!(asked(text, &[], &ask(&[])), Verdict::Error(detail) if detail.contains("sum")));
 }
 
@@ -115,7 +118,8 @@ fn guardrails_see_the_last_instant_before_the_end() {
     let engine = Engine::new().unwrap();
     let decision = DecisionFile::parse(DECISION.replace("TIER", "baseline").as_bytes()).unwrap();
     let slice = engine.slice(&"s".parse().unwrap(), &decision, &Rules::default(), &[]).unwrap();
-    let at = |now| engine.ask_guardrails(&slice, &engine.question(&slice, &caller(), &ask(&[]), 1, now).unwrap()).unwrap();
+    let at =
+        |now| engine.ask_guardrails(&slice, &engine.question(&slice, &caller(), &ask(&[]), 1, now).unwrap()).unwrap();
     let end = decision.review_until;
     assert_eq!(at(end - Duration::from_millis(1)), Vec::<String>::new());
     assert_eq!(at(end), ["guardrail-review-overdue"]);
