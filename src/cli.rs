@@ -6,6 +6,7 @@
 pub mod client;
 pub mod exec;
 pub mod own_svid;
+pub mod policy;
 pub mod serve;
 pub mod status;
 pub mod task;
@@ -111,6 +112,8 @@ enum Command {
     Exec(exec::Args),
     /// Begin, list, show and end tasks
     Task(task::Args),
+    /// Check policy files, and decide on them
+    Policy(policy::Args),
     #[command(name = exec::LAUNCH, hide = true)]
     Launch(exec::LaunchArgs),
 }
@@ -130,7 +133,7 @@ impl Cli {
     pub fn runtime(&self) -> io::Result<tokio::runtime::Runtime> {
         let mut builder = match self.command {
             Command::Serve(_) => tokio::runtime::Builder::new_multi_thread(),
-            Command::Status(_) | Command::Exec(_) | Command::Task(_) | Command::Launch(_) => {
+            Command::Status(_) | Command::Exec(_) | Command::Task(_) | Command::Policy(_) | Command::Launch(_) => {
                 tokio::runtime::Builder::new_current_thread()
             }
         };
@@ -147,6 +150,7 @@ impl Cli {
             Command::Status(args) => status::run(args).await,
             Command::Exec(args) => exec::run(args).await,
             Command::Task(args) => task::run(args).await,
+            Command::Policy(args) => policy::run(args).await,
             Command::Launch(args) => exec::launch(args),
         }
     }

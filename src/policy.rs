@@ -356,6 +356,11 @@ impl Policy {
         self.active.get(scope).map(|active| active.decision.tier)
     }
 
+    /// The decisions whose review or end is near or past at `now`; for `policy lint`.
+    pub fn due(&self, now: Timestamp) -> Vec<Problem> {
+        self.active.iter().filter_map(|(id, active)| lint::due(id, &active.decision, now)).collect()
+    }
+
     /// Governance's word on an active scope.
     pub fn decision(&self, scope: &ScopeId) -> Option<&Decision> {
         self.active.get(scope).map(|active| &active.decision)

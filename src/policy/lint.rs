@@ -1,6 +1,7 @@
 //! What is allowed and still worth a second look. Nothing here denies anything.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use cedar_policy::{Effect, Policy as Rule};
 use serde_json::{Map, Value};
@@ -9,6 +10,7 @@ use super::document::{Decision, Grant, GrantId, GrantProvider, Scope, ScopeId};
 use super::rules::Rules;
 use super::session_policy::SessionPolicy;
 use super::{Problem, kind};
+use crate::clock::Timestamp;
 
 /// The warnings of one active scope.
 pub(super) fn scope(
@@ -28,6 +30,26 @@ pub(super) fn scope(
         warnings.extend(of_grant(name, grant, decision));
     }
     warnings
+}
+
+/// How long before a review or an end lint speaks of it.
+const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// What is near or past at `now`.
+pub(super) fn due(id: &ScopeId, decision: &Decision, now: Timestamp) -> Option<Problem> {
+    let warn = |message: String| Some(Problem::new(format!("decisions/{id}.toml"), kind::WARNING, message));
+    match decision.expires_at {
+        Some(at) if at <= now => return warn(format!("ended at {at}: nobody may begin it")),
+        Some(at) if at.since(now) <= SOON => return warn(format!("ends at {at}")),
+        _ => {}
+    }
+    let (due, stops) = (decision.review_by, decision.review_until);
+    match () {
+        () if stops <= now => warn(format!("review overdue: it stopped at {stops}; review it and move review_by")),
+        () if due <= now => warn(format!("review overdue: it stops at {stops}; review it and move review_by")),
+        () if due.since(now) <= SOON => warn(format!("review due by {due}")),
+        () => None,
+    }
 }
 
 /// A permit on identity alone (requirement G14), or one that leaves a parameter to the caller.

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::PolicyVersion;
+pub use super::cache::PolicyCache;
 use super::document::Digest;
 
 /// All policy files of one version, by path (`decisions/ledger-read.toml`), exactly as published.

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use cedar_policy::{
     Authorizer, Context, Decision, Effect, Entities, Entity, EntityId, EntityTypeName, EntityUid, Policy as Rule,
     PolicyId, PolicySet, PrincipalConstraint, Request, ResourceConstraint, Response, RestrictedExpression, Schema,
@@ -73,6 +74,8 @@ pub(super) struct Engine {
     names: Names,
     authorizer: Authorizer,
     guardrails: PolicySet,
+    /// The last second asked about, in Cedar's terms: making one anew costs as much as two rules.
+    second: ArcSwapOption<(Timestamp, RestrictedExpression)>,
 }
 
 /// Validators, memoised by the set of parameter names: most scopes share one.
@@ -172,7 +175,7 @@ impl Engine {
         let rules = parse(GUARDRAILS.as_bytes()).map_err(first)?;
         validate(&validator(&BTreeSet::new(), "")?, &rules).map_err(first)?;
         let guardrails = policy_set(&rules)?;
-        Ok(Self { names, authorizer: Authorizer::new(), guardrails })
+        Ok(Self { names, authorizer: Authorizer::new(), guardrails, second: ArcSwapOption::empty() })
     }
 
     /// Reads a boundary file: `forbid` rules over any scope, validated against every parameter name as optional.
@@ -270,11 +273,22 @@ impl Engine {
         now: Timestamp,
     ) -> Result<Question, String> {
         let principal = self.names.workload(caller.spiffe_id().as_str());
-        let context = context(caller, ask, ttl, now)?;
+        let context = context(caller, ask, ttl, self.now(now))?;
         // Not checked against the schema again: it is built here in just that shape, which tests hold it to.
         Request::new(principal, self.names.begin.clone(), slice.resource.clone(), context, None)
             .map(|request| Question { request })
             .map_err(|error| error.to_string())
+    }
+
+    /// `context.verified.now`, in whole seconds: no bound that a file can set is finer.
+    fn now(&self, now: Timestamp) -> RestrictedExpression {
+        let second = now.floor_to_second();
+        if let Some(known) = self.second.load().as_ref().filter(|known| known.0 == second) {
+            return known.1.clone();
+        }
+        let made = datetime(second);
+        self.second.store(Some(Arc::new((second, made.clone()))));
+        made
     }
 
     /// What the scope's own rules and the boundaries say.
@@ -327,14 +341,14 @@ fn record<const N: usize>(members: [Option<(&str, RestrictedExpression)>; N]) ->
     RestrictedExpression::new_record(members).map_err(|error| error.to_string())
 }
 
-fn context(caller: &Caller, ask: &Ask, ttl: u64, now: Timestamp) -> Result<Context, String> {
+fn context(caller: &Caller, ask: &Ask, ttl: u64, now: RestrictedExpression) -> Result<Context, String> {
     let spiffe_id = caller.spiffe_id();
     let verified = record([
         Some(("spiffe_id", string(spiffe_id.as_str()))),
         Some(("trust_domain", string(spiffe_id.trust_domain().as_str()))),
         Some(("path", string(spiffe_id.path()))),
         Some(("proof", string(caller.proof().as_str()))),
-        Some(("now", datetime(now))),
+        Some(("now", now)),
     ])?;
     let params = ask.params.iter().map(|(name, value)| (name.as_str().to_owned(), string(value)));
     let params = RestrictedExpression::new_record(params).map_err(|error| error.to_string())?;

@@ -74,9 +74,14 @@ impl SessionPolicy {
         if self.params.is_empty() { self.template.clone() } else { fill(&self.template, values) }
     }
 
+    /// The statements as written.
+    pub fn statements(&self) -> impl Iterator<Item = &Map<String, Value>> {
+        statements(&self.template).into_iter()
+    }
+
     /// The Allow statements, for lint.
     pub fn allows(&self) -> impl Iterator<Item = &Map<String, Value>> {
-        statements(&self.template).into_iter().filter(|statement| is_allow(statement))
+        self.statements().filter(|statement| is_allow(statement))
     }
 }
 

@@ -1,1 +1,127 @@
+use std::time::Duration;
 
+use super::*;
+use crate::identity::Proof;
+use crate::policy::document::Decision as DecisionFile;
+
+const DECISION: &str = "schema = 1\ntier = \"TIER\"\nkind = \"machine\"\ndecision_owner = \"g\"\nreview_by = 2027-01-01\n\
+                        max_task = \"1h\"\nmax_residual = \"30s\"\ngrants = { a = \"\" }\n";
+const HEAD: &str = "(principal, action == Action::\"begin\", resource == Scope::\"s\")";
+
+fn names(list: &[&str]) -> BTreeSet<ParamName> {
+    list.iter().map(|name| name.parse().unwrap()).collect()
+}
+
+fn rules(text: &str, params: &[&str]) -> Result<Rules, Vec<RuleProblem>> {
+    let text = text.replace("HEAD", HEAD);
+    let scope = "s".parse().unwrap();
+    Engine::new().unwrap().decision(&mut Validators::default(), text.as_bytes(), &scope, &names(params))
+}
+
+fn caller() -> Caller {
+    Caller::recorded("spiffe://example.org/a/b".parse().unwrap(), Proof::X509Svid, Timestamp::MAX)
+}
+
+fn ask(params: &[&str]) -> Ask {
+    let params = params.iter().map(|name| (name.parse().unwrap(), "v".to_owned())).collect();
+    Ask { scope: "s".parse().unwrap(), params, reason: None, approval: None, ttl: None }
+}
+
+fn asked(text: &str, params: &[&str], ask: &Ask) -> Verdict {
+    let engine = Engine::new().unwrap();
+    let decision = DecisionFile::parse(DECISION.replace("TIER", "baseline").as_bytes()).unwrap();
+    let slice = engine.slice(&ask.scope, &decision, &rules(text, params).unwrap(), &[]).unwrap();
+    let now = "2026-11-23T16:00:00.5Z".parse().unwrap();
+    engine.ask_rules(&slice, &engine.question(&slice, &caller(), ask, 90, now).unwrap())
+}
+
+#[test]
+fn every_member_of_the_vocabulary_is_there_with_its_documented_value() {
+    let text = r#"@id("all") permit HEAD when {
+        principal == Workload::"spiffe://example.org/a/b" &&
+        context.verified.spiffe_id == "spiffe://example.org/a/b" &&
+        context.verified.trust_domain == "example.org" &&
+        context.verified.path == "a/b" &&
+        context.verified.proof == "x509-svid" &&
+        context.verified.now == datetime("2026-11-23T16:00:00Z") &&
+        !(context.verified has approval) &&
+        context.asserted.ttl == 90 &&
+        context.asserted.params.customer == "v" && context.asserted.params["in"] == "v" &&
+        context.asserted has reason && context.asserted.reason == "because" &&
+        context.asserted has approval && context.asserted.approval == "a" &&
+        resource.tier == "baseline" && resource.kind == "machine" &&
+        resource.review_until == datetime("2027-01-09T00:00:00Z") && !(resource has expires_at)
+    };"#;
+    let mut ask = ask(&["customer", "in"]);
+    (ask.reason, ask.approval) = (Some(" because ".to_owned()), Some("a".to_owned()));
+    assert_eq!(asked(text, &["customer", "in"], &ask), Verdict::Permit(vec!["all".to_owned()]));
+}
+
+#[test]
+fn what_is_asked_keeps_to_the_schema() {
+    // Requests are built without a check against the schema, so this holds the two together.
+    let engine = Engine::new().unwrap();
+    let (schema, _) = Schema::from_cedarschema_str(&schema_text(&names(&["customer"]), "")).unwrap();
+    let decision = DecisionFile::parse(DECISION.replace("TIER", "elevated").as_bytes()).unwrap();
+    let empty = Rules::default();
+    let slice = engine.slice(&"s".parse().unwrap(), &decision, &empty, &[]).unwrap();
+    let mut ask = ask(&["customer"]);
+    for _ in 0..2 {
+        let question = engine.question(&slice, &caller(), &ask, 90, Timestamp::MAX).unwrap().request;
+        let context = question.context().unwrap().clone();
+        context.validate(&schema, question.action().unwrap()).unwrap();
+        (ask.reason, ask.approval) = (Some("r".to_owned()), Some("a".to_owned()));
+    }
+    let entities = slice.entities.iter().cloned();
+    Entities::from_entities(entities, Some(&schema)).unwrap();
+}
+
+#[test]
+fn optional_members_must_be_asked_for_with_has() {
+    for member in
+        ["context.asserted.reason == \"x\"", "context.asserted.approval == \"x\"", "context.verified.approval == \"x\""]
+    {
+        assert!(rules(&format!("@id(\"a\") permit HEAD when {{ {member} }};"), &[]).is_err(), "{member}");
+    }
+}
+
+#[test]
+fn params_of_a_scope_are_all_there_and_others_are_unknown() {
+    assert!(rules("@id(\"a\") permit HEAD when { context.asserted.params.x == \"y\" };", &["x"]).is_ok());
+    assert!(rules("@id(\"a\") permit HEAD when { context.asserted.params.x == \"y\" };", &["z"]).is_err());
+    assert!(rules("@id(\"a\") permit HEAD when { context.asserted.params.x == 1 };", &["x"]).is_err());
+}
+
+#[test]
+fn a_scope_in_the_condition_does_not_replace_the_head() {
+    for text in [
+        "@id(\"a\") permit (principal, action, resource) when { resource == Scope::\"s\" };",
+        "@id(\"a\") permit (principal, action, resource is Scope);",
+        "@id(\"a\") permit (principal, action, resource in Scope::\"s\");",
+        "@id(\"a\") permit (principal, action, resource == Scope::\"t\");",
+        "@id(\"a\") permit HEAD; @id(\"b\") forbid (principal, action, resource == Scope::\"t\");",
+    ] {
+        let problems = rules(text, &[]).unwrap_err();
+        assert!(problems[0].message.contains("must say resource == Scope::\"s\""), "{problems:?}");
+    }
+}
+
+#[test]
+fn an_error_in_any_rule_is_an_error_even_when_another_permits() {
+    let text =
+        "@id(\"ok\") permit HEAD; @id(\"sum\") forbid HEAD when { context.asserted.ttl + 9223372036854775807 == 0 };";
+    assert!(matches!(asked(text, &[], &ask(&[])), Verdict::Error(detail) if detail.contains("sum")));
+}
+
+#[test]
+fn guardrails_see_the_last_instant_before_the_end() {
+    let engine = Engine::new().unwrap();
+    let decision = DecisionFile::parse(DECISION.replace("TIER", "baseline").as_bytes()).unwrap();
+    let slice = engine.slice(&"s".parse().unwrap(), &decision, &Rules::default(), &[]).unwrap();
+    let at =
+        |now| engine.ask_guardrails(&slice, &engine.question(&slice, &caller(), &ask(&[]), 1, now).unwrap()).unwrap();
+    let end = decision.review_until;
+    assert_eq!(at(end - Duration::from_millis(1)), Vec::<String>::new());
+    assert_eq!(at(end), ["guardrail-review-overdue"]);
+    assert_eq!(at(end - Duration::from_secs(9)), Vec::<String>::new());
+}

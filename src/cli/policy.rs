@@ -1,0 +1,177 @@
+//! `sidemint policy lint|decide`: policy files, before a sidecar reads them.
+
+mod decide;
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::{CliError, CliResult, Exit, Output, plain, print};
+use crate::clock::{Clock as _, SystemClock, Timestamp};
+use crate::policy::repository::{DirectorySource, PolicyFiles};
+use crate::policy::{Policy, PolicyError, Problem, ScopeId};
+
+/// Check policy files, and decide on them.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check a policy directory: every problem, every suspended scope, and what is worth a second look
+    Lint(LintArgs),
+    /// Show what a scope's decision would be about, then write the digests of its scope and grants into it
+    Decide(DecideArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct LintArgs {
+    /// The policy directory
+    #[arg(long, value_name = "DIR")]
+    policy: PathBuf,
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Debug, clap::Args)]
+struct DecideArgs {
+    /// The policy directory
+    #[arg(long, value_name = "DIR")]
+    policy: PathBuf,
+    /// The scope to decide on
+    scope: ScopeId,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the directory cannot be read or the files cannot be decided on.
+pub async fn run(args: Args) -> CliResult {
+    // Reading and asking block; nothing else runs in this process.
+    match args.command {
+        Command::Lint(args) => lint(&args, SystemClock.now()),
+        Command::Decide(args) => decide::run(&args),
+    }
+}
+
+fn read(directory: &std::path::Path) -> Result<PolicyFiles, CliError> {
+    let failed = |error| CliError::new(Exit::Failed, format!("{}: {error}", directory.display()));
+    let files = DirectorySource::new(directory).read().map_err(failed)?;
+    if files.files.is_empty() {
+        let message =
+            format!("{}: has no policy files; --policy names the folder above decisions/", directory.display());
+        return Err(CliError::new(Exit::Failed, message));
+    }
+    Ok(files)
+}
+
+fn lint(args: &LintArgs, now: Timestamp) -> CliResult {
+    let files = read(&args.policy)?;
+    let report = Report::of(&files, Policy::load(&files), now);
+    match args.output {
+        Output::Text => print(report.text())?,
+        Output::Json => print(format!("{}\n", report.json()))?,
+    }
+    Ok(if report.clean() { Exit::Ok } else { Exit::Failed } as u8)
+}
+
+/// What lint found.
+struct Report {
+    version: String,
+    active: Vec<ScopeId>,
+    suspended: Vec<(ScopeId, Vec<Problem>)>,
+    problems: Vec<Problem>,
+    warnings: Vec<Problem>,
+    refused: bool,
+}
+
+impl Report {
+    fn of(files: &PolicyFiles, loaded: Result<Policy, PolicyError>, now: Timestamp) -> Self {
+        let version = files.version.to_string();
+        match loaded {
+            Err(error) => Self {
+                version,
+                active: Vec::new(),
+                suspended: Vec::new(),
+                problems: error.problems,
+                warnings: Vec::new(),
+                refused: true,
+            },
+            Ok(policy) => {
+                let mut warnings = policy.warnings().to_vec();
+                warnings.extend(policy.due(now));
+                warnings.sort_by(|a, b| a.file.cmp(&b.file));
+                Self {
+                    version,
+                    active: policy.scopes().cloned().collect(),
+                    suspended: policy.suspended().iter().map(|(id, found)| (id.clone(), found.clone())).collect(),
+                    problems: policy.stray().to_vec(),
+                    warnings,
+                    refused: false,
+                }
+            }
+        }
+    }
+
+    fn clean(&self) -> bool {
+        self.problems.is_empty() && self.suspended.is_empty() && !self.refused
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        let mut line = |line: String| {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{line}");
+        };
+        if self.refused {
+            line("REFUSED: a sidecar would keep the version before this one".to_owned());
+        }
+        for problem in &self.problems {
+            line(format!("problem    {}", plain(&problem.to_string())));
+        }
+        for (scope, problems) in &self.suspended {
+            line(format!("suspended  {scope}"));
+            for problem in problems {
+                line(format!("           {}", plain(&problem.to_string())));
+            }
+        }
+        for warning in &self.warnings {
+            line(format!("warning    {}", plain(&warning.to_string())));
+        }
+        line(format!(
+            "{}: {} active, {} suspended, {} other problems, {} warnings",
+            self.version,
+            self.active.len(),
+            self.suspended.len(),
+            self.problems.len(),
+            self.warnings.len()
+        ));
+        text
+    }
+
+    fn json(&self) -> serde_json::Value {
+        let suspended: serde_json::Map<_, _> =
+            self.suspended.iter().map(|(id, problems)| (id.to_string(), json!(problems))).collect();
+        json!({
+            "clean": self.clean(),
+            "refused": self.refused,
+            "version": self.version,
+            "active": self.active,
+            "suspended": suspended,
+            "problems": self.problems,
+            "warnings": self.warnings,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
