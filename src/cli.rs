@@ -10,6 +10,11 @@ pub mod serve;
 pub mod status;
 pub mod task;
 
+#[cfg(feature = "dev")]
+pub mod demo;
+#[cfg(feature = "dev")]
+pub mod dev;
+
 use std::fmt;
 use std::io::{self, Write as _};
 
