@@ -1,7 +1,9 @@
 //! The world of `demo` and `dev`, all in one folder of mode 0700: the authority, the cloud with something worth reading in
 //! it, and policy files that let one workload read it.
 
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -121,6 +123,7 @@ impl World {
     pub async fn start(clock: SharedClock) -> Result<Self, WorldError> {
         let folder = tempfile::Builder::new()
             .prefix("sidemint-")
+            .permissions(Permissions::from_mode(0o700))
             .tempdir()
             .map_err(WorldError::io("cannot make a temporary folder"))?;
         let (sts_listener, sts_endpoint) = loopback().await?;
@@ -241,7 +244,6 @@ mod tests {
 
     #[tokio::test]
     async fn stands_up_with_everything_in_a_private_folder_and_leaves_nothing() {
-        use std::os::unix::fs::PermissionsExt as _;
         let world = World::start(Arc::new(SystemClock)).await.unwrap();
         let folder = world.folder().to_owned();
         assert_eq!(std::fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
