@@ -14,26 +14,18 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::{CliError, CliResult, Exit};
+use super::{CliError, CliResult, Exit, Output};
 use crate::clock::SystemClock;
 
 /// Arguments of `sidemint demo`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// How to print what happened
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    output: Format,
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
     /// Be the workload of the story (the demo starts itself so)
     #[arg(long, hide = true)]
     as_workload: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
-    /// For people.
-    Text,
-    /// For programs: one JSON document.
-    Json,
 }
 
 /// One step of the story, as `--output json` prints it.
@@ -76,7 +68,7 @@ fn unwritable(error: io::Error) -> CliError {
 
 /// Prints steps as they happen, and keeps them.
 struct Teller {
-    format: Format,
+    format: Output,
     /// Standard output is a terminal: colour (without `NO_COLOR`) and a countdown make sense.
     terminal: bool,
     colour: bool,
@@ -84,8 +76,8 @@ struct Teller {
 }
 
 impl Teller {
-    fn new(format: Format) -> Self {
-        let terminal = format == Format::Text && io::stdout().is_terminal();
+    fn new(format: Output) -> Self {
+        let terminal = format == Output::Text && io::stdout().is_terminal();
         let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         Self { format, terminal, colour, steps: Vec::new() }
     }
@@ -125,7 +117,7 @@ impl Teller {
     /// Prints the end; `log` is the end of the sidecar's log, for when something failed.
     fn finish(&self, log: Option<&str>) -> io::Result<bool> {
         let ok = !self.steps.is_empty() && self.steps.iter().all(|step| step.ok);
-        if self.format == Format::Json {
+        if self.format == Output::Json {
             let steps = self.steps.iter().map(|s| Step { name: s.name, ok: s.ok, detail: s.detail.clone() }).collect();
             let report = serde_json::to_string(&Report { steps, ok })?;
             writeln!(io::stdout().lock(), "{report}")?;
@@ -141,7 +133,7 @@ impl Teller {
     }
 
     fn print(&self, text: &str) -> io::Result<()> {
-        if self.format == Format::Json {
+        if self.format == Output::Json {
             return Ok(());
         }
         let mut out = io::stdout().lock();
@@ -174,7 +166,7 @@ mod tests {
 
     #[test]
     fn one_failed_step_fails_the_whole_and_none_is_no_success() {
-        let mut teller = Teller::new(Format::Json);
+        let mut teller = Teller::new(Output::Json);
         assert!(!teller.steps.iter().any(|step| step.ok));
         assert!(!teller.finish(None).unwrap());
         assert!(teller.step("a", Ok("fine".into())).unwrap());

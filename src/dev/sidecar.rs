@@ -17,10 +17,9 @@ use tokio::process::{Child, Command};
 
 use super::probe;
 use super::world::{REGION, STS_AUDIENCE, World, WorldError};
+use crate::cli::exec::LAUNCH;
 use crate::clock::{Clock, within};
 
-/// The hidden command that ties a process to its parent's life and then becomes another command.
-const LAUNCH: &str = "exec-launch";
 /// How long the sidecar may take until it is ready.
 const START_LIMIT: Duration = Duration::from_secs(15);
 /// How long the sidecar may take to end after SIGTERM (design §3).
