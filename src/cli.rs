@@ -4,14 +4,17 @@
 //! What several commands share: [`client`] speaks to a sidecar, [`own_svid`] fetches the SVID of whoever runs the command.
 
 pub mod client;
+#[cfg(feature = "dev")]
+pub mod demo;
+#[cfg(feature = "dev")]
+pub mod dev;
 pub mod exec;
 pub mod own_svid;
 pub mod policy;
 pub mod serve;
 pub mod status;
-pub mod task;
-
 pub mod svid;
+pub mod task;
 
 use std::fmt;
 use std::io::{self, Write as _};
@@ -106,6 +109,12 @@ const LONG_VERSION: &str = concat!(
 enum Command {
     /// Run the sidecar: authenticate, decide, mint, serve, take back
     Serve(serve::Args),
+    /// See the whole story in one terminal: no network, no configuration
+    #[cfg(feature = "dev")]
+    Demo(demo::Args),
+    /// Keep the demo's world up to try things out: a SPIFFE authority, a cloud and a sidecar
+    #[cfg(feature = "dev")]
+    Dev(dev::Args),
     /// Show whether the sidecar is ready, and what it holds
     Status(status::Args),
     /// Run a command inside a task: it gets credentials, and loses them when it ends
@@ -114,6 +123,8 @@ enum Command {
     Task(task::Args),
     /// Check policy files, and decide on them
     Policy(policy::Args),
+    /// Fetch and print one's own SVIDs
+    Svid(svid::Args),
     #[command(name = exec::LAUNCH, hide = true)]
     Launch(exec::LaunchArgs),
 }
@@ -133,9 +144,14 @@ impl Cli {
     pub fn runtime(&self) -> io::Result<tokio::runtime::Runtime> {
         let mut builder = match self.command {
             Command::Serve(_) => tokio::runtime::Builder::new_multi_thread(),
-            Command::Status(_) | Command::Exec(_) | Command::Task(_) | Command::Policy(_) | Command::Launch(_) => {
-                tokio::runtime::Builder::new_current_thread()
-            }
+            #[cfg(feature = "dev")]
+            Command::Demo(_) | Command::Dev(_) => tokio::runtime::Builder::new_multi_thread(),
+            Command::Status(_)
+            | Command::Exec(_)
+            | Command::Task(_)
+            | Command::Svid(_)
+            | Command::Policy(_)
+            | Command::Launch(_) => tokio::runtime::Builder::new_current_thread(),
         };
         builder.enable_all().build()
     }
@@ -147,10 +163,15 @@ impl Cli {
     pub async fn run(self) -> CliResult {
         match self.command {
             Command::Serve(args) => serve::run(args).await,
+            #[cfg(feature = "dev")]
+            Command::Demo(args) => demo::run(args).await,
+            #[cfg(feature = "dev")]
+            Command::Dev(args) => dev::run(args).await,
             Command::Status(args) => status::run(args).await,
             Command::Exec(args) => exec::run(args).await,
             Command::Task(args) => task::run(args).await,
             Command::Policy(args) => policy::run(args).await,
+            Command::Svid(args) => svid::run(args).await,
             Command::Launch(args) => exec::launch(args),
         }
     }
