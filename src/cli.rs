@@ -4,6 +4,7 @@
 //! What several commands share: [`client`] speaks to a sidecar, [`own_svid`] fetches the SVID of whoever runs the command.
 
 pub mod client;
+pub mod doctor;
 pub mod exec;
 pub mod own_svid;
 pub mod policy;
@@ -106,12 +107,16 @@ const LONG_VERSION: &str = concat!(
 enum Command {
     /// Run the sidecar: authenticate, decide, mint, serve, take back
     Serve(serve::Args),
+    /// Check what a sidecar needs here, and say how to mend what is missing
+    Doctor(doctor::Args),
     /// Show whether the sidecar is ready, and what it holds
     Status(status::Args),
     /// Run a command inside a task: it gets credentials, and loses them when it ends
     Exec(exec::Args),
     /// Begin, list, show and end tasks
     Task(task::Args),
+    /// Fetch and print one's own SVIDs
+    Svid(svid::Args),
     /// Check policy files, and decide on them
     Policy(policy::Args),
     #[command(name = exec::LAUNCH, hide = true)]
@@ -133,9 +138,7 @@ impl Cli {
     pub fn runtime(&self) -> io::Result<tokio::runtime::Runtime> {
         let mut builder = match self.command {
             Command::Serve(_) => tokio::runtime::Builder::new_multi_thread(),
-            Command::Status(_) | Command::Exec(_) | Command::Task(_) | Command::Policy(_) | Command::Launch(_) => {
-                tokio::runtime::Builder::new_current_thread()
-            }
+            _ => tokio::runtime::Builder::new_current_thread(),
         };
         builder.enable_all().build()
     }
@@ -147,9 +150,11 @@ impl Cli {
     pub async fn run(self) -> CliResult {
         match self.command {
             Command::Serve(args) => serve::run(args).await,
+            Command::Doctor(args) => doctor::run(args).await,
             Command::Status(args) => status::run(args).await,
             Command::Exec(args) => exec::run(args).await,
             Command::Task(args) => task::run(args).await,
+            Command::Svid(args) => svid::run(args).await,
             Command::Policy(args) => policy::run(args).await,
             Command::Launch(args) => exec::launch(args),
         }
