@@ -8,6 +8,7 @@ pub mod client;
 pub mod demo;
 #[cfg(feature = "dev")]
 pub mod dev;
+pub mod doctor;
 pub mod exec;
 pub mod own_svid;
 pub mod policy;
@@ -115,6 +116,8 @@ enum Command {
     /// Keep the demo's world up to try things out: a SPIFFE authority, a cloud and a sidecar
     #[cfg(feature = "dev")]
     Dev(dev::Args),
+    /// Check what a sidecar needs here, and say how to mend what is missing
+    Doctor(doctor::Args),
     /// Show whether the sidecar is ready, and what it holds
     Status(status::Args),
     /// Run a command inside a task: it gets credentials, and loses them when it ends
@@ -146,12 +149,7 @@ impl Cli {
             Command::Serve(_) => tokio::runtime::Builder::new_multi_thread(),
             #[cfg(feature = "dev")]
             Command::Demo(_) | Command::Dev(_) => tokio::runtime::Builder::new_multi_thread(),
-            Command::Status(_)
-            | Command::Exec(_)
-            | Command::Task(_)
-            | Command::Svid(_)
-            | Command::Policy(_)
-            | Command::Launch(_) => tokio::runtime::Builder::new_current_thread(),
+            _ => tokio::runtime::Builder::new_current_thread(),
         };
         builder.enable_all().build()
     }
@@ -167,11 +165,12 @@ impl Cli {
             Command::Demo(args) => demo::run(args).await,
             #[cfg(feature = "dev")]
             Command::Dev(args) => dev::run(args).await,
+            Command::Doctor(args) => doctor::run(args).await,
             Command::Status(args) => status::run(args).await,
             Command::Exec(args) => exec::run(args).await,
             Command::Task(args) => task::run(args).await,
-            Command::Policy(args) => policy::run(args).await,
             Command::Svid(args) => svid::run(args).await,
+            Command::Policy(args) => policy::run(args).await,
             Command::Launch(args) => exec::launch(args),
         }
     }

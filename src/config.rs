@@ -565,7 +565,8 @@ mod tests {
 
     #[test]
     fn each_mistake_is_one_line_that_names_its_key() {
-        let cases: [(&str, &[(&str, &str)], &str); 14] = [
+        type Case = (&'static str, &'static [(&'static str, &'static str)], &'static str);
+        let cases: [Case; 14] = [
             ("", &[], "policy.directory"),
             ("[policy]\ndirectory = \"/p\"", &[], "trust = \"unsigned\""),
             ("[policy]\ndirectory = \"/p\"\ntrust = \"signed\"", &[], "policy.trust"),

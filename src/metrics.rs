@@ -12,6 +12,9 @@ const REQUEST_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.
 /// The states in which a policy can be.
 pub const POLICY_STATES: [&str; 4] = ["fresh", "stale", "expired", "unsigned"];
 
+/// How soon a review is due.
+pub const REVIEW_WITHIN: [&str; 4] = ["overdue", "1d", "7d", "30d"];
+
 /// The words that can stand in labels: every set is closed, and every series that can occur is there from the start,
 /// so that a rate over it is right from its first event.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +47,9 @@ pub struct Metrics {
     policy_state: IntGaugeVec,
     policy_refreshes: IntCounterVec,
     scopes_suspended: IntGaugeVec,
+    review_due: IntGaugeVec,
+    exceptions_open: IntGauge,
+    break_glass_active: IntGauge,
     requests: IntCounterVec,
     request_seconds: HistogramVec,
     journal_pending: IntGauge,
@@ -67,6 +73,12 @@ pub struct Snapshot {
     pub policy_refreshes: Vec<(&'static str, u64)>,
     /// Suspended scopes by the kind of their first problem.
     pub suspended: Vec<(&'static str, i64)>,
+    /// Scopes whose review is due, by how soon: every word of [`REVIEW_WITHIN`].
+    pub review_due: Vec<(&'static str, i64)>,
+    /// Scopes that are exceptions and have not ended.
+    pub exceptions_open: i64,
+    /// Running break-glass tasks.
+    pub break_glass_active: i64,
     /// Writes that wait to become durable.
     pub journal_pending: i64,
     /// Audit lines lost so far.
@@ -137,6 +149,14 @@ impl Metrics {
                 "Scopes that decide nothing because of a problem.",
                 &["reason"],
             )?,
+            review_due: gauge_vec(
+                &r,
+                "sidemint_scopes_review_due",
+                "Scopes whose review is due within the time, or overdue and in grace; each counted once, nearest first.",
+                &["within"],
+            )?,
+            exceptions_open: gauge(&r, "sidemint_exceptions_open", "Scopes that are exceptions and have not ended.")?,
+            break_glass_active: gauge(&r, "sidemint_break_glass_active", "Running break-glass tasks.")?,
             requests: counter_vec(&r, "sidemint_requests_total", "Requests answered.", &["dialect", "code"])?,
             request_seconds: histogram_vec(
                 &r,
@@ -171,6 +191,9 @@ impl Metrics {
         }
         for state in POLICY_STATES {
             self.policy_state.with_label_values(&[state]).set(0);
+        }
+        for within in REVIEW_WITHIN {
+            self.review_due.with_label_values(&[within]).set(0);
         }
     }
 
@@ -236,6 +259,11 @@ impl Metrics {
         for (reason, count) in &snapshot.suspended {
             self.scopes_suspended.with_label_values(&[reason]).add(*count);
         }
+        for (within, count) in &snapshot.review_due {
+            self.review_due.with_label_values(&[within]).set(*count);
+        }
+        self.exceptions_open.set(snapshot.exceptions_open);
+        self.break_glass_active.set(snapshot.break_glass_active);
         self.journal_pending.set(snapshot.journal_pending);
         self.audit_lost.inc_by(snapshot.audit_lost.saturating_sub(self.audit_lost.get()));
         let mut page = Vec::with_capacity(16 * 1024);

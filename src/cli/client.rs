@@ -344,6 +344,12 @@ impl Sidecar {
         }
     }
 
+    /// Whether a sidecar answers there at all: each of its answers has a request id (design §3).
+    pub async fn is_there(&self) -> bool {
+        let Ok(request) = self.request(Method::GET, "/livez", None, Vec::new()) else { return false };
+        matches!(self.exchange(request).await, Ok((_, headers, _)) if headers.contains_key("x-request-id"))
+    }
+
     /// Asks, and reads a success as `T`.
     async fn ask<T: DeserializeOwned>(&self, request: Request<Full<Bytes>>) -> Result<Answer<T>, ClientError> {
         let (status, headers, mut body) = self.exchange(request).await?;

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 
 use super::client::{BeginRequest, Begun, ClientError, Hold, Sidecar};
 use super::{CliError, CliResult, Exit, complain, own_svid, plain, task};
-use crate::clock::{Clock, SharedClock, SystemClock, within};
+use crate::clock::{SharedClock, SystemClock, within};
 use child::{Child, Signals};
 pub use child::{LAUNCH, LaunchArgs, launch};
 use environment::TokenFile;
@@ -66,7 +66,7 @@ pub async fn run(args: Args) -> CliResult {
     // Listened to from here on: a signal while the task begins must not leave the task behind.
     let mut signals = Signals::listen()?;
     let begun = tokio::select! {
-        begun = begin(&sidecar, &*clock, &args, &request) => begun?,
+        begun = begin(&sidecar, &clock, &args, &request) => begun?,
         signal = signals.fatal() => return Ok(child::killed_by(signal)),
     };
     if args.verbose {
@@ -79,13 +79,13 @@ pub async fn run(args: Args) -> CliResult {
 }
 
 /// Fetches an SVID and begins the task; tries again while something it needs is not there yet.
-async fn begin(sidecar: &Sidecar, clock: &dyn Clock, args: &Args, request: &BeginRequest) -> Result<Begun, CliError> {
+async fn begin(sidecar: &Sidecar, clock: &SharedClock, args: &Args, request: &BeginRequest) -> Result<Begun, CliError> {
     let key = task::idempotency_key()?;
     let give_up = clock.boot() + args.wait;
     let mut pause = Backoff::default();
     loop {
-        let error = match args.svid.fetch(clock).await {
-            Ok(proof) => match sidecar.begin(&proof, &key, request).await {
+        let error = match args.svid.fetch(clock.clone()).await {
+            Ok(svid) => match sidecar.begin(&svid.token, &key, request).await {
                 Ok(answer) => return Ok(answer.value),
                 Err(error) if error.is_passing() => CliError::from(error),
                 Err(error) => return Err(error.into()),

@@ -2,18 +2,15 @@
 
 use std::time::Duration;
 
-use spiffe::WorkloadApiClient;
-use spiffe::workload_api::error::WorkloadApiError;
-
 use super::{CliError, Exit, setting};
-use crate::clock::{Clock, within};
+use crate::clock::SharedClock;
 use crate::identity::SpiffeId;
-use crate::secret::Secret;
+use crate::identity::workload_api::client::Client;
+use crate::identity::workload_api::endpoint::ENVIRONMENT;
+use crate::identity::workload_api::{JwtSvid, WorkloadApiError};
 
-/// The environment variable that names the Workload API (SPIFFE Workload Endpoint §4).
-pub const SOCKET_VARIABLE: &str = "SPIFFE_ENDPOINT_SOCKET";
 /// How long the Workload API may take to answer.
-const LIMIT: Duration = Duration::from_secs(5);
+pub(super) const LIMIT: Duration = Duration::from_secs(5);
 
 /// Flags of commands that prove themselves by their own SVID.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -36,62 +33,34 @@ impl Args {
     /// # Errors
     /// Usage where the endpoint is missing or malformed, denied where the Workload API gives this process no such
     /// identity, unavailable where it does not answer in 5 s, failed where its answer is nonsense.
-    pub async fn fetch(&self, clock: &dyn Clock) -> Result<Secret, CliError> {
-        let endpoint = setting(self.workload_api.as_deref(), SOCKET_VARIABLE, "");
+    pub async fn fetch(&self, clock: SharedClock) -> Result<JwtSvid, CliError> {
+        let endpoint = setting(self.workload_api.as_deref(), ENVIRONMENT, "");
         let audience = setting(self.audience.as_deref(), "SIDEMINT_AUDIENCE", "sidemint");
-        if endpoint.is_empty() {
-            return Err(explain(&WorkloadApiError::MissingEndpointSocket));
-        }
-        let spiffe_id = match &self.spiffe_id {
-            Some(id) => Some(id.as_str().parse::<spiffe::SpiffeId>().map_err(|error| explain(&error.into()))?),
-            None => None,
+        let endpoint = match endpoint.parse() {
+            Ok(endpoint) => endpoint,
+            Err(error) => return Err(CliError::new(Exit::Usage, format!("{ENVIRONMENT}={endpoint:?}: {error}"))),
         };
-        let fetch = async {
-            let client = WorkloadApiClient::connect_to(&endpoint).await?;
-            client.fetch_jwt_token([&audience], spiffe_id.as_ref()).await.map(Secret::new)
-        };
-        match within(clock, LIMIT, fetch).await {
-            Some(result) => result.map_err(|error| explain(&error)),
-            None => {
-                let text =
-                    format!("the Workload API at {endpoint} did not answer in 5 s; is the SPIFFE agent healthy?");
-                Err(CliError::new(Exit::Unavailable, text))
-            }
-        }
+        let client = Client::new(endpoint, clock);
+        client.fetch_jwt_svid(self.spiffe_id.as_ref(), &audience, LIMIT).await.map_err(|error| explain(&error))
     }
 }
 
-/// What an error of the Workload API means for a command, and what mends it. The crate's errors hold no token.
-pub(crate) fn explain(error: &WorkloadApiError) -> CliError {
-    let (exit, mend) = match error {
-        WorkloadApiError::MissingEndpointSocket
-        | WorkloadApiError::NotUnicodeEndpointSocket(_)
-        | WorkloadApiError::Endpoint(_)
-        | WorkloadApiError::SpiffeId(_) => {
-            (Exit::Usage, "set SPIFFE_ENDPOINT_SOCKET to the agent's socket, e.g. unix:///run/spire/agent.sock")
-        }
-        WorkloadApiError::NoIdentityIssued | WorkloadApiError::PermissionDenied(_) => (
-            Exit::Denied,
-            "register an entry whose selectors match this process (and this SPIFFE ID) at the SPIFFE server",
-        ),
-        WorkloadApiError::Transport(_) | WorkloadApiError::EmptyResponse => {
-            (Exit::Unavailable, "is the SPIFFE agent running, and may this user open its socket?")
-        }
-        _ => (Exit::Failed, "check the SPIFFE agent"),
+fn explain(error: &WorkloadApiError) -> CliError {
+    let exit = match error {
+        WorkloadApiError::Unavailable(_) => Exit::Unavailable,
+        WorkloadApiError::Denied(_) => Exit::Denied,
+        WorkloadApiError::Invalid(_) => Exit::Failed,
     };
-    CliError::new(exit, format!("no SVID from the Workload API: {}; {mend}", with_causes(error)))
+    CliError::new(exit, format!("{error}; {}", mend(error)))
 }
 
-/// An error and what caused it, joined by colons; causes that repeat what was said are left out.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
+/// What mends an error of the Workload API.
+pub(super) fn mend(error: &WorkloadApiError) -> &'static str {
+    match error {
+        WorkloadApiError::Unavailable(_) => "is the SPIFFE agent running, and may this user open its socket?",
+        WorkloadApiError::Denied(_) => {
+            "register an entry whose selectors match this process (and this SPIFFE ID) at the SPIFFE server"
         }
-        cause = error.source();
+        WorkloadApiError::Invalid(_) => "check the SPIFFE agent and its version",
     }
-    text
 }

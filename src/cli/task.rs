@@ -11,7 +11,7 @@ use clap::Subcommand;
 
 use super::client::{Answer, BeginRequest, Begun, Ending, LeaseEnding, Sidecar, TaskView};
 use super::{CliError, CliResult, Exit, Output, own_svid, plain, print};
-use crate::clock::{Clock, SystemClock};
+use crate::clock::{SharedClock, SystemClock};
 use crate::identity::task_token;
 use crate::policy::{ParamName, ScopeId};
 use crate::secret::Secret;
@@ -127,11 +127,11 @@ struct OneArgs {
 
 impl ReadArgs {
     /// The token of the file, where one is named; else one's own JWT-SVID.
-    async fn proof(&self, clock: &dyn Clock) -> Result<Secret, CliError> {
+    async fn proof(&self, clock: SharedClock) -> Result<Secret, CliError> {
         let from_env = || std::env::var_os("SIDEMINT_TOKEN_FILE").filter(|path| !path.is_empty()).map(PathBuf::from);
         match self.token_file.clone().or_else(from_env) {
             Some(path) => read_token(&path),
-            None => self.svid.fetch(clock).await,
+            None => Ok(self.svid.fetch(clock).await?.token),
         }
     }
 }
@@ -154,25 +154,25 @@ fn read_token(path: &Path) -> Result<Secret, CliError> {
 /// # Errors
 /// What to print and the exit code.
 pub async fn run(args: Args) -> CliResult {
-    let clock = Arc::new(SystemClock);
+    let clock: SharedClock = Arc::new(SystemClock);
     let sidecar = Sidecar::from_env(clock.clone())?;
     match args.command {
         Command::Begin(args) => {
             let request = args.ask.request(false)?;
-            let proof = args.svid.fetch(&*clock).await?;
+            let proof = args.svid.fetch(clock.clone()).await?.token;
             let answer = sidecar.begin(&proof, &idempotency_key()?, &request).await?;
             show(&answer, args.output, begun_text)
         }
         Command::List(args) => {
-            let answer = sidecar.list(&args.proof(&*clock).await?).await?;
+            let answer = sidecar.list(&args.proof(clock.clone()).await?).await?;
             show(&answer, args.output, |list| list_text(&list.tasks))
         }
         Command::Show(OneArgs { id, read }) => {
-            let answer = sidecar.show(&read.proof(&*clock).await?, &id).await?;
+            let answer = sidecar.show(&read.proof(clock.clone()).await?, &id).await?;
             show(&answer, read.output, task_text)
         }
         Command::End(OneArgs { id, read }) => {
-            let answer = sidecar.end(&read.proof(&*clock).await?, &id).await?;
+            let answer = sidecar.end(&read.proof(clock.clone()).await?, &id).await?;
             show(&answer, read.output, ending_text)
         }
     }

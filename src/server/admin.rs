@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
@@ -18,11 +19,13 @@ use serde_json::{Value, json};
 use super::problem::Problem as Answered;
 use super::{Answer, Peer, guard, tasks};
 use crate::broker::Broker;
+use crate::clock::Timestamp;
 use crate::identity::workload_api::SpiffeWorkloadApi;
-use crate::metrics::Snapshot;
+use crate::metrics::{REVIEW_WITHIN, Snapshot};
 use crate::pod_task::PodTask;
 use crate::policy::cache::{PolicyCache, RefreshOutcome};
-use crate::policy::{Problem, ScopeId};
+use crate::policy::document::{Decision, Kind as DecisionKind};
+use crate::policy::{Problem, ScopeId, Tier};
 use crate::task::{EndReason, TaskId};
 
 /// The operators' side of one sidecar.
@@ -169,7 +172,16 @@ impl Admin {
         for problems in policy.iter().flat_map(|policy| policy.suspended().values()) {
             *suspended.entry(problems.first().map_or("unknown", |problem| problem.kind)).or_default() += 1;
         }
+        let now = self.broker.now();
+        let decisions = || policy.iter().flat_map(|policy| policy.scopes().filter_map(|scope| policy.decision(scope)));
+        let exception = |decision: &&Decision| {
+            decision.kind == DecisionKind::Exception && decision.expires_at.is_some_and(|end| end > now)
+        };
+        let break_glass = census.tasks.iter().find(|(tier, _)| *tier == Tier::BreakGlass.as_str());
         Snapshot {
+            break_glass_active: break_glass.map_or(0, |(_, count)| *count),
+            exceptions_open: count(decisions().filter(exception)),
+            review_due: review_due(decisions(), now),
             tasks: census.tasks,
             leases: census.leases,
             credential_expiry: census.credential_expiry,
@@ -240,6 +252,24 @@ impl Admin {
              <a href=\"/status\">status as JSON</a></p></html>\n"
         )
     }
+}
+
+fn count<T>(all: impl Iterator<Item = T>) -> i64 {
+    i64::try_from(all.count()).unwrap_or(i64::MAX)
+}
+
+/// How many reviews are overdue, or due within a day, a week, thirty days: each once, in the nearest.
+fn review_due<'a>(decisions: impl Iterator<Item = &'a Decision>, now: Timestamp) -> Vec<(&'static str, i64)> {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let limits = [Duration::ZERO, DAY, 7 * DAY, 30 * DAY];
+    let mut due: Vec<_> = REVIEW_WITHIN.into_iter().map(|within| (within, 0)).collect();
+    for decision in decisions {
+        let left = decision.review_by.since(now);
+        if let Some(slot) = limits.iter().position(|limit| left <= *limit).and_then(|nearest| due.get_mut(nearest)) {
+            slot.1 += 1;
+        }
+    }
+    due
 }
 
 fn text(status: StatusCode, kind: &'static str, body: String) -> Answer {

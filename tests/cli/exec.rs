@@ -1,13 +1,14 @@
 //! `sidemint exec`.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, ChildStdout};
 
 use crate::fake_sidecar::TOKEN;
-use crate::fake_workload_api::SVID;
+use crate::fake_workload_api::{SIGNATURE, svid};
 use crate::{Outcome, World, line, rest};
 
 const BEGIN: &str = "POST /v1/tasks";
@@ -56,7 +57,7 @@ async fn the_command_gets_the_task_and_nothing_that_an_sdk_would_take_before_it(
     assert_eq!(outcome.stdout, "600\n700\ntoken\n");
     assert_eq!(std::fs::read_to_string(world.path().join("token")).unwrap(), TOKEN);
     let env = std::fs::read_to_string(world.path().join("env")).unwrap();
-    assert!(!env.contains("before") && !env.contains(TOKEN) && !env.contains(SVID), "{env}");
+    assert!(!env.contains("before") && !env.contains(TOKEN) && !env.contains(SIGNATURE), "{env}");
     let has = |wanted: &str| env.lines().any(|line| line == wanted);
     assert!(has("AWS_CONTAINER_CREDENTIALS_FULL_URI=http://127.0.0.1:9870/v1/aws/credentials"), "{env}");
     assert!(has("NO_PROXY=corp.example,127.0.0.1,localhost,::1") && has("UNTOUCHED=kept"), "{env}");
@@ -64,7 +65,7 @@ async fn the_command_gets_the_task_and_nothing_that_an_sdk_would_take_before_it(
 
     assert_eq!(world.sidecar.story(), [BEGIN, HOLD, END]);
     let asked = world.sidecar.asked();
-    assert_eq!(asked[0].proof, format!("Bearer {SVID}"));
+    assert_eq!(asked[0].proof, format!("Bearer {}", svid("sidemint")));
     assert!(asked[0].idempotency_key.is_some());
     let expected = r#"{"scope":"ledger-read","params":{"customer":"c-42"},"ttl":"15m","hold":true,"reason":"night"}"#;
     assert_eq!(asked[0].body, serde_json::from_str::<serde_json::Value>(expected).unwrap());
@@ -109,14 +110,47 @@ async fn a_command_that_cannot_run_ends_as_in_a_shell_and_its_task_ends() {
 #[tokio::test]
 async fn signals_reach_the_command_and_its_word_counts() {
     let world = World::new().await;
-    for (signal, name) in [(Signal::TERM, "TERM"), (Signal::HUP, "HUP"), (Signal::INT, "INT"), (Signal::USR1, "USR1")] {
+    let signals = [(Signal::TERM, "TERM"), (Signal::HUP, "HUP"), (Signal::INT, "INT"), (Signal::USR1, "USR1")];
+    // What this test ignores (as `nohup` and background jobs do), its children ignore too.
+    let signals: Vec<_> = signals.into_iter().filter(|(signal, _)| !is_ignored_here(*signal)).collect();
+    for (signal, name) in &signals {
         let script = format!("trap 'exit 42' {name}; echo ready; read never");
-        let (child, _stdout, first) = started(&world, &[], &script).await;
+        let (mut child, _stdout, first) = started(&world, &[], &script).await;
         assert_eq!(first, "ready");
-        send(&child, signal);
+        // Kept open: the command must end by the signal, not by the end of its input.
+        let _stdin = child.stdin.take().unwrap();
+        send(&child, *signal);
         assert_eq!(Outcome::of(child).await.code, 42, "{name}");
     }
-    assert_eq!(world.sidecar.story().iter().filter(|what| *what == END).count(), 4);
+    assert_eq!(world.sidecar.story().iter().filter(|what| *what == END).count(), signals.len());
+}
+
+fn is_ignored_here(signal: Signal) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
+    u64::from_str_radix(mask, 16).unwrap() >> (signal.as_raw() - 1) & 1 == 1
+}
+
+#[tokio::test]
+async fn a_signal_that_exec_was_told_to_ignore_is_ignored_by_its_command_too() {
+    let world = World::new().await;
+    let arguments = exec(&[], "grep SigIgn /proc/self/status; echo ready; read go");
+    let mut shell = world.sidemint(&[]);
+    let program = env!("CARGO_BIN_EXE_sidemint");
+    let shell_command = [&["-c", "trap '' HUP; exec \"$0\" \"$@\"", program], &arguments[..]].concat();
+    let mut command = tokio::process::Command::new("sh");
+    command.args(shell_command).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    for (name, value) in shell.as_std_mut().get_envs() {
+        command.env(name, value.unwrap_or_default());
+    }
+    let mut child = command.spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mask = line(&mut stdout).await;
+    let mask = u64::from_str_radix(mask.trim_start_matches("SigIgn:").trim(), 16).unwrap();
+    assert_eq!(mask & 1, 1, "SIGHUP is signal 1");
+    assert_eq!(line(&mut stdout).await, "ready");
+    send(&child, Signal::HUP);
+    assert_eq!(finish(child).await.code, 0);
 }
 
 #[tokio::test]

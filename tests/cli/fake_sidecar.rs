@@ -225,6 +225,7 @@ fn usual(state: &mut State, method: &Method, what: &str) -> Response<Body> {
 
 fn json(status: u16, body: String) -> Response<Body> {
     let mut response = Response::new(Full::from(body).boxed_unsync());
+    response.headers_mut().insert("x-request-id", "r-9".parse().unwrap());
     *response.status_mut() = StatusCode::from_u16(status).unwrap();
     response
 }

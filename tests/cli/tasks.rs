@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use crate::fake_sidecar::TOKEN;
-use crate::fake_workload_api::SVID;
+use crate::fake_workload_api::svid;
 use crate::{Outcome, World};
 
 #[tokio::test]
@@ -35,7 +35,7 @@ async fn list_show_and_end_read_well_and_never_say_revoked_of_what_expires() {
         let json = world.run(args).await;
         serde_json::from_str::<serde_json::Value>(&json.stdout).unwrap();
     }
-    assert!(world.sidecar.asked().iter().all(|asked| asked.proof == format!("Bearer {SVID}")));
+    assert!(world.sidecar.asked().iter().all(|asked| asked.proof == format!("Bearer {}", svid("sidemint"))));
 }
 
 #[tokio::test]
@@ -124,4 +124,50 @@ async fn help_and_version_are_printed_and_succeed() {
     assert!(help.code == 0 && help.stdout.contains("Use it:"), "{help:?}");
     let version = world.run(&["--version"]).await;
     assert!(version.code == 0 && version.stdout.starts_with("sidemint 0."), "{version:?}");
+}
+
+#[tokio::test]
+async fn doctor_says_what_is_missing_and_how_to_mend_it() {
+    let world = World::new().await;
+    let outcome = world.run(&["doctor", "--workload-api", "http://wrong"]).await;
+    assert!(outcome.code == 1 && outcome.stdout.contains("FAIL  configuration"), "{outcome:?}");
+
+    let state = world.path().join("state");
+    let mut command = world.sidemint(&["doctor", "--output", "json", "--http", "127.0.0.1:0", "--admin"]);
+    let sidecar = world.sidecar.url().replace("http://", "");
+    command.args([&sidecar, "--policy", "/nonexistent", "--state", state.to_str().unwrap()]);
+    command.args(["--sts-endpoint", &world.sidecar.url(), "--workload-api", "unix:///nonexistent.sock"]);
+    command.env("SIDEMINT_POLICY_TRUST", "unsigned");
+    let outcome = Outcome::of(command.spawn().unwrap()).await;
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    let report: serde_json::Value = serde_json::from_str(&outcome.stdout).unwrap();
+    let level = |name: &str| {
+        let checks = report["checks"].as_array().unwrap();
+        let check = checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("{name}: {report}"));
+        assert!(check["level"] == "ok" || check["mend"].is_string(), "{check}");
+        check["level"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(level("configuration"), "ok");
+    assert_eq!(level("Workload API"), "fail");
+    assert_eq!(level("policy"), "fail");
+    // Any HTTP answer shows that something is there.
+    assert_eq!(level("STS"), "ok");
+    assert_eq!(level("port for workloads"), "ok");
+    assert_eq!(level("port for operators"), "ok");
+    assert_eq!(level("state directory"), "warn");
+    assert_eq!(report["ok"], false);
+}
+
+#[tokio::test]
+async fn doctor_reads_the_jwt_svids_for_broker_and_sts() {
+    let world = World::new().await;
+    let mut command = world.sidemint(&["doctor", "--policy", "/nonexistent", "--state", "/nonexistent"]);
+    command.args(["--sts-endpoint", &world.sidecar.url()]).env("SIDEMINT_POLICY_TRUST", "unsigned");
+    let outcome = Outcome::of(command.spawn().unwrap()).await;
+    let line = |name: &str| outcome.stdout.lines().find(|line| line.contains(name)).unwrap_or_default().to_owned();
+    assert!(line("JWT-SVID, broker").starts_with("ok    JWT-SVID, broker     ES256, kid k1"), "{}", outcome.stdout);
+    // The fake names no issuer, without which AWS cannot find the keys.
+    assert!(line("JWT-SVID, STS").starts_with("warn"), "{}", outcome.stdout);
+    assert!(line("clock, SPIFFE").starts_with("ok"), "{}", outcome.stdout);
+    assert!(!outcome.stdout.contains(crate::fake_workload_api::SIGNATURE));
 }

@@ -139,6 +139,13 @@ fn foreground_group(stat: &str) -> Option<i32> {
     fields.split_ascii_whitespace().nth(5)?.parse().ok().filter(|group| *group > 0)
 }
 
+/// Whether a process ignores a signal, by its `status` (proc(5): `SigIgn`, a mask in hexadecimal digits).
+fn is_ignored(status: &str, signal: Signal) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    mask.checked_shr(signal.as_raw().unsigned_abs().saturating_sub(1)).is_some_and(|mask| mask & 1 == 1)
+}
+
 /// The exit code that shells return for `status`.
 pub(super) fn exit_code(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
@@ -170,8 +177,11 @@ impl Signals {
             Signal::WINCH,
             Signal::CONT,
         ];
+        // What was ignored when exec began (by nohup, or in a background job) stays so, for CMD too.
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let all = all.into_iter().filter(|signal| !is_ignored(&status, *signal));
         let listen = |signal: Signal| Ok((signal, unix::signal(SignalKind::from_raw(signal.as_raw()))?));
-        let signals: io::Result<Vec<_>> = all.into_iter().map(listen).collect();
+        let signals: io::Result<Vec<_>> = all.map(listen).collect();
         signals.map(Self).map_err(|error| CliError::new(Exit::Failed, format!("cannot listen to signals: {error}")))
     }
 
@@ -218,6 +228,14 @@ mod tests {
         assert_eq!(foreground_group("12 (a) b (c) S 1 12 12 34816 77 4194560 0"), Some(77));
         assert_eq!(foreground_group("12 (x) S 1 12 12 0 -1 4194560 0"), None);
         assert_eq!(foreground_group(""), None);
+    }
+
+    #[test]
+    fn reads_which_signals_are_ignored() {
+        let status = "Name:\tx\nSigIgn:\t0000000000001003\nSigCgt:\t0000000000000004\n";
+        let ignored = |signal| is_ignored(status, signal);
+        assert!(ignored(Signal::HUP) && ignored(Signal::INT) && ignored(Signal::PIPE));
+        assert!(!ignored(Signal::QUIT) && !ignored(Signal::TERM) && !is_ignored("", Signal::HUP));
     }
 
     proptest! {

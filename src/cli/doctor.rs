@@ -1,0 +1,176 @@
+//! `sidemint doctor`: what a sidecar needs here, checked one by one, each with what mends it.
+
+mod host;
+mod identity;
+mod sts;
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::{CliError, CliResult, Exit, Output, plain, print};
+use crate::clock::{SharedClock, SystemClock};
+use crate::config::Config;
+
+/// Check what a sidecar needs here, and say how to mend what is missing.
+///
+/// It reads the same configuration as `serve`; flags win over it. Run it as the user, and in the place, of the sidecar:
+/// the SPIFFE agent tells identities by the process that asks. Exits 0 when nothing failed; warnings do not count.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The sidecar's configuration file; every key can also be given as `SIDEMINT_SECTION_KEY`
+    #[arg(long, env = "SIDEMINT_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// In place of identity.workload_api
+    #[arg(long, value_name = "URI")]
+    workload_api: Option<String>,
+    /// In place of aws.sts_endpoint
+    #[arg(long, value_name = "URL")]
+    sts_endpoint: Option<String>,
+    /// In place of policy.directory
+    #[arg(long, value_name = "DIR")]
+    policy: Option<String>,
+    /// In place of server.http
+    #[arg(long, value_name = "HOST:PORT")]
+    http: Option<String>,
+    /// In place of admin.http
+    #[arg(long, value_name = "HOST:PORT")]
+    admin: Option<String>,
+    /// In place of state.directory
+    #[arg(long, value_name = "DIR")]
+    state: Option<String>,
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+}
+
+impl Args {
+    /// The sidecar's configuration, under the flags.
+    fn load(&self) -> Result<Config, crate::config::ConfigError> {
+        let environment = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
+        let flags = [
+            ("SIDEMINT_IDENTITY_WORKLOAD_API", &self.workload_api),
+            ("SIDEMINT_AWS_STS_ENDPOINT", &self.sts_endpoint),
+            ("SIDEMINT_POLICY_DIRECTORY", &self.policy),
+            ("SIDEMINT_SERVER_HTTP", &self.http),
+            ("SIDEMINT_ADMIN_HTTP", &self.admin),
+            ("SIDEMINT_STATE_DIRECTORY", &self.state),
+        ];
+        let flags = flags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
+        // Later pairs win over earlier ones of the same name.
+        Config::load(self.config.as_deref(), environment.chain(flags))
+    }
+}
+
+/// How a check went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Level {
+    Ok,
+    Warn,
+    Fail,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Check {
+    name: &'static str,
+    level: Level,
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mend: Option<String>,
+}
+
+impl Check {
+    fn ok(name: &'static str, detail: impl Into<String>) -> Self {
+        Self { name, level: Level::Ok, detail: detail.into(), mend: None }
+    }
+
+    fn warn(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { name, level: Level::Warn, detail: detail.into(), mend: Some(mend.into()) }
+    }
+
+    fn fail(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { name, level: Level::Fail, detail: detail.into(), mend: Some(mend.into()) }
+    }
+}
+
+/// Everything that was looked at.
+#[derive(Debug, Serialize)]
+struct Report {
+    ok: bool,
+    checks: Vec<Check>,
+}
+
+impl Report {
+    fn new(checks: Vec<Check>) -> Self {
+        Self { ok: checks.iter().all(|check| check.level != Level::Fail), checks }
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        for check in &self.checks {
+            let level = match check.level {
+                Level::Ok => "ok  ",
+                Level::Warn => "warn",
+                Level::Fail => "FAIL",
+            };
+            let _ = writeln!(text, "{level}  {:<20} {}", check.name, plain(&check.detail));
+            if let Some(mend) = &check.mend {
+                let _ = writeln!(text, "{:26} → {}", "", plain(mend));
+            }
+        }
+        let count = |level| self.checks.iter().filter(|check| check.level == level).count();
+        let (failed, warned) = (count(Level::Fail), count(Level::Warn));
+        let _ = writeln!(text, "{} checks, {failed} failed, {warned} warnings", self.checks.len());
+        text
+    }
+}
+
+/// Runs the command: 0 when nothing failed, else 1.
+///
+/// # Errors
+/// When the report cannot be printed.
+pub async fn run(args: Args) -> CliResult {
+    let report = Report::new(match args.load() {
+        Ok(config) => examine(&config, Arc::new(SystemClock)).await,
+        Err(error) => vec![Check::fail("configuration", error.to_string(), "mend this first; the rest depends on it")],
+    });
+    match args.output {
+        Output::Text => print(report.text())?,
+        Output::Json => {
+            let json = serde_json::to_string_pretty(&report);
+            let json = json.map_err(|error| CliError::new(Exit::Failed, error.to_string()))?;
+            print(json + "\n")?;
+        }
+    }
+    Ok(if report.ok { Exit::Ok as u8 } else { Exit::Failed as u8 })
+}
+
+async fn examine(config: &Config, clock: SharedClock) -> Vec<Check> {
+    let mut checks = vec![Check::ok("configuration", "can be used")];
+    checks.extend(identity::examine(config, &clock).await);
+    checks.push(host::policy(&config.policy.directory));
+    checks.extend(sts::examine(&config.aws, &*clock).await);
+    checks.push(host::port("port for workloads", config.server.http, &clock).await);
+    checks.push(host::port("port for operators", config.admin.http, &clock).await);
+    checks.push(host::state(&config.state_directory));
+    checks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_do_not_fail_the_whole_and_a_failure_does() {
+        let warned = Report::new(vec![Check::ok("a", "fine"), Check::warn("b", "odd", "look")]);
+        assert!(warned.ok);
+        assert!(warned.text().contains("→ look") && warned.text().contains("2 checks, 0 failed, 1 warnings"));
+        let failed = Report::new(vec![Check::fail("c", "bad", "do\nthis")]);
+        assert!(!failed.ok);
+        assert!(failed.text().contains("→ do this"));
+        assert_eq!(serde_json::to_value(&failed).unwrap()["checks"][0]["level"], "fail");
+    }
+}

@@ -1,0 +1,147 @@
+//! What the machine must have: policy files, free ports, a private directory for the journal.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use tokio::net::TcpListener;
+
+use super::Check;
+use crate::cli::client::Sidecar;
+use crate::clock::SharedClock;
+use crate::policy::Policy;
+use crate::policy::repository::DirectorySource;
+
+const POLICY: &str = "policy";
+const STATE: &str = "state directory";
+
+/// Whether the policy loads, and what is suspended.
+pub(super) fn policy(directory: &Path) -> Check {
+    let files = match DirectorySource::new(directory).read() {
+        Ok(files) => files,
+        Err(error) => return Check::fail(POLICY, error.to_string(), "check policy.directory and its permissions"),
+    };
+    let lint = format!("`sidemint policy lint --policy {}` tells more", directory.display());
+    let policy = match Policy::load(&files) {
+        Ok(policy) => policy,
+        Err(error) => {
+            let first = error.problems.first().map(|problem| format!("; {}: {}", problem.file, problem.message));
+            return Check::fail(POLICY, format!("{error}{}", first.unwrap_or_default()), lint);
+        }
+    };
+    let (active, suspended) = (policy.active(), policy.suspended().len());
+    let detail = format!("{}: {active} scopes active, {suspended} suspended", directory.display());
+    if active == 0 {
+        Check::fail(POLICY, detail, lint)
+    } else if suspended > 0 || !policy.stray().is_empty() {
+        Check::warn(POLICY, detail, lint)
+    } else {
+        Check::ok(POLICY, detail)
+    }
+}
+
+/// Whether the sidecar could listen there, or one does already.
+pub(super) async fn port(name: &'static str, address: SocketAddr, clock: &SharedClock) -> Check {
+    match TcpListener::bind(address).await {
+        Ok(_) => Check::ok(name, format!("{address} is free")),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            if is_sidecar(address, clock).await {
+                Check::ok(name, format!("{address} is served by a sidecar"))
+            } else {
+                let mend = "stop the other program, or set server.http or admin.http";
+                Check::fail(name, format!("{address} is taken by another program"), mend)
+            }
+        }
+        Err(error) => Check::fail(name, format!("{address}: {error}"), "set server.http or admin.http"),
+    }
+}
+
+/// Whether a sidecar answers there: each of its answers has a request id (design §3).
+async fn is_sidecar(address: SocketAddr, clock: &SharedClock) -> bool {
+    let address = match address.ip() {
+        ip if ip.is_unspecified() => SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), address.port()),
+        _ => address,
+    };
+    match address.to_string().parse() {
+        Ok(address) => Sidecar::new(address, clock.clone()).is_there().await,
+        // Not on loopback, where the client never goes.
+        Err(_) => false,
+    }
+}
+
+/// Whether the journal can be kept, and is nobody else's to read.
+pub(super) fn state(directory: &Path) -> Check {
+    let place = directory.display();
+    let make = format!("install -d -m 0700 {place}, as the sidecar's user");
+    let metadata = match std::fs::metadata(directory) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Check::warn(STATE, format!("{place} is not there yet; serve creates it where it may"), make);
+        }
+        Err(error) => return Check::fail(STATE, format!("{place}: {error}"), make),
+    };
+    if !metadata.is_dir() {
+        return Check::fail(STATE, format!("{place} is no directory"), make);
+    }
+    if let Err(error) = tempfile::tempfile_in(directory) {
+        return Check::fail(STATE, format!("{place} cannot be written: {error}"), make);
+    }
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        let mend = format!("chmod 0700 {place}");
+        return Check::warn(STATE, format!("{place} has mode {mode:04o}: others may look into it"), mend);
+    }
+    Check::ok(STATE, format!("{place}, mode {mode:04o}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::Level;
+    use super::*;
+    use crate::clock::SystemClock;
+
+    #[test]
+    fn the_state_directory_must_be_writable_and_private() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("state");
+        assert_eq!(state(&path).level, Level::Warn);
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(state(&path).level, Level::Fail);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let open = state(&path);
+        assert!(open.level == Level::Warn && open.detail.contains("0755"), "{open:?}");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(state(&path).level, Level::Ok);
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0, "the check leaves nothing behind");
+    }
+
+    #[test]
+    fn a_policy_without_an_active_scope_fails() {
+        let base = tempfile::tempdir().unwrap();
+        assert_eq!(policy(&base.path().join("none")).level, Level::Fail);
+        assert_eq!(policy(base.path()).level, Level::Fail);
+    }
+
+    #[tokio::test]
+    async fn a_port_is_free_or_taken_by_a_stranger() {
+        let clock: SharedClock = Arc::new(SystemClock);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        // A stranger that answers, and no sidecar.
+        let stranger = std::thread::spawn(move || {
+            use std::io::{Read as _, Write as _};
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 1024]).unwrap();
+            stream.write_all(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").unwrap();
+        });
+        let taken = port("p", address, &clock).await;
+        assert!(taken.level == Level::Fail && taken.detail.contains("another program"), "{taken:?}");
+        stranger.join().unwrap();
+        assert_eq!(port("p", address, &clock).await.level, Level::Ok);
+    }
+}

@@ -1,0 +1,234 @@
+//! The Workload API, the SVIDs that it gives, and what they say about the clock.
+
+use std::io;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Deserialize;
+use tokio::net::{TcpStream, UnixStream};
+
+use super::Check;
+use crate::cli::own_svid::{LIMIT, mend};
+use crate::clock::{Clock, SharedClock, Timestamp, within};
+use crate::config::Config;
+use crate::identity::workload_api::client::Client;
+use crate::identity::workload_api::endpoint::Endpoint;
+
+const SOCKET: &str = "Workload API";
+const X509: &str = "X.509-SVIDs";
+const BROKER_JWT: &str = "JWT-SVID, broker";
+const STS_JWT: &str = "JWT-SVID, STS";
+const CLOCK: &str = "clock, SPIFFE";
+
+/// Clocks that differ by less are not worth a word.
+const SKEW: Duration = Duration::from_secs(5);
+
+pub(super) async fn examine(config: &Config, clock: &SharedClock) -> Vec<Check> {
+    let endpoint = match config.identity.workload_api.parse::<Endpoint>() {
+        Ok(endpoint) => endpoint,
+        Err(error) => return vec![Check::fail(SOCKET, error.to_string(), "set SPIFFE_ENDPOINT_SOCKET")],
+    };
+    if let Err(check) = socket(&endpoint, &**clock).await {
+        return vec![check];
+    }
+    let mut checks = vec![Check::ok(SOCKET, format!("{} accepts connections", config.identity.workload_api))];
+    let client = Client::new(endpoint, clock.clone());
+    checks.push(x509(&client, clock.now()).await);
+    let (check, facts) = jwt(&client, BROKER_JWT, &config.identity.audience, clock.now()).await;
+    checks.push(check);
+    let (check, _) = jwt(&client, STS_JWT, &config.aws.audience, clock.now()).await;
+    checks.push(check);
+    // The agent signs, or caches, a token before we read it: one from the future means that clocks differ.
+    checks.extend(facts.and_then(|facts| facts.iat).map(|iat| compare(iat, clock.now())));
+    checks
+}
+
+/// Whether the socket is there and this user may connect.
+async fn socket(endpoint: &Endpoint, clock: &dyn Clock) -> Result<(), Check> {
+    let connected = match endpoint {
+        Endpoint::Unix(path) => {
+            is_socket(path)?;
+            within(clock, LIMIT, UnixStream::connect(path)).await.map(|done| done.map(drop))
+        }
+        Endpoint::Tcp(address) => within(clock, LIMIT, TcpStream::connect(address)).await.map(|done| done.map(drop)),
+    };
+    match connected {
+        Some(Ok(())) => Ok(()),
+        Some(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(Check::fail(SOCKET, error.to_string(), "let this user write to the socket and enter its directories"))
+        }
+        Some(Err(error)) => Err(Check::fail(SOCKET, error.to_string(), "start the SPIFFE agent")),
+        None => Err(Check::fail(SOCKET, "does not accept connections", "restart the SPIFFE agent")),
+    }
+}
+
+fn is_socket(path: &Path) -> Result<(), Check> {
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => Ok(()),
+        Ok(_) => Err(Check::fail(SOCKET, format!("{} is no socket", path.display()), "set SPIFFE_ENDPOINT_SOCKET")),
+        Err(error) => {
+            let text = format!("{}: {error}", path.display());
+            Err(Check::fail(SOCKET, text, "start the SPIFFE agent, mount its socket, or set SPIFFE_ENDPOINT_SOCKET"))
+        }
+    }
+}
+
+async fn x509(client: &Client, now: Timestamp) -> Check {
+    let svids = match client.fetch_x509_svids(LIMIT).await {
+        Ok(svids) => svids,
+        Err(error) => return Check::fail(X509, error.to_string(), mend(&error)),
+    };
+    let listed = svids.iter().map(|each| format!("{} until {}", each.svid.spiffe_id, each.svid.expires_at));
+    let listed = listed.collect::<Vec<_>>().join(", ");
+    if svids.is_empty() {
+        Check::fail(X509, "none with a valid SPIFFE ID", "register an entry for this process at the SPIFFE server")
+    } else if svids.iter().any(|each| each.svid.expires_at <= now) {
+        Check::fail(X509, format!("expired: {listed}"), "compare the clocks; is the agent cut off from its server?")
+    } else {
+        Check::ok(X509, listed)
+    }
+}
+
+async fn jwt(client: &Client, name: &'static str, audience: &str, now: Timestamp) -> (Check, Option<Facts>) {
+    let svid = match client.fetch_jwt_svid(None, audience, LIMIT).await {
+        Ok(svid) => svid,
+        Err(error) => return (Check::fail(name, error.to_string(), mend(&error)), None),
+    };
+    // exposed: its header and claims are what is checked; nothing of the signature is kept
+    let facts = Facts::read(svid.token.expose());
+    let check = match &facts {
+        Some(facts) => facts.judge(name, name == STS_JWT, svid.expires_at.since(now)),
+        None => Check::fail(name, "cannot be read", "check the SPIFFE agent and its version"),
+    };
+    (check, facts)
+}
+
+/// What a JWT-SVID says of itself, as far as a provider cares.
+#[derive(Debug, PartialEq, Eq)]
+struct Facts {
+    alg: String,
+    kid: Option<String>,
+    iss: Option<String>,
+    iat: Option<Timestamp>,
+}
+
+#[derive(Deserialize)]
+struct Header {
+    alg: String,
+    kid: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    iss: Option<String>,
+    iat: Option<f64>,
+}
+
+impl Facts {
+    /// Reads them from a compact JWS, without any verification.
+    fn read(token: &str) -> Option<Self> {
+        let mut parts = token.split('.');
+        let mut part = || URL_SAFE_NO_PAD.decode(parts.next()?).ok();
+        let header: Header = serde_json::from_slice(&part()?).ok()?;
+        let claims: Claims = serde_json::from_slice(&part()?).ok()?;
+        let iat = claims.iat.and_then(|iat| Duration::try_from_secs_f64(iat).ok());
+        let iat = iat.map(|since| Timestamp::from_secs(since.as_secs()));
+        Some(Self { alg: header.alg, kid: header.kid, iss: claims.iss, iat })
+    }
+
+    fn judge(&self, name: &'static str, for_sts: bool, left: Duration) -> Check {
+        let left = humantime::format_duration(Duration::from_secs(left.as_secs()));
+        let detail = format!("{}, kid {}, {left} left", self.alg, self.kid.as_deref().unwrap_or("none"));
+        if self.kid.is_none() {
+            return Check::fail(name, detail, "the SPIFFE server must name the key (kid); see its version");
+        }
+        // cloud-exchange B1: STS takes RS256/384/512 and ES256/384/512 alone, and finds the keys by the issuer.
+        if for_sts && self.alg.starts_with("PS") {
+            return Check::warn(
+                name,
+                detail,
+                "STS refuses PS algorithms: set the SPIFFE server's JWT key type to RSA or EC",
+            );
+        }
+        if for_sts && self.iss.is_none() {
+            return Check::warn(
+                name,
+                format!("{detail}, no issuer"),
+                "AWS needs iss: set the SPIFFE server's jwt_issuer",
+            );
+        }
+        Check::ok(name, detail)
+    }
+}
+
+fn compare(iat: Timestamp, now: Timestamp) -> Check {
+    let ahead = iat.since(now);
+    if ahead > SKEW {
+        let text = format!("tokens are issued {} s in this machine's future", ahead.as_secs());
+        return Check::fail(CLOCK, text, "set the clocks by NTP, here and at the SPIFFE server");
+    }
+    Check::ok(CLOCK, "agrees with the SPIFFE server's")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::Level;
+    use super::*;
+
+    fn token(header: &str, claims: &str) -> String {
+        format!("{}.{}.sig", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims))
+    }
+
+    fn judge(header: &str, claims: &str, for_sts: bool) -> Level {
+        let facts = Facts::read(&token(header, claims)).unwrap();
+        facts.judge("t", for_sts, Duration::from_secs(60)).level
+    }
+
+    #[test]
+    fn what_sts_refuses_is_a_warning_for_sts_alone() {
+        let (good, ps) = (r#"{"alg":"ES256","kid":"k"}"#, r#"{"alg":"PS256","kid":"k"}"#);
+        assert_eq!(judge(good, r#"{"iss":"https://i","iat":1}"#, true), Level::Ok);
+        assert_eq!(judge(ps, r#"{"iss":"https://i"}"#, true), Level::Warn);
+        assert_eq!(judge(ps, r#"{"iss":"https://i"}"#, false), Level::Ok);
+        assert_eq!(judge(good, "{}", true), Level::Warn);
+        assert_eq!(judge(good, "{}", false), Level::Ok);
+        assert_eq!(judge(r#"{"alg":"ES256"}"#, "{}", false), Level::Fail);
+    }
+
+    #[test]
+    fn a_token_from_the_future_means_that_clocks_differ() {
+        let now = Timestamp::from_secs(1_000_000);
+        assert_eq!(compare(now + Duration::from_secs(60), now).level, Level::Fail);
+        assert_eq!(compare(now + SKEW, now).level, Level::Ok);
+        assert_eq!(compare(now - Duration::from_secs(250), now).level, Level::Ok);
+    }
+
+    #[tokio::test]
+    async fn a_missing_socket_and_a_file_in_its_place_are_told_apart() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.sock");
+        let look = async || socket(&Endpoint::Unix(path.clone()), &crate::clock::SystemClock).await;
+        assert!(look().await.unwrap_err().detail.contains("No such file"));
+        std::fs::write(&path, "").unwrap();
+        assert!(look().await.unwrap_err().detail.contains("is no socket"));
+        std::fs::remove_file(&path).unwrap();
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        assert_eq!(look().await, Ok(()));
+        drop(listener);
+        assert!(look().await.unwrap_err().detail.contains("refused"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_token_is_read_or_refused_without_panic(text: String, header in "\\PC*", claims in "\\PC*", iat: f64) {
+            let _ = Facts::read(&text);
+            let _ = Facts::read(&token(&header, &claims));
+            let _ = Facts::read(&token(r#"{"alg":"ES256"}"#, &format!(r#"{{"iat":{iat}}}"#)));
+        }
+    }
+}
