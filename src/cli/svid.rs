@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use clap::ValueEnum;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::{CliError, CliResult, Exit};
+use super::{CliError, CliResult, Exit, Output, print, setting};
 use crate::clock::SystemClock;
 use crate::identity::workload_api::client::{Client, X509Material};
 use crate::identity::workload_api::endpoint::{ENVIRONMENT, Endpoint};
@@ -62,14 +61,6 @@ struct Common {
     output: Output,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// For people and shells.
-    Text,
-    /// One JSON object.
-    Json,
-}
-
 fn parse_id(text: &str) -> Result<SpiffeId, SpiffeIdError> {
     text.parse()
 }
@@ -94,21 +85,16 @@ pub async fn run(args: Args) -> CliResult {
             Zeroizing::new(print_x509(svid, files.as_deref(), common.output))
         }
     };
-    let mut out = io::stdout().lock();
-    let written = out.write_all(printed.as_bytes()).and_then(|()| out.flush());
-    written.map_err(|error| CliError::new(Exit::Failed, format!("cannot write to standard output: {error}")))?;
+    print(printed.as_bytes())?;
     Ok(Exit::Ok as u8)
 }
 
 fn client(common: &Common) -> Result<Client, CliError> {
-    let address = match &common.workload_api {
-        Some(address) => address.clone(),
-        None => std::env::var(ENVIRONMENT).map_err(|_| {
-            let mend =
-                "set it to the address of your agent, e.g. unix:///run/spire/agent/api.sock, or give --workload-api";
-            CliError::new(Exit::Usage, format!("{ENVIRONMENT} is not set: {mend}"))
-        })?,
-    };
+    let address = setting(common.workload_api.as_deref(), ENVIRONMENT, "");
+    if address.is_empty() {
+        let mend = "set it to the address of your agent, e.g. unix:///run/spire/agent/api.sock, or give --workload-api";
+        return Err(CliError::new(Exit::Usage, format!("{ENVIRONMENT} is not set: {mend}")));
+    }
     let endpoint: Endpoint = address
         .parse()
         .map_err(|error| CliError::new(Exit::Usage, format!("{address:?} is no Workload API: {error}")))?;
