@@ -14,6 +14,7 @@ use toml::{Table, Value};
 
 use crate::audit::Output;
 use crate::identity::SpiffeId;
+use crate::identity::jwt_svid::is_cloud_audience;
 use crate::policy::{ParamName, ScopeId};
 
 /// How a key's value is written.
@@ -416,9 +417,7 @@ impl Raw {
                 ConfigError("no Workload API: set SPIFFE_ENDPOINT_SOCKET=unix:///path/of/its.sock".to_owned())
             })?;
         let audience = section.text("audience", "sidemint")?;
-        let of_a_cloud =
-            ["amazonaws.com", "AzureADTokenExchange", "googleapis.com"].iter().any(|c| audience.contains(c));
-        if of_a_cloud {
+        if is_cloud_audience(&audience) {
             return Err(section.error("audience", "a cloud's audience would let its tokens be replayed here"));
         }
         Ok(IdentitySettings { workload_api, audience })
