@@ -171,7 +171,7 @@ async fn exec_holds_its_task_again_after_the_sidecar_restarts() {
     let mut world = World::new().await;
     let (child, _stdout, _) = started(&world, &["-v"], "echo ready; read go; exit 5").await;
     world.sidecar.stop().await;
-    world.sidecar.start_again().await;
+    world.sidecar.start_again();
     world.sidecar.held(2).await;
     let outcome = finish(child).await;
     assert_eq!(outcome.code, 5);
@@ -185,7 +185,7 @@ async fn a_hold_that_is_refused_for_a_moment_is_tried_again() {
     let (child, _stdout, _) = started(&world, &[], "echo ready; read go").await;
     world.sidecar.stop().await;
     world.sidecar.refuse(HOLD, 503, "unavailable");
-    world.sidecar.start_again().await;
+    world.sidecar.start_again();
     world.sidecar.held(3).await;
     assert_eq!(finish(child).await.code, 0);
 }
@@ -208,7 +208,7 @@ async fn a_task_that_ended_while_the_sidecar_was_away_is_told_once() {
         let (mut child, _stdout, _) = started(&world, &[], "echo ready; read go; exit 6").await;
         world.sidecar.stop().await;
         world.sidecar.refuse(HOLD, status, code);
-        world.sidecar.start_again().await;
+        world.sidecar.start_again();
         let said = line(child.stderr.as_mut().unwrap()).await;
         assert!(said.contains(&format!("has ended ({code})")), "{said}");
         let outcome = finish(child).await;
@@ -260,7 +260,7 @@ async fn exec_waits_for_a_sidecar_that_starts_later_and_begins_one_task() {
     let child = world.sidemint(&exec(&["--wait", "10m"], "exit 3")).spawn().unwrap();
     // The second SVID is fetched only after the first begin failed.
     world.workload_api.asked(2).await;
-    world.sidecar.start_again().await;
+    world.sidecar.start_again();
     assert_eq!(Outcome::of(child).await.code, 3);
     assert_eq!(world.sidecar.story(), [BEGIN, HOLD, END]);
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -41,21 +41,49 @@ struct State {
 
 pub(crate) struct FakeSidecar {
     address: SocketAddr,
+    socket: PathBuf,
     state: Arc<Mutex<State>>,
     asked: watch::Sender<Vec<Asked>>,
     server: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl FakeSidecar {
-    pub(crate) async fn start() -> Self {
+    /// Listens at a Unix socket, which can be closed and opened again (a port could be taken meanwhile), and at a port.
+    pub(crate) async fn start(socket: &Path) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut sidecar = Self { address, state: Arc::default(), asked: watch::Sender::new(Vec::new()), server: None };
-        sidecar.serve(listener);
+        let (state, asked) = (Arc::<Mutex<State>>::default(), watch::Sender::new(Vec::new()));
+        let (tcp_state, tcp_asked) = (state.clone(), asked.clone());
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(connection(stream, tcp_state.clone(), tcp_asked.clone()));
+            }
+        });
+        let mut sidecar = Self { address, socket: socket.to_owned(), state, asked, server: None };
+        sidecar.start_again();
         sidecar
     }
 
-    fn serve(&mut self, listener: TcpListener) {
+    pub(crate) fn url(&self) -> String {
+        format!("unix://{}", self.socket.display())
+    }
+
+    pub(crate) fn tcp_url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Closes the Unix socket and all its connections.
+    pub(crate) async fn stop(&mut self) {
+        let server = self.server.take().unwrap();
+        server.abort();
+        let _ = server.await;
+        std::fs::remove_file(&self.socket).unwrap();
+        self.state.lock().unwrap().holds.clear();
+    }
+
+    /// Listens again, at the same place.
+    pub(crate) fn start_again(&mut self) {
+        let listener = UnixListener::bind(&self.socket).unwrap();
         let (state, asked) = (self.state.clone(), self.asked.clone());
         self.server = Some(tokio::spawn(async move {
             // Dropped with the server: a stopped sidecar leaves no connection open.
@@ -64,35 +92,6 @@ impl FakeSidecar {
                 connections.spawn(connection(stream, state.clone(), asked.clone()));
             }
         }));
-    }
-
-    /// Also serves the same on a Unix socket.
-    pub(crate) fn listen_at(&self, path: &Path) {
-        let listener = UnixListener::bind(path).unwrap();
-        let (state, asked) = (self.state.clone(), self.asked.clone());
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(connection(stream, state.clone(), asked.clone()));
-            }
-        });
-    }
-
-    pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
-    /// Closes everything.
-    pub(crate) async fn stop(&mut self) {
-        let server = self.server.take().unwrap();
-        server.abort();
-        let _ = server.await;
-        self.state.lock().unwrap().holds.clear();
-    }
-
-    /// Listens again, at the same place.
-    pub(crate) async fn start_again(&mut self) {
-        let listener = TcpListener::bind(self.address).await.unwrap();
-        self.serve(listener);
     }
 
     /// Answers the next request that begins with `what` (`"POST /v1/tasks"`) by a problem document.

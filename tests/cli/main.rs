@@ -34,7 +34,8 @@ impl World {
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let workload_api = FakeWorkloadApi::start(&directory.path().join("agent.sock"));
-        Self { sidecar: FakeSidecar::start().await, workload_api, directory }
+        let sidecar = FakeSidecar::start(&directory.path().join("http.sock")).await;
+        Self { sidecar, workload_api, directory }
     }
 
     /// Where the commands of a test may write, and where `exec` puts its token files.
@@ -47,7 +48,7 @@ impl World {
         command
             .args(args)
             .env("SIDEMINT_HTTP", self.sidecar.url())
-            .env("SIDEMINT_ADMIN", self.sidecar.url())
+            .env("SIDEMINT_ADMIN", self.sidecar.tcp_url())
             .env("SPIFFE_ENDPOINT_SOCKET", self.workload_api.url())
             .env("XDG_RUNTIME_DIR", self.path())
             .env_remove("SIDEMINT_AUDIENCE")

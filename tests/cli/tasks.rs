@@ -75,11 +75,9 @@ async fn status_is_0_when_ready_and_4_when_not_also_over_a_unix_socket() {
     let world = World::new().await;
     let ready = world.run(&["status"]).await;
     assert!(ready.code == 0 && ready.stdout.contains(": ready"), "{ready:?}");
-    let socket = world.path().join("admin.sock");
-    world.sidecar.listen_at(&socket);
     world.sidecar.answer("GET /status", 503, r#"{"ready":false,"reasons":["no SVID yet"],"version":"0.1.0"}"#);
     let mut command = world.sidemint(&["status"]);
-    command.env("SIDEMINT_ADMIN", format!("unix://{}", socket.display()));
+    command.env("SIDEMINT_ADMIN", world.sidecar.url());
     let waiting = Outcome::of(command.spawn().unwrap()).await;
     assert!(waiting.code == 4 && waiting.stdout.contains("no SVID yet"), "{waiting:?}");
 }
@@ -134,9 +132,9 @@ async fn doctor_says_what_is_missing_and_how_to_mend_it() {
 
     let state = world.path().join("state");
     let mut command = world.sidemint(&["doctor", "--output", "json", "--http", "127.0.0.1:0", "--admin"]);
-    let sidecar = world.sidecar.url().replace("http://", "");
+    let sidecar = world.sidecar.tcp_url().replace("http://", "");
     command.args([&sidecar, "--policy", "/nonexistent", "--state", state.to_str().unwrap()]);
-    command.args(["--sts-endpoint", &world.sidecar.url(), "--workload-api", "unix:///nonexistent.sock"]);
+    command.args(["--sts-endpoint", &world.sidecar.tcp_url(), "--workload-api", "unix:///nonexistent.sock"]);
     command.env("SIDEMINT_POLICY_TRUST", "unsigned");
     let outcome = Outcome::of(command.spawn().unwrap()).await;
     assert_eq!(outcome.code, 1, "{outcome:?}");
@@ -162,7 +160,7 @@ async fn doctor_says_what_is_missing_and_how_to_mend_it() {
 async fn doctor_reads_the_jwt_svids_for_broker_and_sts() {
     let world = World::new().await;
     let mut command = world.sidemint(&["doctor", "--policy", "/nonexistent", "--state", "/nonexistent"]);
-    command.args(["--sts-endpoint", &world.sidecar.url()]).env("SIDEMINT_POLICY_TRUST", "unsigned");
+    command.args(["--sts-endpoint", &world.sidecar.tcp_url()]).env("SIDEMINT_POLICY_TRUST", "unsigned");
     let outcome = Outcome::of(command.spawn().unwrap()).await;
     let line = |name: &str| outcome.stdout.lines().find(|line| line.contains(name)).unwrap_or_default().to_owned();
     assert!(line("JWT-SVID, broker").starts_with("ok    JWT-SVID, broker     ES256, kid k1"), "{}", outcome.stdout);
