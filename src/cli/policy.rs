@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::{CliError, CliResult, Exit, Output, plain, print};
 use crate::clock::{Clock as _, SystemClock, Timestamp};
-use crate::policy::repository::{DirectorySource, PolicyFiles};
+use crate::policy::repository::{DirectorySource, PolicyFiles, PolicySourceError};
 use crate::policy::{Policy, PolicyError, Problem, ScopeId};
 
 /// Check policy files, and decide on them.
@@ -64,7 +64,7 @@ pub async fn run(args: Args) -> CliResult {
 }
 
 fn read(directory: &std::path::Path) -> Result<PolicyFiles, CliError> {
-    let failed = |error| CliError::new(Exit::Failed, format!("{}: {error}", directory.display()));
+    let failed = |error: PolicySourceError| CliError::new(Exit::Failed, error.to_string());
     let files = DirectorySource::new(directory).read().map_err(failed)?;
     if files.files.is_empty() {
         let message =

@@ -437,3 +437,108 @@ proptest! {
         }
     }
 }
+
+fn warnings(path: &str, from: &str, to: &str) -> Vec<String> {
+    let policy = Policy::load(&edited(path, from, to)).unwrap();
+    assert!(policy.suspended().is_empty(), "{:?}", policy.suspended());
+    assert!(policy.warnings().iter().all(|warning| warning.kind == kind::WARNING));
+    policy.warnings().iter().filter(|warning| warning.file == path).map(|warning| warning.message.clone()).collect()
+}
+
+#[test]
+fn lint_warns_of_access_that_is_wide_or_outlives_its_cut() {
+    let grant = "grants/ledger-read-aws.toml";
+    let (action, resource) = ("\"s3:GetObject\"", "\"arn:aws:s3:::ledger/${param.customer}/*\"");
+    assert_eq!(warnings(grant, "schema", "schema"), Vec::<String>::new());
+    for outliving in
+        ["sts:AssumeRole", "sts:AssumeRole*", "STS:assumerolewithwebidentity", "sts:*", "s*:Assume?ole", "*"]
+    {
+        let found = warnings(grant, action, &format!("{outliving:?}"));
+        assert!(found.iter().any(|message| message.contains("outlive the task")), "{outliving}: {found:?}");
+    }
+    for harmless in ["sts:GetCallerIdentity", "s3:AssumeRole", "sts:AssumeRol", "s3:*"] {
+        let found = warnings(grant, action, &format!("{harmless:?}"));
+        assert!(!found.iter().any(|message| message.contains("outlive the task")), "{harmless}: {found:?}");
+    }
+    let cases = [
+        (action, "\"s3:*\"", "allows the actions s3:*"),
+        ("Action", "NotAction", "NotAction"),
+        ("Resource", "NotResource", "NotResource"),
+        (resource, "\"*\"", "allows the resource *"),
+        ("/*\"", "*\"", "also matches longer values"),
+        ("schema = 1", "schema = 1\nmax_session = \"15m\"", "max_session is shorter"),
+    ];
+    for (from, to, says) in cases {
+        let found = warnings(grant, from, to);
+        assert!(found.iter().any(|message| message.contains(says)), "{to}: {found:?}");
+    }
+}
+
+#[test]
+fn lint_warns_of_rules_that_no_longer_narrow() {
+    let cedar = "decisions/ledger-read.cedar";
+    let found = warnings(cedar, "when { [\"c-42\", \"c-43\"].contains(context.asserted.params.customer) }", "");
+    assert!(
+        found.iter().any(|message| message.starts_with("report-reads-ledger: permits on identity alone")),
+        "{found:?}"
+    );
+    let found =
+        warnings(cedar, "[\"c-42\", \"c-43\"].contains(context.asserted.params.customer)", "context.asserted.ttl < 60");
+    assert!(found.iter().any(|message| message.starts_with("report-reads-ledger: permits every value")), "{found:?}");
+}
+
+#[test]
+fn lint_warns_of_a_grant_that_nobody_decided_on() {
+    let text = "schema = 1\nprovider = \"aws\"\nrole_arn = \"arn:aws:iam:::role/app\"\naccept_role_scope = true";
+    let policy = Policy::load(&fixture_with(&[("grants/lonely.toml", Some(text))])).unwrap();
+    assert!(policy.warnings().iter().any(|warning| warning.file == "grants/lonely.toml"));
+    assert!(policy.stray().is_empty());
+}
+
+#[test]
+fn lint_tells_of_reviews_and_ends_as_they_come_near() {
+    let policy = Policy::load(&fixture()).unwrap();
+    let due = |time: &str| -> Vec<String> {
+        let all = policy.due(time.parse().unwrap());
+        all.into_iter().map(|problem| format!("{} {}", problem.file, problem.message)).collect()
+    };
+    assert_eq!(due("2026-11-23T00:00:00Z"), Vec::<String>::new());
+    let ends = due("2026-12-15T00:00:00Z");
+    assert_eq!(ends, ["decisions/incident-response.toml ends at 2026-12-31T12:00:00Z"]);
+    let near = due("2027-01-10T00:00:00Z");
+    assert!(near.contains(&"decisions/ledger-read.toml review due by 2027-02-02T00:00:00Z".to_owned()), "{near:?}");
+    assert!(near.iter().any(|message| message.contains("ended at 2026-12-31")), "{near:?}");
+    let late = due("2027-02-03T00:00:00Z");
+    assert!(
+        late.iter().any(|message| message.contains("ledger-read.toml review overdue: it stops at 2027-02-09")),
+        "{late:?}"
+    );
+    let over = due("2027-02-09T00:00:00Z");
+    assert!(
+        over.iter().any(|message| message.contains("ledger-read.toml review overdue: it stopped at 2027-02-09")),
+        "{over:?}"
+    );
+}
+
+#[test]
+fn the_examples_of_the_vocabulary_page_load() {
+    let page = include_str!("../../docs/policy.md");
+    let blocks = |language: &str| -> Vec<String> {
+        let opening = format!("```{language}\n");
+        page.split(&opening).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
+    };
+    let [scope, grant, decision] = <[String; 3]>::try_from(blocks("toml")).unwrap();
+    let digest = |text: &str| document::Digest::of(text.as_bytes()).to_string();
+    let decision = decision.replacen("sha256:…", &digest(&scope), 1).replacen("sha256:…", &digest(&grant), 1);
+    let [rules] = <[String; 1]>::try_from(blocks("cedar")).unwrap();
+    let files = fixture_with(&[
+        ("scopes/ledger-read.toml", Some(&scope)),
+        ("grants/ledger-read-aws.toml", Some(&grant)),
+        ("decisions/ledger-read.toml", Some(&decision)),
+        ("decisions/ledger-read.cedar", Some(&rules)),
+    ]);
+    assert_eq!(decide(&files, REPORT, &ledger("c-42")).unwrap().rule_ids(), ["report-reads-ledger"]);
+    let policy = Policy::load(&files).unwrap();
+    let pod = policy.decide(&caller(REPORT, Proof::Pod), &ledger("c-42"), now()).unwrap_err();
+    assert_eq!(pod.reason, DenialReason::NotPermitted);
+}
