@@ -29,6 +29,9 @@ pub struct Args {
     as_workload: bool,
 }
 
+/// How wide the last column is: a line then fits into 80.
+const WIDTH: usize = 58;
+
 /// How far the story got.
 enum Told {
     /// To its end, or to the first step that did not hold; the end of the sidecar's log, when there is one.
@@ -106,13 +109,14 @@ impl Teller {
     fn step(&mut self, name: &'static str, result: Result<String, String>) -> io::Result<bool> {
         let ok = result.is_ok();
         let detail = result.unwrap_or_else(|problem| problem);
-        let (colour, mark) = if ok { ("32", "ok  ") } else { ("31;1", "FAIL") };
-        let mark = if self.colour { format!("\u{1b}[{colour}m{mark}\u{1b}[0m") } else { mark.to_owned() };
-        let mut lines = wrapped(&detail, 72).into_iter();
+        let (colour, mark) = if ok { ("32", "ok") } else { ("31;1", "FAIL") };
+        let mark = format!("{mark:<4}");
+        let mark = if self.colour { format!("\u{1b}[{colour}m{mark}\u{1b}[0m") } else { mark };
+        let mut lines = wrapped(&detail, WIDTH).into_iter();
         self.erase()?;
-        self.print(&format!("  {mark}  {name:<16} {}\n", lines.next().unwrap_or_default()))?;
+        self.print(&format!("  {mark} {name:<14} {}\n", lines.next().unwrap_or_default()))?;
         for line in lines {
-            self.print(&format!("  {:22} {line}\n", ""))?;
+            self.print(&format!("  {:19} {line}\n", ""))?;
         }
         self.steps.push(Step { name, ok, detail });
         Ok(ok)

@@ -1,6 +1,13 @@
 //! `sidemint dev` and `sidemint demo` as processes: what they leave behind, however they end. The demo's own story takes
 //! the 30 s of its cut and is run by the checks of the repository, not here.
 #![cfg(feature = "dev")]
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on fails right there"
+)]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

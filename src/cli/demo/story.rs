@@ -49,7 +49,7 @@ pub(super) async fn tell(
             return Ok(Told::Whole { log: None });
         }
     };
-    teller.step("ready", Ok("sidemint serve, beside an embedded SPIFFE authority and cloud".into()))?;
+    teller.step("ready", Ok("sidemint serve, beside a SPIFFE authority and a cloud".into()))?;
     let played = tokio::select! {
         played = stage.play(teller) => Some(played),
         () = &mut interrupted => None,
@@ -158,7 +158,7 @@ impl Stage {
             return Ok(());
         }
         let refused = self.refused(INTRUDER, CUSTOMER, 403, "denied").await;
-        let refused = refused.map(|()| format!("policy refuses {INTRUDER}: 403 denied"));
+        let refused = refused.map(|()| format!("{INTRUDER}: denied by policy, 403"));
         if !teller.step("other-identity", refused)? {
             return Ok(());
         }
@@ -191,7 +191,7 @@ impl Stage {
             return Ok(());
         }
         let clean = self.leaked_nothing(&metrics);
-        teller.step("no-secret-leaked", clean).map(|_| ())
+        teller.step("no-leak", clean).map(|_| ())
     }
 
     /// A JWT-SVID of `spiffe_id` for the sidecar, as a workload gets it, written as the `Authorization` header.
@@ -224,7 +224,7 @@ impl Stage {
         if task.id.is_empty() || !task.uri.starts_with("http://127.0.0.1:") || begun.spiffe_id != REPORT {
             return Err("begin answered 201 without a usable task".into());
         }
-        let detail = format!("policy lets {REPORT} begin one for customer {CUSTOMER}");
+        let detail = format!("{REPORT} begins one for customer {CUSTOMER}");
         Ok((task, detail))
     }
 
@@ -241,9 +241,7 @@ impl Stage {
     async fn reads_its_own(&self, workload: &mut Workload) -> Held {
         let (key, content) = object_of(CUSTOMER);
         match bounded(&*self.clock, workload.ask(&format!("read {key}"))).await {
-            Outcome::Done(read) if read == content => {
-                Ok(format!("the AWS SDK, given nothing but the endpoint, read {key}"))
-            }
+            Outcome::Done(read) if read == content => Ok(format!("the AWS SDK, given only the endpoint: {key}")),
             other => Err(format!("s3://{BUCKET}/{key}: {other:?}")),
         }
     }
@@ -254,9 +252,7 @@ impl Stage {
             return Err(format!("s3://{BUCKET}/{key} is not there"));
         }
         match bounded(&*self.clock, workload.ask(&format!("read {key}"))).await {
-            Outcome::Refused(code) if code == "AccessDenied" => {
-                Ok(format!("the cloud refuses {key}: AccessDenied (the role alone may read it)"))
-            }
+            Outcome::Refused(code) if code == "AccessDenied" => Ok(format!("{key}: AccessDenied by the cloud")),
             other => Err(format!("s3://{BUCKET}/{key}: {other:?}")),
         }
     }
@@ -278,7 +274,7 @@ impl Stage {
     async fn refuses_parameters(&mut self) -> Held {
         self.refused(REPORT, FORBIDDEN_CUSTOMER, 403, "denied").await?;
         self.refused(REPORT, "*", 400, "invalid_request").await?;
-        Ok(format!("policy refuses customer {FORBIDDEN_CUSTOMER}: 403 denied, and customer *: 400 invalid_request"))
+        Ok(format!("customer {FORBIDDEN_CUSTOMER}: denied by policy, 403; customer *: 400"))
     }
 
     async fn ends(
@@ -317,7 +313,7 @@ impl Stage {
             return Err(format!("usable until {until}, but minted at {}: more than 30 s", session.issued_at));
         }
         let left = until.since(self.clock.now()).as_secs();
-        Ok((format!("the endpoint refuses at once: 401; a stolen copy works {left} s more, as told"), until))
+        Ok((format!("the endpoint: 401 at once; a stolen copy has {left} s left"), until))
     }
 
     async fn replays_until_the_cut(
@@ -341,9 +337,7 @@ impl Stage {
                     let expiry = expiry.unwrap_or_default();
                     let left = expiry.since(before).as_secs() / 60;
                     return Ok(if expiry > self.clock.now() {
-                        Ok(format!(
-                            "the stolen copy worked {worked} times, then AccessDenied: cut {left} min before its expiry"
-                        ))
+                        Ok(format!("{worked} replays worked, then AccessDenied, {left} min before expiry"))
                     } else {
                         Err("refused only because the session expired".into())
                     });
@@ -394,7 +388,7 @@ impl Stage {
             return Err("no line tells of the task's end".into());
         }
         let rule = permit.rule_ids.first().map_or("no rule", String::as_str);
-        Ok(format!("{} lines: the permit by rule {rule}, the denials, the mint, the end", lines.len()))
+        Ok(format!("{} lines: permit by {rule}, denials, mint, end", lines.len()))
     }
 
     async fn stops(&mut self) -> Held {
@@ -417,7 +411,7 @@ impl Stage {
         let found = leaks::search(&secrets, self.world.folder(), &[("/metrics", metrics.as_ref())]);
         let found = found.map_err(|error| format!("the search: {error}"))?;
         if found.is_empty() {
-            Ok(format!("none of {} secrets is in the log, audit log, journal or metrics", secrets.len()))
+            Ok(format!("none of {} secrets in log, audit log, journal, metrics", secrets.len()))
         } else {
             Err(format!("a secret is in {}", found.join(", ")))
         }
