@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use super::dev::Signals;
 use super::{CliError, CliResult, Exit, Output};
 use crate::clock::SystemClock;
 
@@ -26,6 +27,20 @@ pub struct Args {
     /// Be the workload of the story (the demo starts itself so)
     #[arg(long, hide = true)]
     as_workload: bool,
+}
+
+/// How wide the last column is: a line then fits into 80.
+const WIDTH: usize = 58;
+
+/// How far the story got.
+enum Told {
+    /// To its end, or to the first step that did not hold; the end of the sidecar's log, when there is one.
+    Whole {
+        /// The end of the sidecar's log.
+        log: Option<String>,
+    },
+    /// A signal came.
+    Interrupted,
 }
 
 /// One step of the story, as `--output json` prints it.
@@ -54,10 +69,14 @@ pub async fn run(args: Args) -> CliResult {
     if args.as_workload {
         return workload::run().await;
     }
+    let mut signals = Signals::caught()?;
     let mut teller = Teller::new(args.output);
-    let clock = Arc::new(SystemClock);
     teller.title().map_err(unwritable)?;
-    let log = story::tell(clock, &mut teller).await.map_err(unwritable)?;
+    let told = story::tell(Arc::new(SystemClock), &mut teller, signals.one()).await.map_err(unwritable)?;
+    let log = match told {
+        Told::Whole { log } => log,
+        Told::Interrupted => return Err(CliError::new(Exit::Failed, "interrupted before the story's end")),
+    };
     let ok = teller.finish(log.as_deref()).map_err(unwritable)?;
     Ok(if ok { Exit::Ok } else { Exit::Failed } as u8)
 }
@@ -90,13 +109,14 @@ impl Teller {
     fn step(&mut self, name: &'static str, result: Result<String, String>) -> io::Result<bool> {
         let ok = result.is_ok();
         let detail = result.unwrap_or_else(|problem| problem);
-        let (colour, mark) = if ok { ("32", "ok  ") } else { ("31;1", "FAIL") };
-        let mark = if self.colour { format!("\u{1b}[{colour}m{mark}\u{1b}[0m") } else { mark.to_owned() };
-        let mut lines = wrapped(&detail, 74).into_iter();
+        let (colour, mark) = if ok { ("32", "ok") } else { ("31;1", "FAIL") };
+        let mark = format!("{mark:<4}");
+        let mark = if self.colour { format!("\u{1b}[{colour}m{mark}\u{1b}[0m") } else { mark };
+        let mut lines = wrapped(&detail, WIDTH).into_iter();
         self.erase()?;
-        self.print(&format!("  {mark}  {name:<18} {}\n", lines.next().unwrap_or_default()))?;
+        self.print(&format!("  {mark} {name:<14} {}\n", lines.next().unwrap_or_default()))?;
         for line in lines {
-            self.print(&format!("  {:24} {line}\n", ""))?;
+            self.print(&format!("  {:19} {line}\n", ""))?;
         }
         self.steps.push(Step { name, ok, detail });
         Ok(ok)

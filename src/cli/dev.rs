@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{CliError, CliResult, Exit};
 use crate::clock::{SharedClock, SystemClock};
@@ -34,20 +34,16 @@ pub struct Args {
 /// # Errors
 /// When the world cannot be made, or the sidecar ends by itself.
 pub async fn run(args: Args) -> CliResult {
-    let failed = |error: io::Error| CliError::new(Exit::Failed, format!("cannot wait for signals: {error}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut signals = Signals::caught()?;
     let clock: SharedClock = Arc::new(SystemClock);
     let up = tokio::select! {
         up = stand_up(&args, &clock) => up?,
-        _ = terminate.recv() => return Ok(Exit::Ok as u8),
-        _ = interrupt.recv() => return Ok(Exit::Ok as u8),
+        () = signals.one() => return Ok(Exit::Ok as u8),
     };
     let (world, mut sidecar) = up;
     let ended = tokio::select! {
         ended = sidecar.ended() => Some(ended),
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
+        () = signals.one() => None,
     };
     let result = match ended {
         Some(ended) => {
@@ -64,6 +60,29 @@ pub async fn run(args: Args) -> CliResult {
     };
     drop(world);
     result
+}
+
+/// SIGTERM and SIGINT, from the moment they are caught.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Catches them.
+    pub(super) fn caught() -> Result<Self, CliError> {
+        let failed = |error: io::Error| CliError::new(Exit::Failed, format!("signals cannot be caught: {error}"));
+        let terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt()).map_err(failed)? })
+    }
+
+    /// Returns when one has come.
+    pub(super) async fn one(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => (),
+            _ = self.interrupt.recv() => (),
+        }
+    }
 }
 
 async fn stand_up(args: &Args, clock: &SharedClock) -> Result<(World, Sidecar), CliError> {

@@ -69,7 +69,7 @@ Resource = ["arn:aws:s3:::ledger"]
 "s3:prefix" = ["${param.customer}/*"]
 "#;
 
-const RULES_FILE: &str = r#"@id("report-reads-its-customers")
+const RULES_FILE: &str = r#"@id("report-reads-ledger")
 permit (principal == Workload::"spiffe://dev.test/report", action == Action::"begin", resource == Scope::"ledger-read")
 when { ["c-42", "c-43"].contains(context.asserted.params.customer) };
 "#;

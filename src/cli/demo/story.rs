@@ -10,7 +10,7 @@ use serde_json::json;
 use spiffe::WorkloadApiClient;
 
 use super::workload::{Outcome, Workload};
-use super::{Teller, leaks};
+use super::{Teller, Told, leaks};
 use crate::clock::{Clock, SharedClock, Timestamp, within};
 use crate::dev::probe::{self, Answer};
 use crate::dev::sidecar::{Options, STOP_LIMIT, Sidecar};
@@ -30,28 +30,46 @@ const TOLERANCE: Duration = Duration::from_secs(2);
 /// What a step says: what was seen, or what was seen instead.
 type Held = Result<String, String>;
 
-/// Tells the story through `teller` and stops at the first step that does not hold. Gives the end of the sidecar's log,
-/// when there is one.
-pub(super) async fn tell(clock: SharedClock, teller: &mut Teller) -> io::Result<Option<String>> {
-    let mut stage = match Stage::set(clock).await {
+/// Tells the story through `teller`, up to the first step that does not hold or until `interrupted`. Whatever happens,
+/// the sidecar is stopped and nothing is left behind.
+pub(super) async fn tell(
+    clock: SharedClock,
+    teller: &mut Teller,
+    interrupted: impl Future<Output = ()>,
+) -> io::Result<Told> {
+    tokio::pin!(interrupted);
+    let set = tokio::select! {
+        set = Stage::set(clock) => set,
+        () = &mut interrupted => return Ok(Told::Interrupted),
+    };
+    let mut stage = match set {
         Ok(stage) => stage,
         Err(problem) => {
             teller.step("ready", Err(problem))?;
-            return Ok(None);
+            return Ok(Told::Whole { log: None });
         }
     };
-    let ready = Ok(format!("serve on {}, beside an embedded SPIFFE authority and cloud", stage.sidecar.http));
-    teller.step("ready", ready)?;
-    stage.play(teller).await?;
-    Ok(Some(stage.sidecar.log_tail()))
+    teller.step("ready", Ok("sidemint serve, beside a SPIFFE authority and a cloud".into()))?;
+    let played = tokio::select! {
+        played = stage.play(teller) => Some(played),
+        () = &mut interrupted => None,
+    };
+    let log = stage.sidecar.log_tail();
+    // Long ended where the story came to its end; how it ended was a step of it.
+    let _ = stage.sidecar.stop(&*stage.clock).await;
+    match played {
+        Some(played) => played.map(|()| Told::Whole { log: Some(log) }),
+        None => Ok(Told::Interrupted),
+    }
 }
 
 /// Everything on stage.
 struct Stage {
     clock: SharedClock,
-    world: World,
-    sidecar: Sidecar,
     workload_api: WorkloadApiClient,
+    /// Before the world, so that it goes first.
+    sidecar: Sidecar,
+    world: World,
     /// Every secret that was seen, for the search at the end.
     secrets: Vec<Secret>,
 }
@@ -110,7 +128,7 @@ impl Stage {
         let sidecar = Sidecar::start(&world, &Options::default(), &*clock).await.map_err(|error| error.to_string())?;
         let workload_api =
             WorkloadApiClient::connect_to(world.workload_api()).await.map_err(|error| error.to_string())?;
-        Ok(Self { clock, world, sidecar, workload_api, secrets: Vec::new() })
+        Ok(Self { clock, workload_api, sidecar, world, secrets: Vec::new() })
     }
 
     async fn play(&mut self, teller: &mut Teller) -> io::Result<()> {
@@ -140,7 +158,7 @@ impl Stage {
             return Ok(());
         }
         let refused = self.refused(INTRUDER, CUSTOMER, 403, "denied").await;
-        let refused = refused.map(|()| format!("{INTRUDER} may not begin it: policy says 403 denied"));
+        let refused = refused.map(|()| format!("{INTRUDER}: denied by policy, 403"));
         if !teller.step("other-identity", refused)? {
             return Ok(());
         }
@@ -173,7 +191,7 @@ impl Stage {
             return Ok(());
         }
         let clean = self.leaked_nothing(&metrics);
-        teller.step("no-secret-leaked", clean).map(|_| ())
+        teller.step("no-leak", clean).map(|_| ())
     }
 
     /// A JWT-SVID of `spiffe_id` for the sidecar, as a workload gets it, written as the `Authorization` header.
@@ -206,7 +224,7 @@ impl Stage {
         if task.id.is_empty() || !task.uri.starts_with("http://127.0.0.1:") || begun.spiffe_id != REPORT {
             return Err("begin answered 201 without a usable task".into());
         }
-        let detail = format!("{REPORT} began {} for customer {CUSTOMER}", task.id);
+        let detail = format!("{REPORT} begins one for customer {CUSTOMER}");
         Ok((task, detail))
     }
 
@@ -223,9 +241,7 @@ impl Stage {
     async fn reads_its_own(&self, workload: &mut Workload) -> Held {
         let (key, content) = object_of(CUSTOMER);
         match bounded(&*self.clock, workload.ask(&format!("read {key}"))).await {
-            Outcome::Done(read) if read == content => {
-                Ok(format!("the AWS SDK, given only the endpoint, read s3://{BUCKET}/{key}"))
-            }
+            Outcome::Done(read) if read == content => Ok(format!("the AWS SDK, given only the endpoint: {key}")),
             other => Err(format!("s3://{BUCKET}/{key}: {other:?}")),
         }
     }
@@ -236,9 +252,7 @@ impl Stage {
             return Err(format!("s3://{BUCKET}/{key} is not there"));
         }
         match bounded(&*self.clock, workload.ask(&format!("read {key}"))).await {
-            Outcome::Refused(code) if code == "AccessDenied" => {
-                Ok(format!("s3://{BUCKET}/{key}: the cloud says AccessDenied, though the role itself may read it"))
-            }
+            Outcome::Refused(code) if code == "AccessDenied" => Ok(format!("{key}: AccessDenied by the cloud")),
             other => Err(format!("s3://{BUCKET}/{key}: {other:?}")),
         }
     }
@@ -260,7 +274,7 @@ impl Stage {
     async fn refuses_parameters(&mut self) -> Held {
         self.refused(REPORT, FORBIDDEN_CUSTOMER, 403, "denied").await?;
         self.refused(REPORT, "*", 400, "invalid_request").await?;
-        Ok(format!("customer {FORBIDDEN_CUSTOMER}: 403 denied; customer *: 400 invalid_request, before any rule"))
+        Ok(format!("customer {FORBIDDEN_CUSTOMER}: denied by policy, 403; customer *: 400"))
     }
 
     async fn ends(
@@ -299,7 +313,7 @@ impl Stage {
             return Err(format!("usable until {until}, but minted at {}: more than 30 s", session.issued_at));
         }
         let left = until.since(self.clock.now()).as_secs();
-        Ok((format!("the endpoint says 401 at once; a stolen copy can work for {left} s more, as told"), until))
+        Ok((format!("the endpoint: 401 at once; a stolen copy has {left} s left"), until))
     }
 
     async fn replays_until_the_cut(
@@ -315,15 +329,15 @@ impl Stage {
             match bounded(&*self.clock, workload.ask(&format!("replay {key}"))).await {
                 Outcome::Done(_) if before < usable_until + TOLERANCE => worked += 1,
                 Outcome::Done(_) => return Ok(Err(format!("the copy still works at {before}, after {usable_until}"))),
+                Outcome::Refused(_) if before + TOLERANCE < usable_until => {
+                    return Ok(Err(format!("the copy was refused at {before} already, not at {usable_until} as told")));
+                }
                 Outcome::Refused(code) if code == "AccessDenied" => {
                     let expiry = self.world.cloud.minted().iter().map(|session| session.expires_at).max();
                     let expiry = expiry.unwrap_or_default();
                     let left = expiry.since(before).as_secs() / 60;
                     return Ok(if expiry > self.clock.now() {
-                        Ok(format!(
-                            "the copy worked {worked} times, then the cloud refused it: cut at {usable_until}, {left} min \
-                             before the session's own end"
-                        ))
+                        Ok(format!("{worked} replays worked, then AccessDenied, {left} min before expiry"))
                     } else {
                         Err("refused only because the session expired".into())
                     });
@@ -347,7 +361,7 @@ impl Stage {
         let denied = sum(&text, "sidemint_denials_total", "");
         let ended = sum(&text, "sidemint_tasks_ended_total", "");
         let active = sum(&text, "sidemint_tasks_active", "");
-        let told = format!("mints {minted}, denials {denied}, tasks ended {ended}, tasks active {active}");
+        let told = format!("{minted} mint, {denied} denials, {ended} task ended, {active} active");
         let real = self.world.cloud.minted().len();
         let held = minted == real as f64 && denied >= 2.0 && ended == 1.0 && active == 0.0;
         (answer.body, if held { Ok(told) } else { Err(format!("{told}; the cloud minted {real}")) })
@@ -374,7 +388,7 @@ impl Stage {
             return Err("no line tells of the task's end".into());
         }
         let rule = permit.rule_ids.first().map_or("no rule", String::as_str);
-        Ok(format!("{} lines: permit by {rule:?}, denials, the mint as session {session}, the end", lines.len()))
+        Ok(format!("{} lines: permit by {rule}, denials, mint, end", lines.len()))
     }
 
     async fn stops(&mut self) -> Held {
@@ -397,7 +411,7 @@ impl Stage {
         let found = leaks::search(&secrets, self.world.folder(), &[("/metrics", metrics.as_ref())]);
         let found = found.map_err(|error| format!("the search: {error}"))?;
         if found.is_empty() {
-            Ok(format!("none of {} secrets is in the log, audit log, journal or metrics", secrets.len()))
+            Ok(format!("none of {} secrets in log, audit log, journal, metrics", secrets.len()))
         } else {
             Err(format!("a secret is in {}", found.join(", ")))
         }
