@@ -98,7 +98,16 @@ pub enum CredentialsError {
     TaskEnded(EndReason),
     /// None could be minted.
     #[error(transparent)]
-    Mint(#[from] MintError),
+    Mint(MintError),
+}
+
+impl From<MintError> for CredentialsError {
+    fn from(error: MintError) -> Self {
+        match error {
+            MintError::TaskEnded(reason) => Self::TaskEnded(reason),
+            other => Self::Mint(other),
+        }
+    }
 }
 
 /// Why a task cannot be shown to or ended by whoever asked.

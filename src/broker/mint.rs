@@ -63,10 +63,7 @@ impl Broker {
             Some(Err(_)) => Some(Err(MintError::NotRecorded("the exchange crashed".into()))),
             None => None,
         };
-        match result.unwrap_or(Err(MintError::StillMinting)) {
-            Err(MintError::TaskEnded(reason)) => Err(CredentialsError::TaskEnded(reason)),
-            other => Ok(other?),
-        }
+        Ok(result.unwrap_or(Err(MintError::StillMinting))?)
     }
 
     /// Exchange, counted and audited whatever comes of it.

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::problem::Problem;
 use super::{Answer, Dialect, Server};
-use crate::broker::CredentialsError;
+use crate::broker::{CredentialsError, MintError};
 use crate::exchange::{Credential, Provider};
 use crate::identity::task_token::TokenHash;
 use crate::lease::Issued;
@@ -47,8 +47,10 @@ pub(super) async fn credentials(server: &Server, request: &Request<Incoming>, id
         Ok(issued) => found(&issued),
         Err(error) => {
             let problem = match &error {
-                // An SDK must take an ended task as final.
-                CredentialsError::TaskEnded(_) => Problem::unauthenticated(),
+                // An SDK must take an ended task as final, and one that is as good as ended too.
+                CredentialsError::TaskEnded(_) | CredentialsError::Mint(MintError::TooLate) => {
+                    Problem::unauthenticated()
+                }
                 other => other.into(),
             };
             server.refuse(Dialect::Aws, id, &problem, error.to_string())
