@@ -90,10 +90,11 @@ impl Server {
     /// Answers one request.
     pub async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Answer {
         let started = self.broker.parts().clock.boot();
-        let dialect = Dialect::of(request.uri().path());
+        let path = normal(request.uri().path());
+        let dialect = Dialect::of(&path);
         let id = self.ids.next();
         let mut answer = match guard::check(&request, peer, self.http.port()) {
-            Ok(()) => self.route(request, dialect, &id).await,
+            Ok(()) => self.route(request, &path, dialect, &id).await,
             Err(refusal) => self.refuse(dialect, &id, &refusal.problem(), refusal.detail()),
         };
         self.finish(&mut answer, &id);
@@ -106,8 +107,7 @@ impl Server {
     }
 
     /// Every route, one line each.
-    async fn route(&self, request: Request<Incoming>, dialect: Dialect, id: &str) -> Answer {
-        let path = normal(request.uri().path());
+    async fn route(&self, request: Request<Incoming>, path: &str, dialect: Dialect, id: &str) -> Answer {
         let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
         let method = request.method().clone();
         match (&method, segments.as_slice()) {
