@@ -178,8 +178,7 @@ async fn read_begin(
     }
     let key = idempotency_key(&request)?;
     let body = read_body(server, request.into_body()).await?;
-    let asked: BeginBody =
-        serde_json::from_slice(&body).map_err(|e| Problem::invalid_request(format!("the body is not a task: {e}")))?;
+    let asked: BeginBody = serde_json::from_slice(&body).map_err(|e| Problem::invalid_request(not_a_task(&e)))?;
     // A name that cannot be a scope gets the answer of a scope that is not there.
     let scope = asked.scope.parse().map_err(|_| Problem::denied())?;
     let ttl = match &asked.ttl {
@@ -202,6 +201,15 @@ async fn read_begin(
         idempotency: key.map(|key| Idempotency { key: sha256(key.as_bytes()), body: sha256(&body) }),
         request_id: id.to_owned(),
     })
+}
+
+/// Where the body stops being a task, and what one is. Never serde's own words: they quote the body, which may be a
+/// token in the wrong place.
+fn not_a_task(error: &serde_json::Error) -> String {
+    const MEMBERS: &str = "scope, task, params, ttl, hold, reason, approval, parent";
+    let (line, column) = (error.line(), error.column());
+    let what = if error.is_data() { "is not a task" } else { "is not JSON" };
+    format!("the body {what} at line {line}, column {column}: it is one object of {MEMBERS}, none of them twice")
 }
 
 fn bounded(name: &str, text: Option<&str>, max: usize) -> Result<(), Problem> {
