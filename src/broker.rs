@@ -103,16 +103,20 @@ impl Broker {
     ///
     /// # Errors
     /// A refusal, with its public code and its audit detail; then nothing has begun.
-    pub async fn begin(&self, request: BeginRequest) -> Result<Begun, BeginError> {
-        let now = self.now();
-        let caller = match self.authenticate(&request, now) {
-            Ok(caller) => caller,
-            Err(error) => return Err(self.refuse_begin(&request, None, error).await),
-        };
-        match self.open(&request, &caller, now).await {
-            Ok(begun) => Ok(begun),
-            Err(error) => Err(self.refuse_begin(&request, Some(&caller), error).await),
-        }
+    pub async fn begin(self: &Arc<Self>, request: BeginRequest) -> Result<Begun, BeginError> {
+        let broker = Arc::clone(self);
+        detached(async move {
+            let now = broker.now();
+            let caller = match broker.authenticate(&request, now) {
+                Ok(caller) => caller,
+                Err(error) => return Err(broker.refuse_begin(&request, None, error).await),
+            };
+            match broker.open(&request, &caller, now).await {
+                Ok(begun) => Ok(begun),
+                Err(error) => Err(broker.refuse_begin(&request, Some(&caller), error).await),
+            }
+        })
+        .await
     }
 
     /// Serves the credential of a task at one provider: the live one, else a new one.
@@ -142,11 +146,16 @@ impl Broker {
 
     /// Ends a task: no longer served from this moment, revoked by class, and an honest word on what is left.
     /// A task that has ended already answers as it did the first time.
-    pub async fn end(&self, task: &Arc<Task>, reason: EndReason, request_id: Option<&str>) -> Ending {
+    pub async fn end(self: &Arc<Self>, task: &Arc<Task>, reason: EndReason, request_id: Option<&str>) -> Ending {
         let (ending, first) = self.stop_serving(task, reason);
         if first {
-            self.record_end(task, &ending, request_id).await;
-            self.end_children(task).await;
+            let (broker, task, ended) = (Arc::clone(self), Arc::clone(task), ending.clone());
+            let request_id = request_id.map(str::to_owned);
+            detached(async move {
+                broker.record_end(&task, &ended, request_id.as_deref()).await;
+                broker.end_children(&task).await;
+            })
+            .await;
         }
         ending
     }
@@ -247,3 +256,16 @@ enum Served {
     /// There is nothing to serve.
     Missing,
 }
+/// Does `work` to its end, also when whoever waits for it goes away: a caller that hangs up must not leave a task that
+/// is in the journal and nowhere else, or an end that was never audited.
+async fn detached<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    match tokio::spawn(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // Only a runtime that stops cancels it, and then nothing more is polled here either.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+

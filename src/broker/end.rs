@@ -1,5 +1,6 @@
 //! The steps of [`Broker::end`], and ends that time brings.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -71,16 +72,21 @@ impl Broker {
     }
 
     /// What began under a task ends with it.
-    pub(super) async fn end_children(&self, parent: &Task) {
+    pub(super) fn end_children<'a>(
+        self: &'a Arc<Self>,
+        parent: &'a Task,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
         let children: Vec<_> =
             self.tasks.all().into_iter().filter(|task| task.begun().parent.as_ref() == Some(parent.id())).collect();
-        for child in children {
-            Box::pin(self.end(&child, EndReason::ParentEnded, None)).await;
-        }
+        Box::pin(async move {
+            for child in children {
+                self.end(&child, EndReason::ParentEnded, None).await;
+            }
+        })
     }
 
     /// Ends whatever is due now and forgets what was over long ago. Returns how long until it must be called again.
-    pub async fn sweep(&self) -> Duration {
+    pub async fn sweep(self: &Arc<Self>) -> Duration {
         /// A sweep at least this often, so that a clock that was set, or a policy that changed, is noticed.
         const AT_LEAST_EVERY: Duration = Duration::from_secs(1);
         let mut next = AT_LEAST_EVERY;

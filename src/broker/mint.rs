@@ -67,7 +67,7 @@ impl Broker {
     }
 
     /// Exchange, counted and audited whatever comes of it.
-    async fn fly(&self, task: &Arc<Task>, provider: Provider, request_id: &str) -> FlightResult {
+    async fn fly(self: &Arc<Self>, task: &Arc<Task>, provider: Provider, request_id: &str) -> FlightResult {
         let started = self.parts.clock.boot();
         let result = self.exchange(task, provider, request_id).await;
         let took = self.parts.clock.boot().saturating_sub(started);
@@ -114,7 +114,7 @@ impl Broker {
     }
 
     /// INVARIANT: decide → intent durable → exchange → outcome durable → look again.
-    async fn exchange(&self, task: &Arc<Task>, provider: Provider, request_id: &str) -> FlightResult {
+    async fn exchange(self: &Arc<Self>, task: &Arc<Task>, provider: Provider, request_id: &str) -> FlightResult {
         let now = self.now();
         let policy = self.parts.policy.current().ok_or(MintError::NoPolicy)?;
         // Decided anew for every credential: what depends on the date alone must not wait for a new policy version.

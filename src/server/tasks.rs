@@ -321,7 +321,7 @@ pub(super) async fn end(server: &Server, request: &Request<Incoming>, task: &str
 }
 
 /// Ends `task` and tells what is left of it.
-pub(super) async fn end_with(broker: &Broker, task: &Arc<Task>, reason: EndReason, id: &str) -> Answer {
+pub(super) async fn end_with(broker: &Arc<Broker>, task: &Arc<Task>, reason: EndReason, id: &str) -> Answer {
     let ending = broker.end(task, reason, Some(id)).await;
     let body = EndedBody { id: task.id(), reason: ending.reason, ended_at: ending.ended_at, leases: &ending.leases };
     json(StatusCode::OK, &body)
