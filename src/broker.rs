@@ -163,12 +163,20 @@ impl Broker {
     /// The running task of `token`: not ended, not overdue, its identity still ours, still permitted.
     async fn running(self: &Arc<Self>, token: &TokenHash) -> Result<Arc<Task>, CredentialsError> {
         let task = self.tasks.by_token(token).ok_or(CredentialsError::UnknownToken)?;
-        match self.reason_to_end(&task) {
-            None => Ok(task),
-            Some(reason) => {
-                let ending = self.end(&task, reason, None).await;
-                Err(CredentialsError::TaskEnded(ending.reason))
-            }
+        match self.still_runs(&task).await {
+            Ok(()) => Ok(task),
+            Err(reason) => Err(CredentialsError::TaskEnded(reason)),
+        }
+    }
+
+    /// Judges a running task at a request for it, and ends it where something speaks against it: the reaper may be late.
+    ///
+    /// # Errors
+    /// Why it has ended.
+    pub(crate) async fn still_runs(self: &Arc<Self>, task: &Arc<Task>) -> Result<(), EndReason> {
+        match self.reason_to_end(task) {
+            None => Ok(()),
+            Some(reason) => Err(self.end(task, reason, None).await.reason),
         }
     }
 

@@ -116,7 +116,7 @@ impl Server {
             (&Method::GET, ["v1", "tasks"]) => tasks::list(self, &request, id),
             (&Method::GET, ["v1", "tasks", task]) => tasks::show(self, &request, task, id),
             (&Method::DELETE, ["v1", "tasks", task]) => tasks::end(self, &request, task, id).await,
-            (&Method::POST, ["v1", "tasks", task, "hold"]) => tasks::hold(self, &request, task, id),
+            (&Method::POST, ["v1", "tasks", task, "hold"]) => tasks::hold(self, &request, task, id).await,
             (&Method::GET, ["v1", "tasks", task, "credentials"]) => tasks::credentials(self, &request, task, id).await,
             (_, ["v1", "aws", "credentials"])
             | (_, ["v1", "tasks"])

@@ -350,7 +350,7 @@ pub(super) async fn credentials(server: &Server, request: &Request<Incoming>, ta
 }
 
 /// `POST /v1/tasks/{id}/hold`
-pub(super) fn hold(server: &Server, request: &Request<Incoming>, task: &str, id: &str) -> Answer {
+pub(super) async fn hold(server: &Server, request: &Request<Incoming>, task: &str, id: &str) -> Answer {
     if !matches!(bearer(request), Some(Bearer::Token(_))) {
         return unauthenticated(server, id);
     }
@@ -358,6 +358,10 @@ pub(super) fn hold(server: &Server, request: &Request<Incoming>, task: &str, id:
         Ok(task) => task,
         Err(error) => return refuse_find(server, id, &error),
     };
+    if let Err(reason) = server.broker().still_runs(&task).await {
+        let detail = format!("hold of a task that has ended: {reason}");
+        return server.refuse(Dialect::Native, id, &Problem::task_ended(), detail);
+    }
     let Some(held) = Held::grasp(Arc::clone(server.broker()), task) else {
         return server.refuse(Dialect::Native, id, &Problem::task_ended(), "hold of an ended task".into());
     };
