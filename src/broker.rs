@@ -80,6 +80,8 @@ pub struct Broker {
     /// Requests with an idempotency key begin one at a time, so that the same key never begins two tasks.
     idempotent: tokio::sync::Mutex<()>,
     /// Woken when the next thing to end may have come nearer.
+    /// How many are being opened: they count as tasks, so that a crowd does not pass the limit together.
+    opening: AtomicUsize,
     pub(crate) changed: tokio::sync::Notify,
 }
 
@@ -96,7 +98,13 @@ impl Broker {
             let leases = leases.remove(&record.id).unwrap_or_default();
             tasks.insert(Arc::new(Task::new(record, leases, None, boot)));
         }
-        Arc::new(Self { parts, tasks, idempotent: tokio::sync::Mutex::default(), changed: tokio::sync::Notify::new() })
+        Arc::new(Self {
+            parts,
+            tasks,
+            idempotent: tokio::sync::Mutex::default(),
+            opening: AtomicUsize::new(0),
+            changed: tokio::sync::Notify::new(),
+        })
     }
 
     /// Begins a task: authenticate, decide, open.

@@ -1,6 +1,7 @@
 //! The steps of [`Broker::begin`].
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::{BeginError, Broker};
@@ -106,12 +107,13 @@ impl Broker {
         if let Some(begun) = self.replay(request, caller).await? {
             return Ok(begun);
         }
+        let _seat = Seat::take(&self.opening);
         let policy = self.parts.policy.current().ok_or(BeginError::NoPolicy)?;
         let permit = policy.decide(caller, &request.ask, now).map_err(BeginError::Denied)?;
         if let Some(grant) = permit.grants().iter().find(|g| !self.parts.clouds.contains_key(&g.provider.provider())) {
             return Err(BeginError::NoProvider(grant.provider.provider()));
         }
-        if self.tasks.len() >= self.parts.limits.tasks {
+        if self.tasks.len() + self.opening.load(Ordering::Acquire) > self.parts.limits.tasks {
             return Err(BeginError::TooMany);
         }
         let (token, hash) = task_token::generate()?;
@@ -222,6 +224,22 @@ fn new_record(
         proved_until: caller.until(),
         ask: request.ask.clone(),
         label: request.label.clone(),
+/// A place among the tasks for one that is being opened.
+struct Seat<'a>(&'a AtomicUsize);
+
+impl<'a> Seat<'a> {
+    fn take(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
         parent: parent.map(|task| task.id().clone()),
         hold: request.hold,
         token,
