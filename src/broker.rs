@@ -193,10 +193,14 @@ impl Broker {
         let (now, boot) = (self.now(), self.parts.clock.boot());
         let policy = self.parts.policy.current();
         let mut state = task.state();
+        let orphan = self.parent_is_over(task, now, boot);
         if let Some(ending) = &state.ending {
             return Some(ending.reason);
         }
         if let Some(reason) = task.overdue(&state, now, boot) {
+        if orphan {
+            return Some(EndReason::ParentEnded);
+        }
             return Some(reason);
         }
         let identities = self.parts.workload_api.identities();
@@ -220,6 +224,16 @@ impl Broker {
     }
 
     /// The credential that can be served at once, and whether its successor is due.
+    /// Whether `task` is part of another one that has ended, or should have. The end of a parent ends its children, but
+    /// one may begin at that very moment, and a crash may come in between.
+    fn parent_is_over(&self, task: &Task, now: Timestamp, boot: Duration) -> bool {
+        let Some(parent) = &task.begun().parent else { return false };
+        self.tasks.by_id(parent).is_none_or(|parent| {
+            let state = parent.state();
+            state.ending.is_some() || parent.overdue(&state, now, boot).is_some()
+        })
+    }
+
     fn live(&self, task: &Task, provider: Provider) -> Result<Served, CredentialsError> {
         let now = self.now();
         let mut state = task.state();
