@@ -104,7 +104,7 @@ impl Broker {
             None => None,
         };
         let parent = self.parent(request, caller)?;
-        if let Some(begun) = self.replay(request, caller).await? {
+        if let Some(begun) = self.replay(request, caller, parent.as_deref()).await? {
             return Ok(begun);
         }
         let _seat = Seat::take(&self.opening);
@@ -118,7 +118,7 @@ impl Broker {
         }
         let (token, hash) = task_token::generate()?;
         let record = new_record(request, caller, &permit, parent.as_deref(), hash, now)?;
-        self.audit_permit(request, &record, &permit).await?;
+        self.audit_permit(request, &record, Some(&permit), None).await?;
         journal::record(&*self.parts.journal, vec![Change::Task(Box::new(record.clone()))]).await?;
         let task = self.run(record, policy, permit);
         Ok(Begun { task, token })
@@ -133,10 +133,17 @@ impl Broker {
     }
 
     /// The task that the same caller began with the same key, under a fresh token; the old one dies.
-    async fn replay(&self, request: &BeginRequest, caller: &Caller) -> Result<Option<Begun>, BeginError> {
+    async fn replay(
+        &self,
+        request: &BeginRequest,
+        caller: &Caller,
+        parent: Option<&Task>,
+    ) -> Result<Option<Begun>, BeginError> {
         let Some(idempotency) = &request.idempotency else { return Ok(None) };
         let Some(task) = self.tasks.by_key(caller.spiffe_id(), &idempotency.key) else { return Ok(None) };
-        if task.begun().idempotency.as_ref().is_none_or(|first| first.body != idempotency.body) {
+        let same_body = task.begun().idempotency.as_ref().is_some_and(|first| first.body == idempotency.body);
+        // The parent may stand in the token alone, which is not in the body: a key never leads to another one's child.
+        if !same_body || task.begun().parent.as_ref() != parent.map(Task::id) {
             return Err(BeginError::Conflict);
         }
         if self.reason_to_end(&task).is_some() {
@@ -145,8 +152,16 @@ impl Broker {
         }
         let (token, hash) = task_token::generate()?;
         let record = TaskRecord { token: hash, ..task.begun().clone() };
+        let permit = task.state().decided.as_ref().map(|decided| Arc::clone(&decided.permit));
+        self.audit_permit(request, &record, permit.as_deref(), Some("idempotency_key")).await?;
         journal::record(&*self.parts.journal, vec![Change::Task(Box::new(record))]).await?;
         self.tasks.replace_token(&task, hash);
+        let ended = task.state().ending.is_some();
+        if ended {
+            // The record above may have come after that of the end: a restart would find the task running.
+            self.journal_task(&task).await;
+            return Err(BeginError::Conflict);
+        }
         Ok(Some(Begun { task, token }))
     }
 
@@ -154,10 +169,12 @@ impl Broker {
         &self,
         request: &BeginRequest,
         record: &TaskRecord,
-        permit: &Permit,
+        permit: Option<&Permit>,
+        reason: Option<&str>,
     ) -> Result<(), BeginError> {
         let event = Event {
             request_id: Some(&request.request_id),
+            reason,
             task: Some(&record.id),
             label: record.label.as_deref(),
             spiffe_id: Some(&record.owner),
@@ -165,11 +182,11 @@ impl Broker {
             scope: Some(&record.ask.scope),
             params: Some(&record.ask.params),
             stated_reason: record.ask.reason.as_deref(),
-            tier: Some(permit.tier()),
-            policy_version: Some(&record.policy_version.0),
-            rule_ids: permit.rule_ids(),
+            tier: Some(record.tier),
+            policy_version: Some(&permit.map_or(&record.policy_version, Permit::policy_version).0),
+            rule_ids: permit.map_or(&[], Permit::rule_ids),
             deadline: Some(record.deadline),
-            ..Event::new(record.begun_at, Kind::Decision, "permit")
+            ..Event::new(self.now(), Kind::Decision, "permit")
         };
         Ok(self.parts.audit.record(&event).await?)
     }
@@ -207,6 +224,22 @@ impl Broker {
     }
 }
 
+/// A place among the tasks for one that is being opened.
+struct Seat<'a>(&'a AtomicUsize);
+
+impl<'a> Seat<'a> {
+    fn take(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(count)
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 fn new_record(
     request: &BeginRequest,
     caller: &Caller,
@@ -224,22 +257,6 @@ fn new_record(
         proved_until: caller.until(),
         ask: request.ask.clone(),
         label: request.label.clone(),
-/// A place among the tasks for one that is being opened.
-struct Seat<'a>(&'a AtomicUsize);
-
-impl<'a> Seat<'a> {
-    fn take(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::AcqRel);
-        Self(count)
-    }
-}
-
-impl Drop for Seat<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
         parent: parent.map(|task| task.id().clone()),
         hold: request.hold,
         token,
