@@ -18,6 +18,7 @@ mod view;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use crate::audit::Audit;
@@ -79,9 +80,9 @@ pub struct Broker {
     tasks: TaskTable,
     /// Requests with an idempotency key begin one at a time, so that the same key never begins two tasks.
     idempotent: tokio::sync::Mutex<()>,
-    /// Woken when the next thing to end may have come nearer.
     /// How many are being opened: they count as tasks, so that a crowd does not pass the limit together.
     opening: AtomicUsize,
+    /// Woken when the next thing to end may have come nearer.
     pub(crate) changed: tokio::sync::Notify,
 }
 
@@ -192,15 +193,15 @@ impl Broker {
     fn reason_to_end(&self, task: &Task) -> Option<EndReason> {
         let (now, boot) = (self.now(), self.parts.clock.boot());
         let policy = self.parts.policy.current();
-        let mut state = task.state();
         let orphan = self.parent_is_over(task, now, boot);
+        let mut state = task.state();
         if let Some(ending) = &state.ending {
             return Some(ending.reason);
         }
-        if let Some(reason) = task.overdue(&state, now, boot) {
         if orphan {
             return Some(EndReason::ParentEnded);
         }
+        if let Some(reason) = task.overdue(&state, now, boot) {
             return Some(reason);
         }
         let identities = self.parts.workload_api.identities();
@@ -223,7 +224,6 @@ impl Broker {
         }
     }
 
-    /// The credential that can be served at once, and whether its successor is due.
     /// Whether `task` is part of another one that has ended, or should have. The end of a parent ends its children, but
     /// one may begin at that very moment, and a crash may come in between.
     fn parent_is_over(&self, task: &Task, now: Timestamp, boot: Duration) -> bool {
@@ -234,6 +234,7 @@ impl Broker {
         })
     }
 
+    /// The credential that can be served at once, and whether its successor is due.
     fn live(&self, task: &Task, provider: Provider) -> Result<Served, CredentialsError> {
         let now = self.now();
         let mut state = task.state();
@@ -244,7 +245,9 @@ impl Broker {
         let Some(slot) = state.slots.get(&provider) else { return Ok(Served::Missing) };
         let Some(issued) = slot.live.as_ref().filter(|issued| issued.is_live(now)) else { return Ok(Served::Missing) };
         // A successor cannot outlive the task either: once its end is the limit there is nothing to gain.
-        let due = issued.is_due(now) && issued.usable_until() < task.deadline() && slot.flight.is_none();
+        // (Orders are in whole seconds.)
+        let useful = issued.usable_until() < task.deadline().floor_to_second();
+        let due = useful && issued.is_due(now) && slot.flight.is_none();
         Ok(if due { Served::Due(Arc::clone(issued)) } else { Served::Live(Arc::clone(issued)) })
     }
 
@@ -277,15 +280,6 @@ impl Broker {
     }
 }
 
-/// What [`Broker::live`] found.
-enum Served {
-    /// Serve it.
-    Live(Arc<Issued>),
-    /// Serve it, and mint its successor.
-    Due(Arc<Issued>),
-    /// There is nothing to serve.
-    Missing,
-}
 /// Does `work` to its end, also when whoever waits for it goes away: a caller that hangs up must not leave a task that
 /// is in the journal and nowhere else, or an end that was never audited.
 async fn detached<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
@@ -299,3 +293,12 @@ async fn detached<T: Send + 'static>(work: impl Future<Output = T> + Send + 'sta
     }
 }
 
+/// What [`Broker::live`] found.
+enum Served {
+    /// Serve it.
+    Live(Arc<Issued>),
+    /// Serve it, and mint its successor.
+    Due(Arc<Issued>),
+    /// There is nothing to serve.
+    Missing,
+}
