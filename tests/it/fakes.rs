@@ -1,0 +1,321 @@
+//! What stands behind the seams: a cloud, a journal that can fail, an audit log that can be read.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::Value;
+use sidemint::clock::{Clock as _, ManualClock};
+use sidemint::exchange::{AwsCredential, Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, Revocation};
+use sidemint::lease::LeaseState;
+use sidemint::lease::journal::{Change, DiskJournal, Journal, JournalError, Recovered};
+use sidemint::secret::Secret;
+use tokio::sync::watch;
+
+/// What happened at the seams, in order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Log {
+    pub(crate) fn push(&self, event: impl Into<String>) {
+        self.0.lock().unwrap().push(event.into());
+    }
+
+    pub(crate) fn all(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+
+    pub(crate) fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+/// A gate at which calls wait while it is shut.
+#[derive(Debug)]
+pub(crate) struct Gate(watch::Sender<bool>);
+
+impl Gate {
+    fn open() -> Self {
+        Self(watch::Sender::new(true))
+    }
+
+    pub(crate) fn shut(&self) {
+        self.0.send_replace(false);
+    }
+
+    pub(crate) fn release(&self) {
+        self.0.send_replace(true);
+    }
+
+    /// How many calls wait at it.
+    pub(crate) fn waiting(&self) -> usize {
+        self.0.receiver_count()
+    }
+
+    async fn pass(&self) {
+        self.0.subscribe().wait_for(|open| *open).await.unwrap();
+    }
+}
+
+/// How the cloud answers one call.
+#[derive(Clone, Debug)]
+pub(crate) enum OnMint {
+    /// A credential that lives as long as the order says.
+    Give,
+    /// A credential that dies this much before, or after, the order says.
+    Sooner(Duration),
+    Later(Duration),
+    Fail(ExchangeError),
+}
+
+/// A cloud that gives credentials nobody ever sees twice.
+pub(crate) struct FakeCloud {
+    clock: ManualClock,
+    log: Log,
+    /// Calls wait here before they are answered.
+    pub(crate) gate: Gate,
+    state: Mutex<CloudState>,
+}
+
+struct CloudState {
+    script: VecDeque<OnMint>,
+    otherwise: OnMint,
+    takes: Duration,
+    orders: Vec<MintOrder>,
+    secrets: Vec<String>,
+}
+
+impl fmt::Debug for FakeCloud {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FakeCloud").finish_non_exhaustive()
+    }
+}
+
+impl FakeCloud {
+    pub(crate) fn new(clock: ManualClock, log: Log) -> Arc<Self> {
+        let state = CloudState {
+            script: VecDeque::new(),
+            otherwise: OnMint::Give,
+            takes: Duration::ZERO,
+            orders: Vec::new(),
+            secrets: Vec::new(),
+        };
+        Arc::new(Self { clock, log, gate: Gate::open(), state: Mutex::new(state) })
+    }
+
+    fn state(&self) -> MutexGuard<'_, CloudState> {
+        self.state.lock().unwrap()
+    }
+
+    /// How the next calls are answered, one each; then as [`FakeCloud::otherwise`] says.
+    pub(crate) fn next(&self, answers: impl IntoIterator<Item = OnMint>) {
+        self.state().script.extend(answers);
+    }
+
+    pub(crate) fn otherwise(&self, answer: OnMint) {
+        self.state().otherwise = answer;
+    }
+
+    /// Lets each exchange take this long on the test's clock, which it moves itself.
+    pub(crate) fn takes(&self, time: Duration) {
+        self.state().takes = time;
+    }
+
+    /// Every order so far.
+    pub(crate) fn orders(&self) -> Vec<MintOrder> {
+        self.state().orders.clone()
+    }
+
+    pub(crate) fn calls(&self) -> usize {
+        self.state().orders.len()
+    }
+
+    /// Every secret it ever gave.
+    pub(crate) fn secrets(&self) -> Vec<String> {
+        self.state().secrets.clone()
+    }
+}
+
+pub(crate) fn unavailable(retry_after: Option<Duration>) -> ExchangeError {
+    ExchangeError::Unavailable { detail: "the fake was told so".into(), retry_after }
+}
+
+pub(crate) fn refused() -> ExchangeError {
+    ExchangeError::Refused { detail: "the fake was told so".into() }
+}
+
+#[async_trait]
+impl Cloud for FakeCloud {
+    fn provider(&self) -> Provider {
+        Provider::Aws
+    }
+
+    async fn mint(&self, order: &MintOrder) -> Result<Minted, ExchangeError> {
+        self.log.push("exchange");
+        let (answer, number, takes) = {
+            let mut state = self.state();
+            state.orders.push(order.clone());
+            let otherwise = state.otherwise.clone();
+            (state.script.pop_front().unwrap_or(otherwise), state.orders.len(), state.takes)
+        };
+        self.gate.pass().await;
+        self.clock.advance(takes);
+        let usable_until = match answer {
+            OnMint::Give => order.dead_by,
+            OnMint::Sooner(by) => order.dead_by - by,
+            OnMint::Later(by) => order.dead_by + by,
+            OnMint::Fail(error) => return Err(error),
+        };
+        let secret = |what: &str| format!("{what}-{number:04}-{:p}-must-never-leak", self);
+        let (key, token) = (secret("secret-key"), secret("session-token"));
+        self.state().secrets.extend([key.clone(), token.clone()]);
+        Ok(Minted {
+            credential: Credential::Aws(AwsCredential {
+                access_key_id: Secret::new(format!("ASIAFAKE{number:012}")),
+                secret_access_key: Secret::new(key),
+                session_token: Secret::new(token),
+                account_id: Some("111122223333".into()),
+            }),
+            usable_until,
+            revocation: Revocation::Expire,
+            upstream: format!("arn:aws:sts::111122223333:assumed-role/tests/{}", order.session_name),
+        })
+    }
+}
+
+/// The real journal, watched: it can be told to fail, or to keep a write waiting.
+#[derive(Debug)]
+pub(crate) struct WatchedJournal {
+    inner: Arc<DiskJournal>,
+    log: Log,
+    gate: Gate,
+    state: Mutex<JournalState>,
+}
+
+#[derive(Debug, Default)]
+struct JournalState {
+    failing: Option<&'static str>,
+    held: Option<&'static str>,
+}
+
+impl WatchedJournal {
+    pub(crate) fn open(directory: &Path, log: Log) -> Result<(Arc<Self>, Recovered), JournalError> {
+        let (inner, recovered) = DiskJournal::open(directory)?;
+        Ok((Arc::new(Self { inner: Arc::new(inner), log, gate: Gate::open(), state: Mutex::default() }), recovered))
+    }
+
+    /// Keeps every write that holds a change of this name waiting before it reaches the disk, until released.
+    pub(crate) fn hold(&self, name: &'static str) {
+        self.state.lock().unwrap().held = Some(name);
+        self.gate.shut();
+    }
+
+    pub(crate) fn release(&self) {
+        self.gate.release();
+    }
+
+    /// How many writes are kept waiting.
+    pub(crate) fn waiting(&self) -> usize {
+        self.gate.waiting()
+    }
+
+    /// Fails every write that holds a change of this name (see [`name`]); `*` fails all, an empty one none.
+    pub(crate) fn fail(&self, name: &'static str) {
+        self.state.lock().unwrap().failing = (!name.is_empty()).then_some(name);
+    }
+}
+
+/// The name of a change in the [`Log`].
+fn name(change: &Change) -> &'static str {
+    match change {
+        Change::Task(task) if task.ending.is_some() => "task ended",
+        Change::Task(_) => "task",
+        Change::Lease(lease) => match lease.state {
+            LeaseState::Intent => "intent",
+            LeaseState::Issued => "issued",
+            LeaseState::Ending => "ending",
+            LeaseState::Revoked => "revoked",
+            LeaseState::Expired => "expired",
+        },
+        Change::ForgetTask(_) => "forget task",
+        Change::ForgetLease(_) => "forget lease",
+    }
+}
+
+#[async_trait]
+impl Journal for WatchedJournal {
+    async fn write(&self, changes: Vec<Change>) -> Result<(), JournalError> {
+        let names: Vec<_> = changes.iter().map(name).collect();
+        let among = |wanted: Option<&str>| wanted.is_some_and(|wanted| wanted == "*" || names.contains(&wanted));
+        let (failing, held) = {
+            let state = self.state.lock().unwrap();
+            (among(state.failing), among(state.held))
+        };
+        if failing {
+            return Err(JournalError::Write("the fake was told so".into()));
+        }
+        let gate = held.then(|| self.gate.0.subscribe());
+        let (inner, log, names) = (Arc::clone(&self.inner), self.log.clone(), names.join(", "));
+        // As with the real writer's thread, what is queued is written whoever waits for it.
+        let write = tokio::spawn(async move {
+            if let Some(mut gate) = gate {
+                let _ = gate.wait_for(|open| *open).await;
+            }
+            inner.write(changes).await?;
+            log.push(names);
+            Ok(())
+        });
+        write.await.unwrap()
+    }
+
+    fn pending(&self) -> usize {
+        self.inner.pending()
+    }
+
+    fn healthy(&self) -> bool {
+        self.inner.healthy() && self.state.lock().unwrap().failing.is_none()
+    }
+}
+
+/// Where audit lines end up; can be told to fail.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct AuditText(Arc<Mutex<AuditState>>);
+
+#[derive(Debug, Default)]
+struct AuditState {
+    text: Vec<u8>,
+    failing: bool,
+}
+
+impl AuditText {
+    pub(crate) fn fail(&self, failing: bool) {
+        self.0.lock().unwrap().failing = failing;
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().text.clone()).unwrap()
+    }
+
+    pub(crate) fn lines(&self) -> Vec<Value> {
+        self.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+impl io::Write for AuditText {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut state = self.0.lock().unwrap();
+        if state.failing {
+            return Err(io::Error::other("the fake was told so"));
+        }
+        state.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,12 @@
+//! The main path as workloads and operators meet it: the real server on loopback, the real journal, the real policy files,
+//! and an in-process fake behind each seam to the outside. A module per behaviour; [`world`] is what they share.
+//!
+//! Nothing here waits for time to pass: tests move the clock and wait for what they want to see.
+
+mod fakes;
+mod http;
+mod policy_files;
+mod world;
+
+mod aws;
+mod begin;

@@ -1,0 +1,568 @@
+//! A whole sidecar in a test: real listeners, server, broker, policy and journal; fakes only at the seams.
+//!
+//! When a [`World`] goes, it searches everything that was written anywhere (audit log, metrics, journal, status, log,
+//! answers) for every secret that any fake gave out.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sidemint::audit::{Audit, Event, Kind};
+use sidemint::broker::{Broker, Limits, Parts, reaper};
+use sidemint::clock::{Clock, ManualClock, Timestamp};
+use sidemint::config::PodTaskSettings;
+use sidemint::exchange::{Cloud, Provider};
+use sidemint::identity::Authenticator;
+use sidemint::identity::workload_api::testing::FakeWorkloadApi;
+use sidemint::identity::workload_api::{SpiffeWorkloadApi, WorkloadApi};
+use sidemint::lease::journal::{JournalError, Recovered};
+use sidemint::metrics::Snapshot;
+use sidemint::pod_task::PodTask;
+use sidemint::policy::LoadOptions;
+use sidemint::policy::cache::{PolicyCache, RefreshOutcome};
+use sidemint::policy::repository::DirectorySource;
+use sidemint::server::admin::Admin;
+use sidemint::server::{Listener, ListenerLimits, Server, serve};
+use tempfile::TempDir;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::fakes::{AuditText, FakeCloud, Log, WatchedJournal};
+use crate::http::{Call, Connection, Reply};
+use crate::policy_files::{self, OTHER, REPORT};
+
+/// The audience of this sidecar.
+pub(crate) const AUDIENCE: &str = "sidemint";
+/// When tests begin. Not on a whole second, as real ones never do.
+pub(crate) const START: Timestamp = Timestamp::from_millis(1_795_435_200_250);
+
+/// Waits, without any time passing on the test's clock, until `condition` holds.
+pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    for _ in 0..200_000 {
+        if condition() {
+            return;
+        }
+        tokio::task::yield_now().await;
+        std::thread::yield_now();
+    }
+    panic!("it never came to this: {what}");
+}
+
+/// Lets everything that can run without waiting for a clock run.
+pub(crate) async fn settle() {
+    for _ in 0..300 {
+        tokio::task::yield_now().await;
+        std::thread::yield_now();
+    }
+}
+
+/// Seconds, for short.
+pub(crate) const fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// What differs from the usual.
+pub(crate) struct Setup {
+    pub(crate) identities: Vec<&'static str>,
+    /// Whether the Workload API has answered.
+    pub(crate) known: bool,
+    /// Whether there is a policy.
+    pub(crate) policy: bool,
+    pub(crate) reaper: bool,
+    pub(crate) tasks: usize,
+    pub(crate) pod_task: Option<PodTaskSettings>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            identities: vec![REPORT, OTHER],
+            known: true,
+            policy: true,
+            reaper: false,
+            tasks: 10_000,
+            pod_task: None,
+        }
+    }
+}
+
+/// A sidecar and the world around it.
+pub(crate) struct World {
+    pub(crate) clock: ManualClock,
+    pub(crate) api: Arc<FakeWorkloadApi>,
+    pub(crate) cloud: Arc<FakeCloud>,
+    pub(crate) audit: AuditText,
+    pub(crate) log: Log,
+    pub(crate) directory: TempDir,
+    setup: Setup,
+    states: Vec<PathBuf>,
+    tokens: Mutex<Vec<String>>,
+    /// The bodies of answers that may hold no secret.
+    told: Mutex<Vec<Vec<u8>>>,
+    sidecar: Option<Sidecar>,
+}
+
+/// What a restart replaces.
+pub(crate) struct Sidecar {
+    pub(crate) broker: Arc<Broker>,
+    pub(crate) journal: Arc<WatchedJournal>,
+    pub(crate) policy: Arc<PolicyCache>,
+    pub(crate) admin: Arc<Admin>,
+    pub(crate) pod_task: Option<Arc<PodTask>>,
+    pub(crate) address: SocketAddr,
+    pub(crate) admin_address: SocketAddr,
+    pub(crate) admin_socket: PathBuf,
+    stop: watch::Sender<bool>,
+    serving: Vec<JoinHandle<()>>,
+    background: Vec<JoinHandle<()>>,
+}
+
+impl Deref for World {
+    type Target = Sidecar;
+    fn deref(&self) -> &Sidecar {
+        self.sidecar.as_ref().unwrap()
+    }
+}
+
+/// A task as its beginner sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct Begun {
+    pub(crate) id: String,
+    pub(crate) token: String,
+    pub(crate) expires_at: Timestamp,
+    pub(crate) body: Value,
+}
+
+impl World {
+    pub(crate) async fn new() -> Self {
+        Self::with(Setup::default()).await
+    }
+
+    /// A world whose reaper runs.
+    pub(crate) async fn with_reaper() -> Self {
+        Self::with(Setup { reaper: true, ..Setup::default() }).await
+    }
+
+    pub(crate) async fn with(setup: Setup) -> Self {
+        LazyLock::force(&LOGGED);
+        let clock = ManualClock::at(START);
+        let api = FakeWorkloadApi::new(Arc::new(clock.clone()), &setup.identities);
+        api.update(|identities| {
+            identities.known = setup.known;
+            for svid in &mut identities.svids {
+                svid.expires_at = START + secs(90 * 24 * 3600);
+            }
+        });
+        let log = Log::default();
+        let directory = tempfile::tempdir().unwrap();
+        if setup.policy {
+            policy_files::standard(&directory.path().join("policy"));
+        }
+        let states = vec![directory.path().join("state-0")];
+        let cloud = FakeCloud::new(clock.clone(), log.clone());
+        let mut world = Self {
+            api,
+            cloud,
+            audit: AuditText::default(),
+            log,
+            directory,
+            setup,
+            states,
+            tokens: Mutex::default(),
+            told: Mutex::default(),
+            sidecar: None,
+            clock,
+        };
+        world.start().await;
+        world
+    }
+
+    async fn start(&mut self) {
+        let state = self.states.last().unwrap().clone();
+        let (journal, recovered) = self.open_journal(&state).await;
+        let source = Arc::new(DirectorySource::new(self.policy_directory()));
+        let policy = Arc::new(PolicyCache::new(source, LoadOptions::default()));
+        policy.reload_now(self.clock.now()).await;
+        let parts = Parts {
+            clock: Arc::new(self.clock.clone()),
+            workload_api: Arc::clone(&self.api) as _,
+            authenticator: Authenticator::new(Arc::clone(&self.api) as _, AUDIENCE.into()),
+            policy: Arc::clone(&policy),
+            clouds: BTreeMap::from([(Provider::Aws, Arc::clone(&self.cloud) as Arc<dyn Cloud>)]),
+            journal: Arc::clone(&journal) as _,
+            audit: Arc::new(Audit::to(Box::new(self.audit.clone())).unwrap()),
+            metrics: Arc::new(sidemint::app::metrics().unwrap()),
+            limits: Limits { tasks: self.setup.tasks, mint: secs(20), wait: secs(10) },
+        };
+        let broker = Broker::new(parts, recovered);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let admin_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let admin_socket = state.join("admin.sock");
+        let (address, admin_address) = (listener.local_addr().unwrap(), admin_listener.local_addr().unwrap());
+        let server = Arc::new(Server::new(Arc::clone(&broker), address).unwrap());
+        let pod_task = self.setup.pod_task.clone().map(|settings| PodTask::new(Arc::clone(&broker), settings));
+        // Its own clock stands still, so that its retries never count among the sleepers of a test.
+        let elsewhere = Arc::new(ManualClock::at(START));
+        let idle_api = SpiffeWorkloadApi::start("unix:///nonexistent/agent.sock", elsewhere).unwrap();
+        let admin =
+            Arc::new(Admin::new(Arc::clone(&broker), Arc::clone(&policy), idle_api, pod_task.clone(), admin_address));
+        let (stop, stopping) = watch::channel(false);
+        let clock: Arc<dyn Clock> = Arc::new(self.clock.clone());
+        let limits = ListenerLimits { connections: 4096, ..ListenerLimits::default() };
+        let handle = {
+            let server = Arc::clone(&server);
+            move |request, peer| {
+                let server = Arc::clone(&server);
+                async move { server.handle(request, peer).await }
+            }
+        };
+        let mut serving =
+            vec![tokio::spawn(serve(Listener::Tcp(listener), limits, Arc::clone(&clock), stopping.clone(), handle))];
+        let sockets = [Listener::Tcp(admin_listener), Listener::Unix(UnixListener::bind(&admin_socket).unwrap())];
+        for listener in sockets {
+            let admin = Arc::clone(&admin);
+            let handle = move |request, peer| {
+                let admin = Arc::clone(&admin);
+                async move { admin.handle(request, peer).await }
+            };
+            serving.push(tokio::spawn(serve(listener, limits, Arc::clone(&clock), stopping.clone(), handle)));
+        }
+        let mut background = Vec::new();
+        if self.setup.reaper {
+            let changes = (self.api.watch(), policy.subscribe());
+            background.push(tokio::spawn(reaper::run(Arc::clone(&broker), changes.0, changes.1)));
+        }
+        if let Some(pod_task) = &pod_task {
+            background.push(tokio::spawn(Arc::clone(pod_task).run()));
+        }
+        self.sidecar = Some(Sidecar {
+            broker,
+            journal,
+            policy,
+            admin,
+            pod_task,
+            address,
+            admin_address,
+            admin_socket,
+            stop,
+            serving,
+            background,
+        });
+    }
+
+    /// Stops the sidecar in order, its tasks kept, and starts it again on the same journal.
+    pub(crate) async fn restart(&mut self) {
+        self.stop().await;
+        self.start().await;
+    }
+
+    /// Stops the sidecar in order, its tasks kept; nothing runs until [`World::start_again`].
+    pub(crate) async fn stop(&mut self) {
+        self.check_for_leaks();
+        let Sidecar { broker, journal, serving, background, stop, admin, pod_task, .. } = self.sidecar.take().unwrap();
+        stop.send_replace(true);
+        for job in background {
+            job.abort();
+            let _ = job.await;
+        }
+        for job in serving {
+            job.await.unwrap();
+        }
+        drop((admin, pod_task, broker));
+        until("everything of the old sidecar is gone", || Arc::strong_count(&journal) == 1).await;
+        drop(journal);
+        let state = self.states.last().unwrap().clone();
+        let _ = fs::remove_file(state.join("admin.sock"));
+    }
+
+    /// Opens the journal, once the writer of an earlier one is gone.
+    async fn open_journal(&self, state: &Path) -> (Arc<WatchedJournal>, Recovered) {
+        let mut opened = None;
+        until("the journal is free", || match WatchedJournal::open(state, self.log.clone()) {
+            Err(JournalError::InUse(_)) => false,
+            other => {
+                opened = Some(other.unwrap());
+                true
+            }
+        })
+        .await;
+        opened.unwrap()
+    }
+
+    pub(crate) async fn start_again(&mut self) {
+        self.start().await;
+    }
+
+    /// As after `kill -9`: nothing of the old sidecar runs on, and the new one finds the disk as it is this moment.
+    pub(crate) async fn crash(&mut self) {
+        self.check_for_leaks();
+        let old = self.sidecar.take().unwrap();
+        for job in old.background.iter().chain(&old.serving) {
+            job.abort();
+        }
+        let (from, to) = (self.state(), self.directory.path().join(format!("state-{}", self.states.len())));
+        fs::create_dir(&to).unwrap();
+        fs::copy(from.join("journal.redb"), to.join("journal.redb")).unwrap();
+        self.states.push(to);
+        self.start().await;
+    }
+
+    /// The directory of the journal.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.states.last().unwrap().clone()
+    }
+
+    pub(crate) fn policy_directory(&self) -> PathBuf {
+        self.directory.path().join("policy")
+    }
+
+    /// Makes the sidecar look at its policy.
+    pub(crate) async fn reload(&self) -> RefreshOutcome {
+        self.policy.reload_now(self.clock.now()).await
+    }
+
+    /// Changes one scope and has it loaded.
+    pub(crate) async fn publish(&self, scope: policy_files::Scope) {
+        scope.write(&self.policy_directory());
+        assert_eq!(self.reload().await, RefreshOutcome::Loaded);
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Sends a request and keeps what may hold no secret for the search at the end.
+    pub(crate) async fn send(&self, call: Call) -> Reply {
+        let mut connection = Connection::open(self.address).await;
+        connection.send(&call.bytes(self.address)).await;
+        let reply = connection.reply().await.unwrap_or_else(|| panic!("no answer to {call:?}"));
+        self.keep(&call, &reply);
+        reply
+    }
+
+    fn keep(&self, call: &Call, reply: &Reply) {
+        let begun = call.method == "POST" && reply.status == 201;
+        let served = call.target.contains("credentials") && reply.status == 200;
+        if begun {
+            self.tokens.lock().unwrap().push(reply.json()["token"].as_str().unwrap().to_owned());
+        } else if !served {
+            self.told.lock().unwrap().push(reply.body.clone());
+        }
+    }
+
+    /// A fresh JWT-SVID of `spiffe_id` for this sidecar.
+    pub(crate) fn svid(&self, spiffe_id: &str) -> String {
+        self.api.issue(spiffe_id, AUDIENCE)
+    }
+
+    /// The request by which [`REPORT`] begins a task.
+    pub(crate) fn begin_call(&self, body: &Value) -> Call {
+        Call::post("/v1/tasks").bearer(&self.svid(REPORT)).json(body)
+    }
+
+    /// Begins a task as [`REPORT`], which must succeed.
+    pub(crate) async fn begin(&self, body: Value) -> Begun {
+        begun(&self.send(self.begin_call(&body)).await)
+    }
+
+    /// Begins a task of this scope as [`REPORT`].
+    pub(crate) async fn begin_scope(&self, scope: &str) -> Begun {
+        self.begin(json!({ "scope": scope })).await
+    }
+
+    /// Asks for the credential as an AWS SDK does.
+    pub(crate) async fn credentials(&self, token: &str) -> Reply {
+        self.send(Call::get("/v1/aws/credentials").header("authorization", token)).await
+    }
+
+    /// The credential, which must be there.
+    pub(crate) async fn served(&self, token: &str) -> Value {
+        let reply = self.credentials(token).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.json()
+    }
+
+    pub(crate) async fn end(&self, task: &Begun) -> Value {
+        let reply = self.send(Call::delete(&format!("/v1/tasks/{}", task.id)).bearer(&task.token)).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.json()
+    }
+
+    pub(crate) async fn show(&self, task: &Begun) -> Value {
+        let reply = self.send(Call::get(&format!("/v1/tasks/{}", task.id)).bearer(&task.token)).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.json()
+    }
+
+    /// Waits until the reaper has ended a task, and tells why it says it did.
+    pub(crate) async fn ended(&self, task: &Begun) -> String {
+        let found = self.broker.tasks().by_id(&task.id.parse().unwrap()).unwrap();
+        until("the task has ended", || found.state().ending.is_some()).await;
+        self.show(task).await["reason"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) fn is_ended(&self, task: &Begun) -> bool {
+        self.broker.tasks().by_id(&task.id.parse().unwrap()).is_none_or(|task| task.state().ending.is_some())
+    }
+
+    /// Asks the operators' listener.
+    pub(crate) async fn ask_admin(&self, target: &str) -> Reply {
+        let mut connection = Connection::open(self.admin_address).await;
+        connection.send(&Call::get(target).bytes(self.admin_address)).await;
+        let reply = connection.reply().await.unwrap();
+        self.told.lock().unwrap().push(reply.body.clone());
+        reply
+    }
+
+    /// Asks the operators' Unix socket.
+    pub(crate) async fn operator(&self, call: Call) -> Reply {
+        let mut connection = Connection::open_unix(&self.admin_socket).await;
+        connection.send(&call.bytes(self.admin_address)).await;
+        let reply = connection.reply().await.unwrap();
+        self.told.lock().unwrap().push(reply.body.clone());
+        reply
+    }
+
+    /// The metrics page, as Prometheus gets it.
+    pub(crate) async fn metrics(&self) -> String {
+        self.ask_admin("/metrics").await.text()
+    }
+
+    /// One series of the metrics page; `None` when it is not there.
+    pub(crate) async fn metric(&self, series: &str) -> Option<f64> {
+        let page = self.metrics().await;
+        let value = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
+        Some(value.parse().unwrap())
+    }
+
+    /// The audit lines with this request id, at least one.
+    pub(crate) async fn audited(&self, request_id: &str) -> Vec<Value> {
+        let of_it =
+            || self.audit.lines().into_iter().filter(|line| line["request_id"] == request_id).collect::<Vec<_>>();
+        until("the audit log has the request", || !of_it().is_empty()).await;
+        of_it()
+    }
+
+    /// Opens a hold on a task.
+    pub(crate) async fn hold(&self, task: &Begun) -> Hold {
+        let mut connection = Connection::open(self.address).await;
+        let call = Call::post(&format!("/v1/tasks/{}/hold", task.id)).bearer(&task.token);
+        connection.send(&call.bytes(self.address)).await;
+        let head = connection.stream_head().await;
+        assert_eq!(head.status, 200);
+        assert_eq!(head.header("content-type"), Some("application/x-ndjson"));
+        Hold(connection)
+    }
+
+    fn check_for_leaks(&self) {
+        let Some(sidecar) = &self.sidecar else { return };
+        self.flush_audit(sidecar);
+        let mut places: Vec<(String, Vec<u8>)> = vec![("the audit log".into(), self.audit.text().into())];
+        let metrics = &sidecar.broker.parts().metrics;
+        places.push(("the metrics".into(), metrics.page(&Snapshot::default()).unwrap()));
+        places.push(("Debug of the broker".into(), format!("{:?}", sidecar.broker).into()));
+        for state in &self.states {
+            places.push((state.display().to_string(), fs::read(state.join("journal.redb")).unwrap_or_default()));
+        }
+        places.push(("an answer".into(), self.told.lock().unwrap().join(&b'\n')));
+        places.push(("the log".into(), LOGGED.0.lock().unwrap().clone()));
+        let secrets: HashSet<String> = [self.api.secrets(), self.cloud.secrets(), self.tokens.lock().unwrap().clone()]
+            .concat()
+            .into_iter()
+            .collect();
+        for (place, text) in &places {
+            let text = String::from_utf8_lossy(text);
+            for secret in &secrets {
+                // The last part of a JWT is its signature: what makes it a secret.
+                let telling = secret.rsplit('.').next().unwrap();
+                assert!(!text.contains(telling), "{place} holds a secret that begins {:.12}", secret);
+            }
+        }
+    }
+
+    /// Waits until every line noted so far is written: lines are written in order.
+    fn flush_audit(&self, sidecar: &Sidecar) {
+        self.audit.fail(false);
+        let mark = format!("flushed-{}", self.audit.text().len());
+        let event = Event { detail: Some(mark.clone()), ..Event::new(START, Kind::Refusal, "refused") };
+        sidecar.broker.parts().audit.note(&event);
+        for _ in 0..200_000 {
+            if self.audit.text().ends_with(&format!("{mark}\"}}\n")) {
+                return;
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.check_for_leaks();
+        }
+    }
+}
+
+/// What a 201 tells.
+pub(crate) fn begun(reply: &Reply) -> Begun {
+    assert_eq!(reply.status, 201, "{}", reply.text());
+    let body = reply.json();
+    let text = |name: &str| body[name].as_str().unwrap().to_owned();
+    Begun { id: text("id"), token: text("token"), expires_at: text("expires_at").parse().unwrap(), body }
+}
+
+/// One holder's stream; letting it go closes the connection.
+pub(crate) struct Hold(Connection);
+
+impl Hold {
+    /// The next heartbeat; `None` when the stream has ended.
+    pub(crate) async fn line(&mut self) -> Option<Value> {
+        let chunk = self.0.chunk().await?;
+        assert_eq!(chunk.last(), Some(&b'\n'));
+        Some(serde_json::from_slice(&chunk).unwrap())
+    }
+}
+
+/// A time in a body.
+pub(crate) fn time(value: &Value) -> Timestamp {
+    value.as_str().unwrap().parse().unwrap()
+}
+
+/// The log of all tests together, at its most talkative.
+static LOGGED: LazyLock<Logged> = LazyLock::new(|| {
+    let logged = Logged::default();
+    let sink = logged.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
+        .with_ansi(false)
+        .with_writer(move || sink.clone())
+        .finish();
+    tracing::subscriber::set_global_default(subscriber).unwrap();
+    logged
+});
+
+#[derive(Clone, Default)]
+struct Logged(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Logged {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A policy directory elsewhere may be written to as well.
+#[allow(dead_code, reason = "for tests that break files")]
+pub(crate) fn append(path: &Path, text: &str) {
+    fs::write(path, fs::read_to_string(path).unwrap() + text).unwrap();
+}
