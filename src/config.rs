@@ -68,6 +68,11 @@ const KEYS: &[(&str, &str, Form)] = &[
     ("limits", "upstream_burst", Form::Number),
 ];
 
+/// Every key as section and name, in the order of the file.
+pub fn keys() -> impl Iterator<Item = (&'static str, &'static str)> {
+    KEYS.iter().map(|(section, key, _)| (*section, *key))
+}
+
 /// Variables that begin with `SIDEMINT_` and are read by other commands.
 const OTHER_VARIABLES: [&str; 5] =
     ["SIDEMINT_HTTP", "SIDEMINT_ADMIN", "SIDEMINT_AUDIENCE", "SIDEMINT_TOKEN_FILE", "SIDEMINT_CONFIG"];
@@ -283,7 +288,8 @@ fn overlay(mut table: Table, environment: &BTreeMap<String, String>) -> Result<T
     Ok(table)
 }
 
-fn variable_name(section: &str, key: &str) -> String {
+/// The environment variable of a key.
+pub fn variable_name(section: &str, key: &str) -> String {
     format!("{PREFIX}{}_{}", section.to_ascii_uppercase(), key.to_ascii_uppercase())
 }
 
