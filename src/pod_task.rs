@@ -84,7 +84,7 @@ impl PodTask {
         let text = Secret::new(fs::read_to_string(&self.settings.token_file).ok()?);
         // exposed: only its hash is looked up
         let task = self.broker.tasks().by_token(&TokenHash::of(text.expose())?)?;
-        let same = task.begun().ask == self.ask() && task.state().ending.is_none();
+        let same = task.begun().ask == self.ask() && task.ended().is_none();
         same.then_some(task)
     }
 
@@ -153,7 +153,7 @@ impl PodTask {
 }
 
 fn ended_by_deadline(task: &Task) -> bool {
-    task.state().ending.as_ref().is_some_and(|ending| ending.reason == EndReason::Deadline)
+    task.ended() == Some(EndReason::Deadline)
 }
 
 /// Writes the token, without a newline, by renaming: a reader sees the old or the new one, whole. Mode 0440, so that

@@ -142,6 +142,11 @@ impl Task {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
+    /// Why it has ended, if it has.
+    pub fn ended(&self) -> Option<EndReason> {
+        self.state().ending.as_ref().map(|ending| ending.reason)
+    }
+
     /// Tells everyone who waits for the end that it has come.
     pub fn announce_end(&self) {
         self.ended.send_replace(true);

@@ -113,7 +113,10 @@ impl Broker {
         if let Some(grant) = permit.grants().iter().find(|g| !self.parts.clouds.contains_key(&g.provider.provider())) {
             return Err(BeginError::NoProvider(grant.provider.provider()));
         }
-        if self.tasks.len() + self.opening.load(Ordering::Acquire) > self.parts.limits.tasks {
+        if self.is_full() {
+            self.make_room().await;
+        }
+        if self.is_full() {
             return Err(BeginError::TooMany);
         }
         let (token, hash) = task_token::generate()?;
@@ -122,6 +125,11 @@ impl Broker {
         journal::record(&*self.parts.journal, vec![Change::Task(Box::new(record.clone()))]).await?;
         let task = self.run(record, policy, permit);
         Ok(Begun { task, token })
+    }
+
+    /// Whether there are more tasks, those that are being opened among them, than are allowed.
+    fn is_full(&self) -> bool {
+        self.tasks.len() + self.opening.load(Ordering::Acquire) > self.parts.limits.tasks
     }
 
     fn run(&self, record: TaskRecord, policy: Arc<Policy>, permit: Permit) -> Arc<Task> {
@@ -156,8 +164,7 @@ impl Broker {
         self.audit_permit(request, &record, permit.as_deref(), Some("idempotency_key")).await?;
         journal::record(&*self.parts.journal, vec![Change::Task(Box::new(record))]).await?;
         self.tasks.replace_token(&task, hash);
-        let ended = task.state().ending.is_some();
-        if ended {
+        if task.ended().is_some() {
             // The record above may have come after that of the end: a restart would find the task running.
             self.journal_task(&task).await;
             return Err(BeginError::Conflict);

@@ -4,6 +4,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinSet;
+
 use super::Broker;
 use crate::audit::{Event, Kind};
 use crate::lease::journal::{self, Change};
@@ -90,47 +92,71 @@ impl Broker {
         /// A sweep at least this often, so that a clock that was set, or a policy that changed, is noticed.
         const AT_LEAST_EVERY: Duration = Duration::from_secs(1);
         let mut next = AT_LEAST_EVERY;
+        let (mut ends, mut changes) = (JoinSet::new(), Vec::new());
         for task in self.tasks.all() {
-            if let Some(reason) = self.reason_to_end(&task) {
-                self.end(&task, reason, None).await;
-            }
-            let behind = !task.state().journalled;
-            if behind {
-                self.journal_task(&task).await;
-            }
-            self.settle_leases(&task).await;
-            let state = task.state();
-            if let Some(wait) = task.next_check(&state, self.now(), self.parts.clock.boot()) {
+            let reason = self.reason_to_end(&task);
+            let (now, boot) = (self.now(), self.parts.clock.boot());
+            let mut state = task.state();
+            let (due, behind) = (state.ending.is_none().then_some(reason).flatten(), !state.journalled);
+            changes.extend(settle(&mut state, now));
+            let owed = state.ending.as_ref().is_none_or(|ending| now.since(ending.ended_at) < REMEMBER);
+            let forget = !owed && is_settled(&state);
+            if let Some(wait) = task.next_check(&state, now, boot) {
                 next = next.min(wait.max(Duration::from_millis(1)));
             }
+            drop(state);
+            if forget {
+                changes.extend(self.forget(&task));
+            } else if let Some(reason) = due {
+                // All at once: their records share the journal's commits.
+                let broker = Arc::clone(self);
+                ends.spawn(async move { drop(broker.end(&task, reason, None).await) });
+            } else if behind {
+                let broker = Arc::clone(self);
+                ends.spawn(async move { broker.journal_task(&task).await });
+            }
         }
+        while ends.join_next().await.is_some() {}
+        self.catch_up(changes).await;
         next
     }
 
-    /// Marks leases that have died, forgets old ones, and forgets the task itself once its report is no longer owed.
-    async fn settle_leases(&self, task: &Arc<Task>) {
-        let now = self.now();
-        let (changes, forget) = {
-            let mut state = task.state();
-            let changes = settle(&mut state, now);
-            let forget = state.ending.as_ref().is_some_and(|ending| {
-                now.since(ending.ended_at) >= REMEMBER && state.leases.iter().all(|lease| lease.state.is_over())
-            });
-            (changes, forget)
+    /// Forgets ended tasks, the oldest first, so that running ones are not refused for the sake of old reports.
+    pub(super) async fn make_room(&self) {
+        let ended = |task: Arc<Task>| {
+            let state = task.state();
+            let ended_at = state.ending.as_ref().filter(|_| is_settled(&state))?.ended_at;
+            drop(state);
+            Some((ended_at, task))
         };
-        let changes = if forget {
-            self.tasks.remove(task);
-            let leases = task.state().leases.iter().map(|lease| Change::ForgetLease(lease.id.clone())).collect();
-            [vec![Change::ForgetTask(task.id().clone())], leases].concat()
-        } else {
-            changes
-        };
+        let mut over: Vec<_> = self.tasks.all().into_iter().filter_map(ended).collect();
+        over.sort_unstable_by_key(|(ended_at, _)| *ended_at);
+        // Several at a time, so that a full house is not searched for every guest.
+        over.truncate(self.parts.limits.tasks / 16 + 1);
+        let changes = over.iter().flat_map(|(_, task)| self.forget(task)).collect();
+        self.catch_up(changes).await;
+    }
+
+    fn forget(&self, task: &Task) -> Vec<Change> {
+        self.tasks.remove(task);
+        let state = task.state();
+        let leases = state.leases.iter().map(|lease| Change::ForgetLease(lease.id.clone()));
+        std::iter::once(Change::ForgetTask(task.id().clone())).chain(leases).collect()
+    }
+
+    /// Writes what the journal may know late: nothing that is served depends on it.
+    async fn catch_up(&self, changes: Vec<Change>) {
         if !changes.is_empty()
             && let Err(error) = journal::record(&*self.parts.journal, changes).await
         {
-            tracing::error!(task = %task.id(), %error, "the journal is behind");
+            tracing::error!(%error, "the journal is behind");
         }
     }
+}
+
+/// Whether an ended task has nothing left that could still be used, and is durable as it is.
+fn is_settled(state: &TaskState) -> bool {
+    state.journalled && state.leases.iter().all(|lease| lease.state.is_over())
 }
 
 /// One line per lease that could still be used or was the last of its provider.

@@ -407,7 +407,7 @@ impl Held {
     }
 
     fn line(&self) -> (Bytes, bool) {
-        let reason = self.task.state().ending.as_ref().map(|ending| ending.reason);
+        let reason = self.task.ended();
         let line = match reason {
             None => json!({ "id": self.task.id(), "state": "active", "expires_at": self.task.deadline() }),
             Some(reason) => json!({ "id": self.task.id(), "state": "ended", "reason": reason }),
