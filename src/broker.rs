@@ -148,7 +148,8 @@ impl Broker {
             }
             Served::Missing => {
                 let flight = self.mint(&task, provider, request_id)?;
-                self.await_flight(flight).await
+                let issued = self.await_flight(flight).await?;
+                self.still_good(&task, issued)
             }
         }
     }
