@@ -10,3 +10,5 @@ mod world;
 
 mod aws;
 mod begin;
+mod mint;
+mod refusals;

@@ -160,7 +160,8 @@ impl World {
             }
         });
         let log = Log::default();
-        let directory = tempfile::tempdir().unwrap();
+        // In memory where that can be had: the journal syncs at each write, and no test pulls the plug.
+        let directory = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         if setup.policy {
             policy_files::standard(&directory.path().join("policy"));
         }
@@ -405,6 +406,12 @@ impl World {
         let found = self.broker.tasks().by_id(&task.id.parse().unwrap()).unwrap();
         until("the task has ended", || found.state().ending.is_some()).await;
         self.show(task).await["reason"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until no exchange is under way for a task.
+    pub(crate) async fn landed(&self, task: &Begun) {
+        let found = self.broker.tasks().by_id(&task.id.parse().unwrap()).unwrap();
+        until("the exchange has ended", || found.state().slots.values().all(|slot| slot.flight.is_none())).await;
     }
 
     pub(crate) fn is_ended(&self, task: &Begun) -> bool {
