@@ -282,11 +282,22 @@ pub(crate) struct AuditText(Arc<Mutex<AuditState>>);
 struct AuditState {
     text: Vec<u8>,
     failing: bool,
+    stalled: bool,
 }
 
 impl AuditText {
     pub(crate) fn fail(&self, failing: bool) {
         self.0.lock().unwrap().failing = failing;
+    }
+
+    /// Lets no line be written until [`AuditText::mend`].
+    pub(crate) fn stall(&self) {
+        self.0.lock().unwrap().stalled = true;
+    }
+
+    pub(crate) fn mend(&self) {
+        let mut state = self.0.lock().unwrap();
+        (state.stalled, state.failing) = (false, false);
     }
 
     pub(crate) fn text(&self) -> String {
@@ -300,6 +311,9 @@ impl AuditText {
 
 impl io::Write for AuditText {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        while self.0.lock().unwrap().stalled {
+            std::thread::yield_now();
+        }
         let mut state = self.0.lock().unwrap();
         if state.failing {
             return Err(io::Error::other("the fake was told so"));
