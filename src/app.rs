@@ -21,7 +21,7 @@ use crate::clock::{SharedClock, SystemClock, within};
 use crate::config::{Config, ShutdownSettings};
 use crate::exchange::aws::{AwsSts, Settings, SettingsError};
 use crate::exchange::retry::Rate;
-use crate::exchange::{Cloud, Provider};
+use crate::exchange::{Cloud, Provider, Revocation};
 use crate::identity::Authenticator;
 use crate::identity::task_token::NoRandomness;
 use crate::identity::workload_api::endpoint::EndpointError;
@@ -31,7 +31,7 @@ use crate::metrics::{Metrics, Words};
 use crate::pod_task::PodTask;
 use crate::policy::cache::PolicyCache;
 use crate::policy::repository::DirectorySource;
-use crate::policy::{DenialReason, LoadOptions, Tier};
+use crate::policy::{DenialReason, LoadOptions, Problem, Tier};
 use crate::server::admin::Admin;
 use crate::server::{Listener, ListenerLimits, Server, serve};
 use crate::task::EndReason;
@@ -174,6 +174,8 @@ pub fn metrics() -> Result<Metrics, prometheus::Error> {
         end_reasons: &EndReason::ALL.map(EndReason::as_str),
         denials: &denials,
         mint_outcomes: &MintError::OUTCOMES,
+        revocations: &Revocation::ALL.map(Revocation::as_str),
+        suspensions: &Problem::KINDS,
     })
 }
 

@@ -149,11 +149,7 @@ impl Broker {
             Served::Missing => {
                 let flight = self.mint(&task, provider, request_id)?;
                 let issued = self.await_flight(flight).await?;
-                // INVARIANT I1: the task may have ended between the exchange's end and now.
-                match task.ended() {
-                    None => Ok(issued),
-                    Some(reason) => Err(CredentialsError::TaskEnded(reason)),
-                }
+                self.still_good(&task, issued)
             }
         }
     }

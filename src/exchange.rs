@@ -27,6 +27,9 @@ pub enum Revocation {
 }
 
 impl Revocation {
+    /// Every class.
+    pub const ALL: [Self; 2] = [Self::Exact, Self::Expire];
+
     /// The word in metrics and audit.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -29,7 +29,14 @@ pub struct Words<'a> {
     pub denials: &'a [&'static str],
     /// How exchanges end.
     pub mint_outcomes: &'a [&'static str],
+    /// How credentials can be taken back.
+    pub revocations: &'a [&'static str],
+    /// Why scopes are suspended.
+    pub suspensions: &'a [&'static str],
 }
+
+/// Every status that the workload's listeners answer with.
+const STATUSES: [u16; 12] = [200, 201, 400, 401, 403, 404, 405, 409, 413, 415, 429, 503];
 
 /// The counters and gauges of one sidecar.
 #[derive(Debug)]
@@ -54,6 +61,8 @@ pub struct Metrics {
     request_seconds: HistogramVec,
     journal_pending: IntGauge,
     audit_lost: IntCounter,
+    lease_series: Vec<(&'static str, &'static str)>,
+    suspensions: Vec<&'static str>,
 }
 
 /// Where a gauge of the whole sidecar stands; filled in by the broker when Prometheus asks.
@@ -167,6 +176,12 @@ impl Metrics {
             )?,
             journal_pending: gauge(&r, "sidemint_journal_pending", "Writes that wait to become durable.")?,
             audit_lost: counter(&r, "sidemint_audit_lost_total", "Noted audit lines dropped because too many waited.")?,
+            lease_series: words
+                .providers
+                .iter()
+                .flat_map(|provider| words.revocations.iter().map(|revocation| (*provider, *revocation)))
+                .collect(),
+            suspensions: words.suspensions.to_vec(),
             registry: r,
         };
         metrics.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
@@ -189,11 +204,30 @@ impl Metrics {
                 self.mints.with_label_values(&[provider, tier, outcome]).inc_by(0);
             }
         }
+        for provider in words.providers {
+            // A histogram is there once it was asked for.
+            self.mint_seconds.with_label_values(&[provider]);
+            self.residual.with_label_values(&[provider]);
+        }
+        self.no_leases();
+        self.nothing_suspended();
         for state in POLICY_STATES {
             self.policy_state.with_label_values(&[state]).set(0);
         }
         for within in REVIEW_WITHIN {
             self.review_due.with_label_values(&[within]).set(0);
+        }
+    }
+
+    fn no_leases(&self) {
+        for (provider, revocation) in &self.lease_series {
+            self.leases_active.with_label_values(&[provider, revocation]).set(0);
+        }
+    }
+
+    fn nothing_suspended(&self) {
+        for reason in &self.suspensions {
+            self.scopes_suspended.with_label_values(&[reason]).set(0);
         }
     }
 
@@ -220,6 +254,9 @@ impl Metrics {
 
     /// The counter and the histogram for answers of one dialect, so that the hot path looks neither up.
     pub fn requests(&self, dialect: &'static str) -> RequestMetrics {
+        for status in STATUSES {
+            self.requests.with_label_values(&[dialect, status.to_string().as_str()]).inc_by(0);
+        }
         RequestMetrics {
             ok: self.requests.with_label_values(&[dialect, "200"]),
             seconds: self.request_seconds.with_label_values(&[dialect]),
@@ -236,7 +273,7 @@ impl Metrics {
         for (tier, count) in &snapshot.tasks {
             self.tasks_active.with_label_values(&[tier]).set(*count);
         }
-        self.leases_active.reset();
+        self.no_leases();
         for (provider, revocation, count) in &snapshot.leases {
             self.leases_active.with_label_values(&[provider, revocation]).set(*count);
         }
@@ -255,7 +292,7 @@ impl Metrics {
             let counter = self.policy_refreshes.with_label_values(&[outcome]);
             counter.inc_by(count.saturating_sub(counter.get()));
         }
-        self.scopes_suspended.reset();
+        self.nothing_suspended();
         for (reason, count) in &snapshot.suspended {
             self.scopes_suspended.with_label_values(&[reason]).add(*count);
         }

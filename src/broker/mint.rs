@@ -66,6 +66,15 @@ impl Broker {
         Ok(result.unwrap_or(Err(MintError::StillMinting))?)
     }
 
+    /// Looks once more at what an exchange gave, for one who waited for it: meanwhile the task may have ended, or the
+    /// machine slept.
+    pub(super) fn still_good(&self, task: &Task, issued: Arc<Issued>) -> Result<Arc<Issued>, CredentialsError> {
+        if let Some(ending) = &task.state().ending {
+            return Err(CredentialsError::TaskEnded(ending.reason));
+        }
+        if issued.is_live(self.now()) { Ok(issued) } else { Err(dead_on_arrival().into()) }
+    }
+
     /// Exchange, counted and audited whatever comes of it.
     async fn fly(self: &Arc<Self>, task: &Arc<Task>, provider: Provider, request_id: &str) -> FlightResult {
         let started = self.parts.clock.boot();
@@ -147,7 +156,9 @@ impl Broker {
             self.end(task, reason, Some(request_id)).await;
             return Err(MintError::TaskEnded(reason));
         }
-        Ok(Arc::new(Issued::new(lease, minted, task.deadline(), self.now(), &receipt)))
+        let now = self.now();
+        let issued = Issued::new(lease, minted, task.deadline(), now, &receipt);
+        if issued.is_live(now) { Ok(Arc::new(issued)) } else { Err(dead_on_arrival()) }
     }
 
     /// Records that a credential is about to be asked for.
@@ -245,6 +256,13 @@ impl Broker {
         };
         self.parts.audit.record(&event).await.map_err(|error| MintError::NotRecorded(error.to_string()))
     }
+}
+
+/// Never 200 with an expired credential, whoever let it expire.
+fn dead_on_arrival() -> MintError {
+    MintError::Exchange(Arc::new(ExchangeError::Unusable {
+        detail: "it was dead before it could be served".to_owned(),
+    }))
 }
 
 fn grant_at(permit: &Permit, provider: Provider) -> Option<ResolvedGrant> {

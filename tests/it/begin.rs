@@ -247,7 +247,7 @@ async fn a_child_that_begins_while_its_parent_ends_does_not_outlive_it() {
         settle().await;
         let task = w.broker.tasks().by_id(&parent.id.parse().unwrap()).unwrap();
         w.broker.end(&task, EndReason::Done, None).await;
-        w.journal.release();
+        w.journal.release("task");
     };
     let (reply, ()) = tokio::join!(begin, meanwhile);
     let child = begun(&reply);
@@ -267,7 +267,7 @@ async fn a_caller_that_hangs_up_leaves_nothing_half_begun() {
     until("the task is on its way to the journal", || w.journal.waiting() == 1).await;
     drop(connection);
     settle().await;
-    w.journal.release();
+    w.journal.release("task");
     until("the task is durable", || w.log.all().contains(&"task".to_owned())).await;
     // The caller tries again, and the sidecar is restarted: one task, whose token the caller has.
     let task = begun(&w.send(w.begin_call(&json!({ "scope": "archive" })).header("idempotency-key", "k-1")).await);
@@ -287,7 +287,7 @@ async fn a_key_replayed_while_its_task_ends_does_not_bring_it_back_after_a_crash
         settle().await;
         let task = w.broker.tasks().by_id(&first.id.parse().unwrap()).unwrap();
         w.broker.end(&task, EndReason::Done, None).await;
-        w.journal.release();
+        w.journal.release("task");
     };
     let (reply, ()) = tokio::join!(w.send(again), meanwhile);
     assert_eq!((reply.status, reply.code().as_str()), (409, "conflict"));
@@ -302,7 +302,7 @@ async fn a_crowd_does_not_pass_the_limit_of_tasks_together() {
     let calls = (0..12).map(|_| w.send(w.begin_call(&json!({ "scope": "archive" }))));
     let open = async {
         settle().await;
-        w.journal.release();
+        w.journal.release("task");
     };
     let (replies, ()) = tokio::join!(join_all(calls), open);
     let begun = replies.iter().filter(|reply| reply.status == 201).count();

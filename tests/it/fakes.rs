@@ -1,6 +1,6 @@
 //! What stands behind the seams: a cloud, a journal that can fail, an audit log that can be read.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
-use sidemint::clock::{Clock as _, ManualClock};
+use sidemint::clock::ManualClock;
 use sidemint::exchange::{AwsCredential, Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, Revocation};
 use sidemint::lease::LeaseState;
 use sidemint::lease::journal::{Change, DiskJournal, Journal, JournalError, Recovered};
@@ -49,11 +49,6 @@ impl Gate {
 
     pub(crate) fn release(&self) {
         self.0.send_replace(true);
-    }
-
-    /// How many calls wait at it.
-    pub(crate) fn waiting(&self) -> usize {
-        self.0.receiver_count()
     }
 
     async fn pass(&self) {
@@ -192,35 +187,33 @@ impl Cloud for FakeCloud {
 pub(crate) struct WatchedJournal {
     inner: Arc<DiskJournal>,
     log: Log,
-    gate: Gate,
     state: Mutex<JournalState>,
 }
 
 #[derive(Debug, Default)]
 struct JournalState {
     failing: Option<&'static str>,
-    held: Option<&'static str>,
+    held: BTreeMap<&'static str, watch::Sender<bool>>,
 }
 
 impl WatchedJournal {
     pub(crate) fn open(directory: &Path, log: Log) -> Result<(Arc<Self>, Recovered), JournalError> {
         let (inner, recovered) = DiskJournal::open(directory)?;
-        Ok((Arc::new(Self { inner: Arc::new(inner), log, gate: Gate::open(), state: Mutex::default() }), recovered))
+        Ok((Arc::new(Self { inner: Arc::new(inner), log, state: Mutex::default() }), recovered))
     }
 
     /// Keeps every write that holds a change of this name waiting before it reaches the disk, until released.
     pub(crate) fn hold(&self, name: &'static str) {
-        self.state.lock().unwrap().held = Some(name);
-        self.gate.shut();
+        self.state.lock().unwrap().held.insert(name, watch::Sender::new(false));
     }
 
-    pub(crate) fn release(&self) {
-        self.gate.release();
+    pub(crate) fn release(&self, name: &'static str) {
+        self.state.lock().unwrap().held.remove(name);
     }
 
     /// How many writes are kept waiting.
     pub(crate) fn waiting(&self) -> usize {
-        self.gate.waiting()
+        self.state.lock().unwrap().held.values().map(watch::Sender::receiver_count).sum()
     }
 
     /// Fails every write that holds a change of this name (see [`name`]); `*` fails all, an empty one none.
@@ -250,19 +243,19 @@ fn name(change: &Change) -> &'static str {
 impl Journal for WatchedJournal {
     async fn write(&self, changes: Vec<Change>) -> Result<(), JournalError> {
         let names: Vec<_> = changes.iter().map(name).collect();
-        let among = |wanted: Option<&str>| wanted.is_some_and(|wanted| wanted == "*" || names.contains(&wanted));
-        let (failing, held) = {
+        let (failing, gate) = {
             let state = self.state.lock().unwrap();
-            (among(state.failing), among(state.held))
+            let failing = state.failing.is_some_and(|failing| failing == "*" || names.contains(&failing));
+            (failing, names.iter().find_map(|name| state.held.get(name)).map(watch::Sender::subscribe))
         };
         if failing {
             return Err(JournalError::Write("the fake was told so".into()));
         }
-        let gate = held.then(|| self.gate.0.subscribe());
         let (inner, log, names) = (Arc::clone(&self.inner), self.log.clone(), names.join(", "));
         // As with the real writer's thread, what is queued is written whoever waits for it.
         let write = tokio::spawn(async move {
             if let Some(mut gate) = gate {
+                // Released when the sender goes.
                 let _ = gate.wait_for(|open| *open).await;
             }
             inner.write(changes).await?;
@@ -289,11 +282,22 @@ pub(crate) struct AuditText(Arc<Mutex<AuditState>>);
 struct AuditState {
     text: Vec<u8>,
     failing: bool,
+    stalled: bool,
 }
 
 impl AuditText {
     pub(crate) fn fail(&self, failing: bool) {
         self.0.lock().unwrap().failing = failing;
+    }
+
+    /// Lets no line be written until [`AuditText::mend`].
+    pub(crate) fn stall(&self) {
+        self.0.lock().unwrap().stalled = true;
+    }
+
+    pub(crate) fn mend(&self) {
+        let mut state = self.0.lock().unwrap();
+        (state.stalled, state.failing) = (false, false);
     }
 
     pub(crate) fn text(&self) -> String {
@@ -307,6 +311,9 @@ impl AuditText {
 
 impl io::Write for AuditText {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        while self.0.lock().unwrap().stalled {
+            std::thread::yield_now();
+        }
         let mut state = self.0.lock().unwrap();
         if state.failing {
             return Err(io::Error::other("the fake was told so"));

@@ -10,3 +10,8 @@ mod world;
 
 mod aws;
 mod begin;
+mod end;
+mod metrics;
+mod mint;
+mod refusals;
+mod restart;
