@@ -1,4 +1,62 @@
-//! Sidemint: a sidecar that mints just-enough cloud credentials.
+//! Sidemint: a sidecar that mints just-enough cloud credentials. **Access belongs to a task, and ends with it.**
+//!
+//! # The map
+//! A request walks down this list; each stage may name the types of those before it, never of those after it.
+//!
+//! ```text
+//!            who?          may it?          mint            track, take back
+//! request → identity ───→ policy ───→ exchange ───→ lease ───→ response
+//!           Evidence       Caller       Permit       Minted     Issued
+//!           → Caller       → Permit     → Minted     → Issued
+//! ```
+//!
+//! | read | for |
+//! |---|---|
+//! | [`broker`] | the main path itself, three verbs: begin a task, serve its credentials, end it |
+//! | [`server`] | the listeners: who may knock ([`server::guard`]), one file per dialect, what refusals look like |
+//! | [`identity`] | evidence → caller: JWT-SVIDs, task tokens, the Workload API |
+//! | [`policy`] | caller and ask → permit or denial: files, Cedar rules, the version in force |
+//! | [`exchange`] | permit → minted credential: one file per provider |
+//! | [`lease`] | minted → issued: what may be served until when, and the journal |
+//! | [`task`] | what all of it belongs to: states, deadline, how it ends |
+//! | [`audit`], [`metrics`] | what is told about it |
+//! | [`pod_task`] | the task that the sidecar begins by itself, for unmodified images |
+//! | [`config`], [`app`] | settings, and the only file that picks real implementations and joins them |
+//! | [`cli`] | the commands, one file each |
+//! | [`clock`], [`secret`], [`id`] | time as a value, secrets as a type, unguessable names; they know nothing of the rest |
+//! | `dev` | an embedded SPIFFE authority and cloud for `demo` and `dev` (feature `dev`; `serve` cannot reach it) |
+//!
+//! Five seams (traits) lead outside: [`clock::Clock`], [`identity::workload_api::WorkloadApi`],
+//! [`policy::repository::PolicySource`], [`exchange::Cloud`], [`lease::journal::Journal`]. The rest is plain code. A decision is a
+//! pure function of policy snapshot, caller, ask and time; a request uses one snapshot from beginning to end.
+//!
+//! # The invariants, and what keeps them
+//! - **I1. Nothing is served after its end.** Serving asks the task's state under its lock ([`broker::Broker::credentials`]);
+//!   ending sets that state and drops the credentials first, and only then records, answers and audits
+//!   ([`broker::Broker::end`]). A credential is live until [`lease::Issued::told_expiry`], judged at each request, never by a
+//!   timer. That moment is one of the wall clock: a clock set back is noticed for idleness and holding, which count time
+//!   since boot, and not yet for credentials.
+//! - **I2. A task gets what was minted for it, and nothing else.** A credential is reached through the hash of its task's own
+//!   token, and lives in that task's own slot per provider; there is no cache across tasks. The exchange shows the provider an
+//!   SVID of the task's owner ([`exchange::MintOrder`]).
+//! - **I3. Recorded before it exists, recorded before it is seen.** A [`lease::journal::Receipt`] is made only by a durable write, and
+//!   [`lease::Issued::new`] takes one. The order (decide, intent durable, exchange, outcome durable, look again, serve) stands
+//!   in one function of `broker/mint.rs`.
+//! - **I4. Nothing minted is forgotten.** Every lease stays in the task's report and in the journal until its provider has let it
+//!   die; an intent whose answer was lost counts as usable until the moment it was asked to die by. Said to be
+//!   revoked is only what a provider took back; the rest says until when it can still be used.
+//!
+//! Below all of them, the law of life: no credential is asked to live longer than its decision's `max_residual`, so access dies
+//! though pod, disk and node be gone.
+//!
+//! # Absent on purpose
+//! - **Signed policy**: [`policy::repository`] has the seam; what is there is a directory that must be called unsigned in so many words.
+//! - **Other providers than AWS web identity, and exact revocation**: a variant of [`exchange::Provider`] and one file each;
+//!   until then no lease is of class `exact`.
+//! - **mTLS listener, approvals, kill list, chained audit**: `x509-svid` as a proof, `approval_required` as an answer and the
+//!   `elevated` tier have their words and no way to be met yet.
+//! - **A store shared by sidecars**: by the law of life none is needed.
+//! - **Source addresses, process ids and headers as proof**: they never will be.
 
 pub mod app;
 pub mod audit;
