@@ -61,7 +61,7 @@ class World:
             self.absent["sidemint"] = "this sidemint has no `serve`"
         self.public.mkdir(mode=0o755)
         here = Path(__file__).resolve().parent.parent / "clients"
-        for script in ("reader.py", "reader.mjs"):
+        for script in ("reader.py", "reader.mjs", "reader.sh"):
             shutil.copy(here / script, self.public / script)
             os.chmod(self.public / script, 0o644)
         if self.have["NODE_MODULES"]:
