@@ -38,7 +38,7 @@ def mints(sidecar, label):
 def check(done, at_least=1):
     said = json.loads(done.ok().out)
     assert said["reads"] >= at_least, said
-    assert said["refused"] == 403, f"the other customer's object: {said}"
+    assert said["refused"] == 403, f"the other customer's object: {said} {done.err[-500:]}"
     return said
 
 

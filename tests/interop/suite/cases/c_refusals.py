@@ -76,8 +76,8 @@ def wrong_audience(world):
     other = world.spire.jwt_svid(REPORT_UID, "sts.test")
     two = world.spire.mint_jwt(REPORT, ["sidemint", "sts.test"], "60s")
     for token in (other, two):
-        record = refused(world, sidecar.begin(REPORT_UID, "ledger-read", token=token), 401, "unauthenticated", "refusal")
-        assert record["status"] == 401, record
+        record = refused(world, sidecar.begin(REPORT_UID, "ledger-read", token=token), 401, "unauthenticated", "decision")
+        assert (record["outcome"], record["reason"]) == ("deny", "unauthenticated"), record
 
 
 @case("an expired token is refused", NEEDS)
@@ -93,7 +93,7 @@ def expired(world):
     if past > 0:
         wait_until("the token to be older than any skew", lambda: time.time() > claims["exp"] + 60, past + 5, 1)
     answer = http_call("POST", sidecar.http, "/v1/tasks", header, body)
-    refused(world, answer, 401, "unauthenticated", "refusal")
+    refused(world, answer, 401, "unauthenticated", "decision")
 
 
 @case("forged tokens are refused: foreign keys, changed claims, no or symmetric signature, foreign trust domain", NEEDS)
