@@ -78,7 +78,9 @@ def run_case(world, found):
 
 def show_logs(world, lines=15):
     """The last lines of every part's log; RGW says why it refused only there."""
-    for daemon in world.daemons():
+    latest = [s.daemon for s in world.sidecars[-1:] if s.daemon]
+    shown = [d for d in world.daemons() if d.running() or d in latest]
+    for daemon in shown:
         state = "running" if daemon.running() else f"ended {daemon.process and daemon.process.returncode}"
         print(f"  --- {daemon.name} ({state})\n" + "\n".join("  | " + line[:400] for line in daemon.tail(lines).splitlines()))
     if world.rgw:

@@ -84,5 +84,5 @@ when {{ {customers}.contains(context.asserted.params.customer) }};
 """
 
 NOBODY = """@id("{name}-nobody")
-forbid (principal, action == Action::"begin", resource == Scope::"{name}");
+permit (principal == Workload::"spiffe://nobody.test/nobody", action == Action::"begin", resource == Scope::"{name}");
 """

@@ -133,15 +133,23 @@ class Spire:
         out = self.ctl("localauthority", "jwt", "show", "-output", "json").ok().out
         return json.loads(out)["active"]["authority_id"]
 
-    def rotate_jwt_key(self):
-        """Makes a new JWT signing key and lets it sign from now on; the old one stays in the bundle."""
-        before = self.active_key()
-        made = json.loads(self.ctl("localauthority", "jwt", "prepare", "-output", "json").ok().out)
-        fresh = made["prepared_authority"]["authority_id"]
-        self.ctl("localauthority", "jwt", "activate", "-authorityID", fresh).ok()
-        after = self.active_key()
-        assert after == fresh and after != before, (before, fresh, after)
-        return after
+    def prepare_jwt_key(self):
+        """Makes the next JWT signing key, published but not signing yet. Returns its id."""
+        made = self.ctl("localauthority", "jwt", "prepare", "-output", "json").ok()
+        return json.loads(made.out)["prepared_authority"]["authority_id"]
+
+    def activate_jwt_key(self, key):
+        """Lets `key` sign from now on; the one before stays published."""
+        self.ctl("localauthority", "jwt", "activate", "-authorityID", key).ok()
+        assert self.active_key() == key
+
+    def agent_jwt_keys(self, uid):
+        """The ids of the keys in the agent's JWT bundle of the own trust domain."""
+        argv = [f"{self.bin}/spire-agent", "api", "fetch", "jwt", "-audience", "any", "-socketPath", self.agent_socket, "-output", "json"]
+        answers = json.loads(run(argv, uid=uid).ok().out)
+        bundles = next(answer["bundles"] for answer in answers if "bundles" in answer)
+        document = base64.b64decode(bundles[f"spiffe://{TRUST_DOMAIN}"])
+        return {key["kid"] for key in json.loads(document)["keys"]}
 
 
 class IssuerShim:
