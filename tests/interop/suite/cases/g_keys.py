@@ -15,6 +15,8 @@ def key_of(token):
 @case("SPIRE's JWT signing key is rotated: tokens of the old and of the new key are both accepted, and minting goes on", NEEDS)
 def key_rotation(world):
     sidecar = world.shared()
+    # An agent that an earlier case killed may be back for some seconds before the sidecar asks it again.
+    wait_until("both streams of the Workload API", lambda: sidecar.status()["workload_api"]["connected"], 60, 0.5)
     old = world.spire.jwt_svid(REPORT_UID, "sidemint")
     fresh = world.spire.prepare_jwt_key()
     wait_until("the agent to publish the next key", lambda: fresh in world.spire.agent_jwt_keys(INTRUDER_UID), 30, 0.5)
