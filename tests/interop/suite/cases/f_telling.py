@@ -1,9 +1,11 @@
 """What operators see: metrics, a real scrape, the audit log; and that no secret is in any of it."""
 
 import json
+import os
 import subprocess
 
 from ..harness import Daemon, case, free_port, http_call, run, wait_until
+from ..sidecar import SIDECAR_UID
 from ..spire import spiffe_id
 from ..world import INTRUDER_UID, REPORT, REPORT_UID
 
@@ -103,3 +105,33 @@ def secrets(world):
     leaks = [name for name, content in places.items() for secret in wanted if len(secret) > 8 and secret in content]
     assert not leaks, f"a secret in {sorted(set(leaks))}"
     task.end()
+
+
+@case("doctor finds nothing wrong where the sidecar runs, and names the missing agent where it does not", NEEDS)
+def doctor(world):
+    sidecar = world.shared()
+    argv = [world.sidemint, "doctor", "--config", sidecar.config, "--output", "json"]
+    # The ports and the journal are the running sidecar's: asked about free ones.
+    free = [f"--{name}=127.0.0.1:{free_port()}" for name in ("http", "admin")]
+    state = world.folder / "doctor-state"
+    state.mkdir(mode=0o700)
+    os.chown(state, SIDECAR_UID, SIDECAR_UID)
+    done = run([*argv, *free, f"--state={state}"], uid=SIDECAR_UID, env=world.bare_env(), deadline=60)
+    assert done.code == 0, f"exit {done.code}: {done.out[-1500:]} {done.err[-300:]}"
+    done = run([*argv, *free, f"--state={state}", "--workload-api", "unix:///nowhere/api.sock"], uid=SIDECAR_UID, env=world.bare_env())
+    assert done.code != 0 and "nowhere" in done.out, f"exit {done.code}: {done.out[-1500:]}"
+
+
+@case("policy lint finds nothing wrong with the suite's policy, and finds an edited scope", ("spire", "rgw", "sidemint"))
+def policy_lint(world):
+    import shutil
+
+    argv = [world.sidemint, "policy", "lint", "--policy"]
+    done = run([*argv, world.policy.folder], env=world.bare_env())
+    assert done.code == 0, done.out + done.err
+    copy = world.folder / "policy-edited"
+    shutil.copytree(world.policy.folder, copy)
+    with (copy / "scopes" / "ledger-read.toml").open("a") as scope:
+        scope.write("# edited after the decision\n")
+    done = run([*argv, copy], env=world.bare_env())
+    assert done.code == 1 and "ledger-read" in done.out + done.err, f"exit {done.code}: {done.out} {done.err}"
