@@ -1,0 +1,1 @@
+"""The interop suite of Sidemint; `tests/interop/run` starts it."""
