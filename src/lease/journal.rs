@@ -70,7 +70,7 @@ pub enum JournalError {
     #[error("the journal {0} is in use by another process: give each sidecar its own state.directory")]
     InUse(String),
     /// Written by another version of Sidemint, or not a journal.
-    #[error("the journal {path} cannot be read: {detail}")]
+    #[error("the journal {path} cannot be read: {detail}: restore it, or move it away to start without its tasks")]
     Unreadable {
         /// The file.
         path: String,
@@ -142,9 +142,8 @@ impl DiskJournal {
         let shown = path.display().to_string();
         prepare(directory, &path)
             .map_err(|e| JournalError::Directory { path: directory.display().to_string(), detail: e.to_string() })?;
-        let mut builder = Database::builder();
-        builder.set_cache_size(CACHE_BYTES);
-        let database = builder.create(&path).map_err(|error| match error {
+        // Never `create`: it would take a file that was cut off to nothing for a new one.
+        let database = Database::builder().set_cache_size(CACHE_BYTES).open(&path).map_err(|error| match error {
             redb::DatabaseError::DatabaseAlreadyOpen => JournalError::InUse(shown.clone()),
             other => JournalError::Unreadable { path: shown.clone(), detail: other.to_string() },
         })?;
@@ -161,37 +160,55 @@ impl DiskJournal {
     }
 }
 
+/// Makes sure that there is a journal, for its owner alone. One that is there is not looked into.
 fn prepare(directory: &Path, file: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let handle = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or_default())
-        .open(file)?;
-    handle.set_permissions(fs::Permissions::from_mode(0o600))
+    let no_follow = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or_default();
+    match fs::OpenOptions::new().read(true).write(true).custom_flags(no_follow).open(file) {
+        Ok(handle) => handle.set_permissions(fs::Permissions::from_mode(0o600)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => create(directory, file),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes an empty journal beside `file` and puts it there whole, so that a file of this name always has its layout in
+/// it: one that has not was damaged, and is refused rather than begun anew.
+fn create(directory: &Path, file: &Path) -> io::Result<()> {
+    let aside = file.with_extension(format!("new-{}", std::process::id()));
+    match fs::remove_file(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let handle = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&aside)?;
+    handle.set_permissions(fs::Permissions::from_mode(0o600))?;
+    let made = lay_out(handle).map_err(io::Error::other).and_then(|()| match fs::hard_link(&aside, file) {
+        // Another sidecar was faster; which of the two may use it is for the lock to say.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    });
+    fs::remove_file(&aside)?;
+    made?;
+    fs::File::open(directory)?.sync_all()
+}
+
+fn lay_out(file: fs::File) -> Result<(), redb::Error> {
+    let database = Database::builder().set_cache_size(CACHE_BYTES).create_file(file)?;
+    let write = database.begin_write()?;
+    write.open_table(META)?.insert("layout", LAYOUT)?;
+    write.open_table(TASKS)?;
+    write.open_table(LEASES)?;
+    Ok(write.commit()?)
 }
 
 fn recover(database: &Database) -> Result<Recovered, String> {
     let text = |e: &dyn fmt::Display| e.to_string();
-    let write = database.begin_write().map_err(|e| text(&e))?;
-    {
-        let mut meta = write.open_table(META).map_err(|e| text(&e))?;
-        let layout = meta.get("layout").map_err(|e| text(&e))?.map(|value| value.value());
-        match layout {
-            None => {
-                meta.insert("layout", LAYOUT).map_err(|e| text(&e))?;
-            }
-            Some(LAYOUT) => {}
-            Some(other) => return Err(format!("its layout is {other}, this version writes {LAYOUT}")),
-        }
-        write.open_table(TASKS).map_err(|e| text(&e))?;
-        write.open_table(LEASES).map_err(|e| text(&e))?;
-    }
-    write.commit().map_err(|e| text(&e))?;
     let read = database.begin_read().map_err(|e| text(&e))?;
+    let meta = read.open_table(META).map_err(|e| text(&e))?;
+    match meta.get("layout").map_err(|e| text(&e))?.map(|value| value.value()) {
+        Some(LAYOUT) => {}
+        Some(other) => return Err(format!("its layout is {other}, this version writes {LAYOUT}")),
+        None => return Err("it has no layout".to_owned()),
+    }
     let tasks = read.open_table(TASKS).map_err(|e| text(&e))?;
     let leases = read.open_table(LEASES).map_err(|e| text(&e))?;
     Ok(Recovered { tasks: read_all(&tasks)?, leases: read_all(&leases)? })
@@ -277,6 +294,7 @@ impl Journal for DiskJournal {
     }
 
     fn healthy(&self) -> bool {
-        !self.status.failed.load(Ordering::Acquire)
+        // A writer that is gone, for whatever reason, is a disk that cannot be written.
+        !self.status.failed.load(Ordering::Acquire) && !self.queue.is_closed()
     }
 }
