@@ -53,28 +53,34 @@ impl PodTask {
 
     /// Begins the task, renews it at its deadline, and begins it again when policy permits again; never returns.
     pub async fn run(self: Arc<Self>) {
-        let clock = Arc::clone(&self.broker.parts().clock);
+        let parts = self.broker.parts();
+        let (mut policy, mut identities) = (parts.policy.subscribe(), parts.workload_api.watch());
         let mut pause = FIRST_PAUSE;
         let mut task = self.adopt();
         loop {
-            match task.take() {
-                Some(running) => {
-                    self.say(None);
-                    pause = FIRST_PAUSE;
-                    self.attend(&running).await;
-                    if !self.settings.renew && ended_by_deadline(&running) {
-                        self.say(Some("its time is up and pod_task.renew is false".into()));
-                        return;
-                    }
-                }
-                None => {
-                    clock.sleep(pause).await;
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+            if let Some(running) = task.take() {
+                self.say(None);
+                pause = FIRST_PAUSE;
+                self.attend(&running).await;
+                if !self.settings.renew && ended_by_deadline(&running) {
+                    self.say(Some("its time is up and pod_task.renew is false".into()));
+                    return;
                 }
             }
+            // What comes after this look is news.
+            policy.mark_unchanged();
+            identities.mark_unchanged();
             match self.begin().await {
                 Ok(begun) => task = Some(begun),
-                Err(reason) => self.say(Some(reason)),
+                Err(reason) => {
+                    self.say(Some(reason));
+                    // Whoever waits for the sidecar to be ready waits for no pause that news has ended.
+                    tokio::select! {
+                        () = parts.clock.sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+                        Ok(()) = policy.changed() => {}
+                        Ok(()) = identities.changed() => {}
+                    }
+                }
             }
         }
     }
@@ -84,7 +90,8 @@ impl PodTask {
         let text = Secret::new(fs::read_to_string(&self.settings.token_file).ok()?);
         // exposed: only its hash is looked up
         let task = self.broker.tasks().by_token(&TokenHash::of(text.expose())?)?;
-        let same = task.begun().ask == self.ask() && task.ended().is_none();
+        let owner = self.settings.spiffe_id.as_ref().is_none_or(|spiffe_id| spiffe_id == task.owner());
+        let same = owner && task.begun().ask == self.ask() && task.ended().is_none();
         same.then_some(task)
     }
 
