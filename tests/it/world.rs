@@ -296,6 +296,11 @@ impl World {
         opened.unwrap()
     }
 
+    /// Changes how it is set up; seen at the next start.
+    pub(crate) fn change(&mut self, change: impl FnOnce(&mut Setup)) {
+        change(&mut self.setup);
+    }
+
     pub(crate) async fn start_again(&mut self) {
         self.start().await;
     }

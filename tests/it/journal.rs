@@ -1,0 +1,141 @@
+//! The journal's file: damaged, foreign or in use, it is refused in words that say so; never begun anew in silence.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use redb::{Database, TableDefinition};
+use sidemint::lease::journal::{DiskJournal, Journal as _, JournalError};
+
+use crate::world::{World, until};
+
+/// A journal that holds a task and a lease, closed.
+async fn written() -> (World, Vec<u8>) {
+    let mut w = World::new().await;
+    let task = w.begin_scope("archive").await;
+    w.served(&task.token).await;
+    w.stop().await;
+    until("the file is released", || DiskJournal::open(&w.state()).is_ok()).await;
+    let bytes = fs::read(w.state().join("journal.redb")).unwrap();
+    (w, bytes)
+}
+
+fn refused(directory: &Path, what: &str) {
+    match DiskJournal::open(directory) {
+        Err(error @ JournalError::Unreadable { .. }) => {
+            let text = error.to_string();
+            assert!(
+                text.contains("journal.redb") && text.contains("cannot be read") && text.contains("move it away"),
+                "{what}: {text}"
+            );
+        }
+        Err(other) => panic!("{what}: {other}"),
+        Ok((_, recovered)) => panic!("{what}: opened with {} tasks", recovered.tasks.len()),
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_was_cut_off_is_refused() {
+    let (w, bytes) = written().await;
+    for (number, keep) in [0, 1, 64, 320, 511, 4096, bytes.len() / 2, bytes.len() - 4096].into_iter().enumerate() {
+        let directory = w.directory.path().join(format!("cut-{number}"));
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("journal.redb"), &bytes[..keep]).unwrap();
+        refused(&directory, &format!("the first {keep} of {} bytes", bytes.len()));
+        assert_eq!(fs::read(directory.join("journal.redb")).unwrap().len(), keep, "and is left as it is");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_journal_is_refused() {
+    let (w, bytes) = written().await;
+    let mut zeroed = bytes.clone();
+    zeroed[..4096].fill(0);
+    for (name, content) in [("text", b"no journal\n".repeat(1000)), ("zeros", vec![0; bytes.len()]), ("header", zeroed)]
+    {
+        let directory = w.directory.path().join(name);
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("journal.redb"), content).unwrap();
+        refused(&directory, name);
+    }
+}
+
+#[tokio::test]
+async fn a_flipped_byte_loses_no_task_in_silence() {
+    let (w, bytes) = written().await;
+    let directory = w.directory.path().join("flipped");
+    fs::create_dir(&directory).unwrap();
+    for place in (0..bytes.len()).step_by(bytes.len() / 97) {
+        let mut damaged = bytes.clone();
+        damaged[place] ^= 0x40;
+        fs::write(directory.join("journal.redb"), &damaged).unwrap();
+        // Damage may hit a page that is not in use; what may not happen is a journal without its task.
+        if let Ok((_, recovered)) = DiskJournal::open(&directory) {
+            assert_eq!((recovered.tasks.len(), recovered.leases.len()), (1, 1), "byte {place}");
+        }
+        until("the file is released", || !matches!(DiskJournal::open(&directory), Err(JournalError::InUse(_)))).await;
+    }
+}
+
+#[tokio::test]
+async fn another_layout_is_refused_by_its_number() {
+    let (w, _) = written().await;
+    let file = w.state().join("journal.redb");
+    let meta: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
+    let mut opened = None;
+    until("the file is released", || {
+        opened = Database::create(&file).ok();
+        opened.is_some()
+    })
+    .await;
+    let write = opened.as_ref().unwrap().begin_write().unwrap();
+    write.open_table(meta).unwrap().insert("layout", 2).unwrap();
+    write.commit().unwrap();
+    drop(opened);
+    let error = DiskJournal::open(&w.state()).unwrap_err().to_string();
+    assert!(error.contains("its layout is 2, this version writes 1"), "{error}");
+}
+
+#[tokio::test]
+async fn a_database_of_somebody_else_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let foreign: TableDefinition<'static, &str, u64> = TableDefinition::new("foreign");
+    let database = Database::create(directory.path().join("journal.redb")).unwrap();
+    let write = database.begin_write().unwrap();
+    write.open_table(foreign).unwrap().insert("x", 1).unwrap();
+    write.commit().unwrap();
+    drop(database);
+    refused(directory.path(), "no layout in it");
+}
+
+#[tokio::test]
+async fn a_journal_is_open_once() {
+    let w = World::new().await;
+    let error = DiskJournal::open(&w.state()).unwrap_err();
+    assert!(matches!(error, JournalError::InUse(_)), "{error}");
+    assert!(error.to_string().contains("state.directory"), "{error}");
+    w.begin_scope("archive").await;
+}
+
+#[tokio::test]
+async fn a_new_journal_is_for_its_owner_alone_and_empty() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("a/b");
+    let (journal, recovered) = DiskJournal::open(&state).unwrap();
+    assert!(recovered.tasks.is_empty() && recovered.leases.is_empty() && journal.healthy());
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&state), mode(&state.join("journal.redb"))), (0o700, 0o600));
+    assert_eq!(fs::read_dir(&state).unwrap().count(), 1, "nothing but the journal");
+    let unusable = directory.path().join("file");
+    fs::write(&unusable, "").unwrap();
+    assert!(matches!(DiskJournal::open(&unusable), Err(JournalError::Directory { .. })));
+}
+
+#[tokio::test]
+async fn a_link_in_place_of_the_file_is_not_followed() {
+    let directory = tempfile::tempdir().unwrap();
+    let target = directory.path().join("target");
+    std::os::unix::fs::symlink(&target, directory.path().join("journal.redb")).unwrap();
+    assert!(DiskJournal::open(directory.path()).is_err());
+    assert!(!target.exists());
+}
