@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
+use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
@@ -192,7 +193,7 @@ fn create(directory: &Path, file: &Path) -> io::Result<()> {
 }
 
 fn lay_out(file: fs::File) -> Result<(), redb::Error> {
-    let database = Database::builder().set_cache_size(CACHE_BYTES).create_file(file)?;
+    let database = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(FileBackend::new(file)?)?;
     let write = database.begin_write()?;
     write.open_table(META)?.insert("layout", LAYOUT)?;
     write.open_table(TASKS)?;

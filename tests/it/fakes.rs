@@ -61,9 +61,8 @@ impl Gate {
 pub(crate) enum OnMint {
     /// A credential that lives as long as the order says.
     Give,
-    /// A credential that dies this much before, or after, the order says.
+    /// A credential that dies this much before the order says.
     Sooner(Duration),
-    Later(Duration),
     Fail(ExchangeError),
 }
 
@@ -162,7 +161,6 @@ impl Cloud for FakeCloud {
         let usable_until = match answer {
             OnMint::Give => order.dead_by,
             OnMint::Sooner(by) => order.dead_by - by,
-            OnMint::Later(by) => order.dead_by + by,
             OnMint::Fail(error) => return Err(error),
         };
         let secret = |what: &str| format!("{what}-{number:04}-{:p}-must-never-leak", self);

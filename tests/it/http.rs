@@ -213,9 +213,4 @@ impl Connection {
         self.buffer.drain(..2);
         Some(chunk)
     }
-
-    /// Whether the server closes the connection without another byte.
-    pub(crate) async fn closed(&mut self) -> bool {
-        self.buffer.is_empty() && !self.more().await
-    }
 }

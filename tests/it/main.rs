@@ -3,6 +3,14 @@
 //!
 //! Nothing here waits for time to pass: tests move the clock and wait for what they want to see.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test ends by its first surprise; the lints see only #[test] functions as tests, not their helpers"
+)]
+
 mod fakes;
 mod http;
 mod policy_files;
