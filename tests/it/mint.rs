@@ -11,7 +11,7 @@ use crate::begin::join_all;
 use crate::fakes::{OnMint, refused, unavailable};
 use crate::http::{Call, Connection};
 use crate::policy_files::{OTHER, Scope};
-use crate::world::{Begun, START, World, secs, settle, time, until};
+use crate::world::{Begun, START, Setup, World, secs, settle, time, until};
 
 const MINUTE: u64 = 60;
 
@@ -239,7 +239,7 @@ proptest::proptest! {
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let w = World::new().await;
+            let w = World::with(Setup { policy: false, ..Setup::default() }).await;
             let (max_residual, max_session) = (leak(residual), leak(session));
             w.publish(Scope { max_residual, max_session: Some(max_session), ..Scope::new("law") }).await;
             let task = w.begin(json!({ "scope": "law", "ttl": ttl })).await;

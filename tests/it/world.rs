@@ -105,6 +105,8 @@ pub(crate) struct World {
     tokens: Mutex<Vec<String>>,
     /// The bodies of answers that may hold no secret.
     told: Mutex<Vec<Vec<u8>>>,
+    /// How much all tests had logged before this world was.
+    logged_from: usize,
     sidecar: Option<Sidecar>,
 }
 
@@ -150,7 +152,7 @@ impl World {
     }
 
     pub(crate) async fn with(setup: Setup) -> Self {
-        LazyLock::force(&LOGGED);
+        let logged_from = LOGGED.0.lock().unwrap().len();
         let clock = ManualClock::at(START);
         let api = FakeWorkloadApi::new(Arc::new(clock.clone()), &setup.identities);
         api.update(|identities| {
@@ -177,6 +179,7 @@ impl World {
             states,
             tokens: Mutex::default(),
             told: Mutex::default(),
+            logged_from,
             sidecar: None,
             clock,
         };
@@ -483,7 +486,7 @@ impl World {
             places.push((state.display().to_string(), fs::read(state.join("journal.redb")).unwrap_or_default()));
         }
         places.push(("an answer".into(), self.told.lock().unwrap().join(&b'\n')));
-        places.push(("the log".into(), LOGGED.0.lock().unwrap().clone()));
+        places.push(("the log".into(), LOGGED.0.lock().unwrap()[self.logged_from..].to_vec()));
         let secrets: HashSet<String> = [self.api.secrets(), self.cloud.secrets(), self.tokens.lock().unwrap().clone()]
             .concat()
             .into_iter()
