@@ -1,6 +1,6 @@
 //! The command line: one file per command.
 //!
-//! A command is a module with `Args` and `run`; [`Command`] lists them and [`GROUPS`] says where `--help` shows them.
+//! A command is a module with `Args` and `run`; `Command` lists them and `GROUPS` says where `--help` shows them.
 //! What several commands share: [`client`] speaks to a sidecar, [`own_svid`] fetches the SVID of whoever runs the command.
 
 pub mod client;
@@ -176,7 +176,7 @@ impl Cli {
     }
 }
 
-/// The clap tree, with the groups of [`GROUPS`] in its help.
+/// The clap tree, with the groups of `GROUPS` in its help.
 pub fn command() -> clap::Command {
     let command = Cli::command();
     let template = help_template(&command);

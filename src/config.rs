@@ -1,6 +1,6 @@
 //! Configuration: one file plus the environment → validated settings, each stage its own.
 //!
-//! Every key of [`KEYS`] can stand in the TOML file as `[section] key`, or in the environment as `SIDEMINT_SECTION_KEY`,
+//! Every key of `KEYS` can stand in the TOML file as `[section] key`, or in the environment as `SIDEMINT_SECTION_KEY`,
 //! which wins. What is not listed is refused. `config/sidemint.toml` documents each.
 
 use std::collections::BTreeMap;

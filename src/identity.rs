@@ -61,7 +61,7 @@ impl fmt::Display for Proof {
 }
 
 /// The authenticated workload behind one request. Made only by [`Authenticator::authenticate`] and, for a task that
-/// is decided again, from the record that a first authentication left ([`Caller::recorded`]).
+/// is decided again, from the record that a first authentication left (`Caller::recorded`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     spiffe_id: SpiffeId,

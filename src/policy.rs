@@ -5,8 +5,8 @@
 //! - [`document`]: the TOML files, parsed into types that cannot hold nonsense.
 //! - [`session_policy`]: what narrows an AWS role, with the scope's parameters.
 //! - [`rules`]: Cedar: the schema, the guardrails, one slice of rules per scope.
-//! - [`load`]: files → [`Policy`], where a bad file suspends its scope.
-//! - [`lint`]: what is allowed and still worth a second look.
+//! - `load`: files → [`Policy`], where a bad file suspends its scope.
+//! - `lint`: what is allowed and still worth a second look.
 //!
 //! A decision is a pure function of (policy snapshot, caller, ask, now).
 
@@ -152,7 +152,7 @@ impl fmt::Display for PolicyVersion {
     }
 }
 
-/// Why a task may not begin. [`Denial::kind`] is the closed set of words for metrics and audit; the detail is for the
+/// Why a task may not begin. [`DenialReason`] is the closed set of words for metrics and audit; the detail is for the
 /// audit log only and never reaches the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denial {

@@ -59,8 +59,9 @@ impl Broker {
         let _ = self.parts.audit.record(&event).await;
     }
 
-    /// Writes the task and its leases as they are now. What fails is tried again by the reaper.
-    pub(crate) async fn journal_task(&self, task: &Task) {
+    /// Writes the task and its leases as they are now; says whether they are durable. What fails is tried again by the
+    /// reaper.
+    pub(crate) async fn journal_task(&self, task: &Task) -> bool {
         let changes = {
             let state = task.state();
             let leases = state.leases.iter().map(|lease| Change::Lease(Box::new(lease.clone())));
@@ -68,8 +69,14 @@ impl Broker {
             std::iter::once(task).chain(leases).collect()
         };
         match journal::record(&*self.parts.journal, changes).await {
-            Ok(_) => task.state().journalled = true,
-            Err(error) => tracing::error!(task = %task.id(), %error, "the end of a task is not durable yet"),
+            Ok(_) => {
+                task.state().journalled = true;
+                true
+            }
+            Err(error) => {
+                tracing::error!(task = %task.id(), %error, "the end of a task is not durable yet");
+                false
+            }
         }
     }
 
@@ -92,7 +99,7 @@ impl Broker {
         /// A sweep at least this often, so that a clock that was set, or a policy that changed, is noticed.
         const AT_LEAST_EVERY: Duration = Duration::from_secs(1);
         let mut next = AT_LEAST_EVERY;
-        let (mut ends, mut changes) = (JoinSet::new(), Vec::new());
+        let (mut work, mut changes) = (JoinSet::new(), Vec::new());
         for task in self.tasks.all() {
             let reason = self.reason_to_end(&task);
             let (now, boot) = (self.now(), self.parts.clock.boot());
@@ -110,15 +117,22 @@ impl Broker {
             } else if let Some(reason) = due {
                 // All at once: their records share the journal's commits.
                 let broker = Arc::clone(self);
-                ends.spawn(async move { drop(broker.end(&task, reason, None).await) });
+                work.spawn(async move {
+                    broker.end(&task, reason, None).await;
+                    true
+                });
             } else if behind {
                 let broker = Arc::clone(self);
-                ends.spawn(async move { broker.journal_task(&task).await });
+                work.spawn(async move { broker.journal_task(&task).await });
             }
         }
-        while ends.join_next().await.is_some() {}
+        // Work took time, in which more may have become due: then look again at once.
+        let mut again = !changes.is_empty();
+        while let Some(done) = work.join_next().await {
+            again |= done.unwrap_or(false);
+        }
         self.catch_up(changes).await;
-        next
+        if again { Duration::ZERO } else { next }
     }
 
     /// Forgets ended tasks, the oldest first, so that running ones are not refused for the sake of old reports.

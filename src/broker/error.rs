@@ -53,7 +53,7 @@ pub enum BeginError {
 }
 
 impl BeginError {
-    /// The words of `sidemint_denials_total{reason}` beside those of [`DenialReason`].
+    /// The words of `sidemint_denials_total{reason}` beside those of [`crate::policy::DenialReason`].
     pub const KINDS: [&'static str; 11] = [
         "not_ready",
         "unauthenticated",

@@ -1,9 +1,9 @@
 //! `sidemint demo`: the whole story in one terminal, without a network and without configuration. Each step is checked,
 //! and the exit code says whether all of them held.
 //!
-//! - [`story`]: the steps.
-//! - [`workload`]: the workload of the story, a process of its own with the AWS SDK.
-//! - [`leaks`]: the search for secrets where none may be.
+//! - `story`: the steps.
+//! - `workload`: the workload of the story, a process of its own with the AWS SDK.
+//! - `leaks`: the search for secrets where none may be.
 
 mod leaks;
 mod story;

@@ -135,6 +135,7 @@ fn variables(world: &World, sidecar: &Sidecar) -> Vec<(&'static str, String)> {
         ("SIDEMINT_HTTP", format!("http://{}", sidecar.http)),
         ("SIDEMINT_ADMIN", format!("http://{}", sidecar.admin)),
         ("SIDEMINT_POLICY_DIRECTORY", sidecar.policy.display().to_string()),
+        ("SIDEMINT_POLICY_TRUST", "unsigned".to_owned()),
         ("AWS_ENDPOINT_URL_STS", world.sts_endpoint.clone()),
         ("AWS_ENDPOINT_URL_S3", world.s3_endpoint.clone()),
         ("AWS_REGION", REGION.to_owned()),

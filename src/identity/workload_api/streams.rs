@@ -10,7 +10,8 @@
 //! | `InvalidArgument`, `Unimplemented` | reports an error, keeps what it has, asks again every 30 s, in case an agent is upgraded |
 //! | anything else, or no connection | keeps what it has (an SVID counts until its own expiry) and asks again with backoff |
 //!
-//! Backoff: at once, then 100 ms doubling to 30 s with jitter; it begins anew after a message was used. A stream that ends
+//! Backoff: at once, then 100 ms doubling to 5 s with jitter (the socket is this machine's own, and a token signed by a
+//! new key is refused until the bundle is here); it begins anew after a message was used. A stream that ends
 //! within a second of its beginning is not asked again at once.
 
 use std::collections::BTreeMap;
@@ -35,8 +36,10 @@ use crate::identity::{SpiffeId, TrustDomain};
 
 /// The first wait between two attempts, after the one that is made at once.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
-/// The longest wait between two attempts, and the wait after a request that the Workload API does not know.
-const BACKOFF_MOST: Duration = Duration::from_secs(30);
+/// The longest wait between two attempts.
+const BACKOFF_MOST: Duration = Duration::from_secs(5);
+/// The wait after a request that the Workload API does not know.
+const REJECTED_WAIT: Duration = Duration::from_secs(30);
 /// How long a connection and the opening of a stream may take.
 pub(super) const OPENING: Duration = Duration::from_secs(10);
 /// A stream that ends sooner than this is not opened again at once.
@@ -77,7 +80,7 @@ impl Health {
 /// The real Workload API. Dropping it ends its streams.
 ///
 /// It keeps no private keys and no X.509 bundles: nothing uses them yet. The mTLS listener will; they belong beside
-/// `svids` in [`Identities`], filled where [`own_svids`] is called.
+/// `svids` in [`Identities`], filled where `own_svids` is called.
 pub struct SpiffeWorkloadApi {
     shared: Arc<Shared>,
     client: Client,
@@ -234,7 +237,7 @@ impl Supervisor {
                 let lived = self.clock.boot().saturating_sub(began);
                 backoff = Backoff { attempts: u32::from(lived < SHORT_LIFE) };
             }
-            let wait = if end.trouble == Trouble::Rejected { BACKOFF_MOST } else { backoff.next() };
+            let wait = if end.trouble == Trouble::Rejected { REJECTED_WAIT } else { backoff.next() };
             if !wait.is_zero() {
                 self.clock.sleep(jittered(wait)).await;
             }
@@ -338,7 +341,7 @@ fn bundles(set: &spiffe::JwtBundleSet) -> BTreeMap<TrustDomain, Arc<JwtBundle>> 
     kept
 }
 
-/// The waits between attempts: none, then 100 ms doubling to 30 s.
+/// The waits between attempts: none, then 100 ms doubling to 5 s.
 #[derive(Debug, Default)]
 struct Backoff {
     attempts: u32,
