@@ -3,13 +3,16 @@
 //! - [`spiffe_id`]: the names, parsed strictly.
 //! - [`workload_api`]: the seam to the SPIFFE Workload API and its real client: our own SVIDs, the trust bundles.
 //! - [`jwt_svid`]: what makes a JWT-SVID acceptable.
+//! - [`x509_svid`]: what makes an X.509-SVID acceptable.
 //! - [`task_token`]: the opaque token that stands for a running task.
 
 pub mod jwt_svid;
 pub mod spiffe_id;
 pub mod task_token;
 pub mod workload_api;
+pub mod x509_svid;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -21,12 +24,15 @@ use crate::secret::Secret;
 use jwt_svid::JwtSvidError;
 pub use spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain};
 use workload_api::WorkloadApi;
+use x509_svid::{PeerSvid, X509SvidError};
 
 /// What a request brings to prove who sent it.
 #[derive(Debug)]
 pub enum Evidence {
     /// A JWT-SVID, presented as `Authorization: Bearer` (SPIFFE JWT-SVID §5.2).
     JwtSvid(Secret),
+    /// An X.509-SVID whose key the peer proved to hold when its connection began.
+    X509Svid(Arc<PeerSvid>),
     /// The sidecar itself, for the pod task of its own configuration, under one of its own SPIFFE IDs.
     Pod(SpiffeId),
 }
@@ -97,6 +103,9 @@ pub enum AuthenticationError {
     /// The JWT-SVID breaks a rule of the SPIFFE JWT-SVID specification, or one of ours that is stricter.
     #[error(transparent)]
     JwtSvid(#[from] JwtSvidError),
+    /// The X.509-SVID breaks a rule of the SPIFFE X509-SVID specification or of RFC 5280, or no longer holds.
+    #[error(transparent)]
+    X509Svid(#[from] X509SvidError),
     /// The pod task's SPIFFE ID is not among the identities of this sidecar.
     #[error("the Workload API gives this sidecar no SVID for {0}")]
     NoSvid(SpiffeId),
@@ -107,6 +116,7 @@ impl AuthenticationError {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::JwtSvid(error) => error.kind(),
+            Self::X509Svid(error) => error.kind(),
             Self::NoSvid(_) => "no_svid",
         }
     }
@@ -117,13 +127,20 @@ impl AuthenticationError {
 pub struct Authenticator {
     workload_api: Arc<dyn WorkloadApi>,
     audience: String,
+    federated: BTreeSet<TrustDomain>,
 }
 
 impl Authenticator {
     /// Accepts JWT-SVIDs whose only audience is `audience`, which must not be empty.
     pub fn new(workload_api: Arc<dyn WorkloadApi>, audience: String) -> Self {
         debug_assert!(!audience.is_empty(), "configuration refuses an empty audience");
-        Self { workload_api, audience }
+        Self { workload_api, audience, federated: BTreeSet::new() }
+    }
+
+    /// Accepts X.509-SVIDs of these trust domains too, beside those of our own.
+    #[must_use]
+    pub fn with_federated(self, federated: BTreeSet<TrustDomain>) -> Self {
+        Self { federated, ..self }
     }
 
     /// The one way from evidence to a [`Caller`].
@@ -137,6 +154,12 @@ impl Authenticator {
                 // exposed: the signature is checked over the token's own bytes
                 let claims = jwt_svid::verify(token.expose(), &identities.jwt_bundles, &self.audience, now)?;
                 Ok(Caller { spiffe_id: claims.spiffe_id, proof: Proof::JwtSvid, until: claims.expires_at })
+            }
+            Evidence::X509Svid(peer) => {
+                peer.still_holds(&identities.x509_bundles, &identities.accepted(&self.federated, now), now)?;
+                let claims = peer.claims();
+                let until = claims.expires_at();
+                Ok(Caller { spiffe_id: claims.spiffe_id().clone(), proof: Proof::X509Svid, until })
             }
             Evidence::Pod(spiffe_id) => match identities.svid(spiffe_id, now) {
                 Some(svid) => Ok(Caller { spiffe_id: spiffe_id.clone(), proof: Proof::Pod, until: svid.expires_at }),

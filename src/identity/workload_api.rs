@@ -13,15 +13,18 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::CertifiedKey;
 use tokio::sync::watch;
 
 use super::jwt_svid::JwtBundle;
+use super::x509_svid::X509Bundle;
 use super::{SpiffeId, TrustDomain};
 use crate::clock::Timestamp;
 use crate::secret::Secret;
@@ -39,6 +42,43 @@ pub struct OwnSvid {
     pub hint: Option<String>,
 }
 
+/// What it takes to prove one of our X.509-SVIDs in a TLS handshake: its chain, and its private key inside the
+/// cryptographic library, which wipes it when the last user lets go.
+pub struct SvidKey {
+    certified: Arc<CertifiedKey>,
+    expires_at: Timestamp,
+}
+
+impl SvidKey {
+    /// From the certificates in DER, leaf first, and the PKCS #8 key, of which no copy is kept outside the library.
+    ///
+    /// # Errors
+    /// Says why when the key cannot be used, or is not the leaf's.
+    pub fn new(chain: Vec<Vec<u8>>, pkcs8: &[u8], expires_at: Timestamp) -> Result<Self, rustls::Error> {
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8));
+        let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)?;
+        let certified = CertifiedKey::new(chain.into_iter().map(CertificateDer::from).collect(), key);
+        certified.keys_match()?;
+        Ok(Self { certified: Arc::new(certified), expires_at })
+    }
+
+    /// For the TLS library.
+    pub fn certified(&self) -> &Arc<CertifiedKey> {
+        &self.certified
+    }
+
+    /// The leaf's `notAfter`, UTC.
+    pub fn expires_at(&self) -> Timestamp {
+        self.expires_at
+    }
+}
+
+impl fmt::Debug for SvidKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SvidKey").field("expires_at", &self.expires_at).finish_non_exhaustive()
+    }
+}
+
 /// Everything the Workload API says now. Each update replaces the whole: what is absent is withdrawn (Workload API §4.4).
 #[derive(Debug, Clone, Default)]
 pub struct Identities {
@@ -46,6 +86,10 @@ pub struct Identities {
     pub svids: Vec<OwnSvid>,
     /// The keys that may sign JWT-SVIDs, by trust domain. Never pooled.
     pub jwt_bundles: BTreeMap<TrustDomain, Arc<JwtBundle>>,
+    /// The roots of X.509-SVIDs, by trust domain: our own and federated ones. Never pooled.
+    pub x509_bundles: BTreeMap<TrustDomain, Arc<X509Bundle>>,
+    /// The keys of `svids`, where they can be used.
+    pub keys: BTreeMap<SpiffeId, Arc<SvidKey>>,
     /// Whether the Workload API has answered at all since start, on the stream of SVIDs and on the stream of bundles.
     pub known: bool,
 }
@@ -54,6 +98,12 @@ impl Identities {
     /// Our unexpired SVID for `spiffe_id`.
     pub fn svid(&self, spiffe_id: &SpiffeId, now: Timestamp) -> Option<&OwnSvid> {
         self.svids.iter().find(|svid| svid.spiffe_id == *spiffe_id && svid.expires_at > now)
+    }
+
+    /// The trust domains whose X.509-SVIDs are accepted: those of our own unexpired SVIDs, and `federated`.
+    pub fn accepted(&self, federated: &BTreeSet<TrustDomain>, now: Timestamp) -> BTreeSet<TrustDomain> {
+        let own = self.svids.iter().filter(|svid| svid.expires_at > now);
+        own.map(|svid| svid.spiffe_id.trust_domain().clone()).chain(federated.iter().cloned()).collect()
     }
 }
 

@@ -1,8 +1,9 @@
 //! Single questions to the Workload API, over the `spiffe` crate's client.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use spiffe::WorkloadApiClient;
@@ -10,10 +11,11 @@ use spiffe::transport::{GrpcStatusCode, TransportError};
 use x509_parser::extensions::GeneralName;
 
 use super::endpoint::Endpoint;
-use super::{JwtSvid, OwnSvid, WorkloadApiError};
+use super::{JwtSvid, OwnSvid, SvidKey, WorkloadApiError};
 use crate::clock::{SharedClock, Timestamp, within};
-use crate::identity::SpiffeId;
 use crate::identity::jwt_svid::inspect;
+use crate::identity::x509_svid::X509Bundle;
+use crate::identity::{SpiffeId, TrustDomain};
 use crate::secret::{Secret, SecretBytes};
 
 /// The longest hint that is kept, in bytes (SPIFFE Workload API §8).
@@ -211,9 +213,70 @@ impl Client {
     }
 }
 
+/// What we keep of one message about X.509.
+#[derive(Debug, Default)]
+pub(super) struct X509State {
+    pub(super) svids: Vec<OwnSvid>,
+    pub(super) keys: BTreeMap<SpiffeId, Arc<SvidKey>>,
+    pub(super) bundles: BTreeMap<TrustDomain, Arc<X509Bundle>>,
+}
+
+impl X509State {
+    pub(super) fn of(context: &spiffe::X509Context) -> Self {
+        let mut keys = BTreeMap::new();
+        for svid in context.svids() {
+            if let Some((spiffe_id, key)) = svid_key(svid) {
+                // of two SVIDs with one name the first counts (SPIFFE Workload API §5.2.1)
+                keys.entry(spiffe_id).or_insert(key);
+            }
+        }
+        Self { svids: own_svids(context), keys, bundles: x509_bundles(context.bundle_set()) }
+    }
+}
+
+/// The key of one X.509-SVID; `None`, reported, when it cannot be used for TLS.
+fn svid_key(svid: &spiffe::X509Svid) -> Option<(SpiffeId, Arc<SvidKey>)> {
+    let (spiffe_id, expires_at) = read_leaf(svid.leaf().as_bytes()).ok()?;
+    let chain = svid.cert_chain().iter().map(|certificate| certificate.as_bytes().to_vec()).collect();
+    match SvidKey::new(chain, svid.private_key().as_bytes(), expires_at) {
+        Ok(key) => Some((spiffe_id, Arc::new(key))),
+        Err(error) => {
+            tracing::error!(%spiffe_id, %error, "the key of this X.509-SVID cannot be used for mutual TLS");
+            None
+        }
+    }
+}
+
+/// The X.509 bundles by trust domain. A trust domain that our grammar refuses, or whose bundle is too large, is left
+/// out: nothing of it verifies.
+fn x509_bundles(set: &spiffe::X509BundleSet) -> BTreeMap<TrustDomain, Arc<X509Bundle>> {
+    let mut kept = BTreeMap::new();
+    for (name, bundle) in set.iter() {
+        let trust_domain: TrustDomain = match name.as_str().parse() {
+            Ok(trust_domain) => trust_domain,
+            Err(error) => {
+                tracing::error!(%error, "the Workload API gave an X.509 bundle for a trust domain that is not canonical: left out");
+                continue;
+            }
+        };
+        match X509Bundle::from_der(bundle.authorities().iter().map(|root| root.as_bytes())) {
+            Ok(bundle) => {
+                if bundle.ignored() > 0 || bundle.is_empty() {
+                    tracing::warn!(%trust_domain, ?bundle, "not every certificate of the X.509 bundle can be a root");
+                }
+                kept.insert(trust_domain, Arc::new(bundle));
+            }
+            Err(error) => {
+                tracing::error!(%error, %trust_domain, "the X.509 bundle is refused: no certificate of this trust domain is believed");
+            }
+        }
+    }
+    kept
+}
+
 /// What we keep of our X.509-SVIDs, the default one first. Of two with one hint only the first has it (SPIFFE Workload
 /// API §5.2.1).
-pub(super) fn own_svids(context: &spiffe::X509Context) -> Vec<OwnSvid> {
+fn own_svids(context: &spiffe::X509Context) -> Vec<OwnSvid> {
     let mut kept: Vec<OwnSvid> = Vec::new();
     for mut svid in context.svids().iter().filter_map(|svid| own_svid(svid)) {
         if kept.iter().any(|earlier| earlier.hint == svid.hint) {

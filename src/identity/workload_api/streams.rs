@@ -26,9 +26,9 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio_stream::{Stream, StreamExt as _};
 
-use super::client::{Client, Trouble, describe, own_svids};
+use super::client::{Client, Trouble, X509State, describe};
 use super::endpoint::{Endpoint, EndpointError};
-use super::{Identities, JwtSvid, OwnSvid, WorkloadApi, WorkloadApiError};
+use super::{Identities, JwtSvid, WorkloadApi, WorkloadApiError};
 use crate::clock::{SharedClock, within};
 use crate::identity::jwt_svid::JwtBundle;
 use crate::identity::task_token::random;
@@ -78,9 +78,6 @@ impl Health {
 }
 
 /// The real Workload API. Dropping it ends its streams.
-///
-/// It keeps no private keys and no X.509 bundles: nothing uses them yet. The mTLS listener will; they belong beside
-/// `svids` in [`Identities`], filled where `own_svids` is called.
 pub struct SpiffeWorkloadApi {
     shared: Arc<Shared>,
     client: Client,
@@ -174,7 +171,11 @@ impl Shared {
         self.identities.send_modify(|identities| {
             let mut next = Identities::clone(identities);
             match update {
-                Update::Svids(svids) => next.svids = svids,
+                Update::X509(state) => {
+                    next.svids = state.svids;
+                    next.keys = state.keys;
+                    next.x509_bundles = state.bundles;
+                }
                 Update::Bundles(bundles) => next.jwt_bundles = bundles,
             }
             next.known = next.known || known;
@@ -200,7 +201,7 @@ impl fmt::Display for Profile {
 
 /// A full replacement of one half of the state.
 enum Update {
-    Svids(Vec<OwnSvid>),
+    X509(X509State),
     Bundles(BTreeMap<TrustDomain, Arc<JwtBundle>>),
 }
 
@@ -281,7 +282,10 @@ impl Supervisor {
         let client = WorkloadApiClient::connect(self.endpoint.to_spiffe()).await?;
         Ok(match self.profile {
             Profile::X509 => Box::pin(
-                client.stream_x509_contexts().await?.map(|context| context.map(|all| Update::Svids(own_svids(&all)))),
+                client
+                    .stream_x509_contexts()
+                    .await?
+                    .map(|context| context.map(|all| Update::X509(X509State::of(&all)))),
             ),
             Profile::Jwt => {
                 Box::pin(client.stream_jwt_bundles().await?.map(|set| set.map(|all| Update::Bundles(bundles(&all)))))
@@ -300,7 +304,7 @@ impl Supervisor {
             Trouble::Denied => {
                 tracing::warn!(stream = %self.profile, error = end.text, "the Workload API gives this process no identity");
                 self.shared.replace(match self.profile {
-                    Profile::X509 => Update::Svids(Vec::new()),
+                    Profile::X509 => Update::X509(X509State::default()),
                     Profile::Jwt => Update::Bundles(BTreeMap::new()),
                 });
             }
