@@ -33,6 +33,7 @@ use crate::policy::cache::PolicyCache;
 use crate::policy::repository::DirectorySource;
 use crate::policy::{DenialReason, LoadOptions, Problem, Tier};
 use crate::server::admin::Admin;
+use crate::server::mtls::Mtls;
 use crate::server::{Listener, ListenerLimits, Server, serve};
 use crate::task::EndReason;
 
@@ -83,6 +84,7 @@ pub struct Bound {
     policy: Arc<PolicyCache>,
     pod_task: Option<Arc<PodTask>>,
     listeners: Listeners,
+    mtls: Option<Arc<Mtls>>,
     settings: RunSettings,
 }
 
@@ -91,6 +93,7 @@ struct Listeners {
     http: Listener,
     http_address: SocketAddr,
     unix: Option<SocketFile>,
+    mtls: Option<(TcpListener, SocketAddr)>,
     admin: Listener,
     admin_address: SocketAddr,
     admin_unix: Option<SocketFile>,
@@ -129,7 +132,8 @@ pub async fn build(config: &Config) -> Result<Bound, StartError> {
     let workload_api = SpiffeWorkloadApi::start(&config.identity.workload_api, Arc::clone(&clock))?;
     let policy = policy(config);
     let parts = Parts {
-        authenticator: Authenticator::new(Arc::clone(&workload_api) as _, config.identity.audience.clone()),
+        authenticator: Authenticator::new(Arc::clone(&workload_api) as _, config.identity.audience.clone())
+            .with_federated(config.mtls.as_ref().map(|mtls| mtls.federated.clone()).unwrap_or_default()),
         clouds: clouds(config, &workload_api, &clock)?,
         workload_api: Arc::clone(&workload_api) as _,
         policy: Arc::clone(&policy),
@@ -150,6 +154,7 @@ pub async fn build(config: &Config) -> Result<Bound, StartError> {
             pod_task.clone(),
             listeners.admin_address,
         )),
+        mtls: config.mtls.as_ref().map(|settings| Arc::new(Mtls::new(Arc::clone(&broker), settings))),
         broker,
         policy,
         pod_task,
@@ -209,23 +214,28 @@ fn clouds(
 async fn bind(config: &Config) -> Result<Listeners, StartError> {
     let (http, http_address) = tcp("server.http", config.server.http).await?;
     let (admin, admin_address) = tcp("admin.http", config.admin.http).await?;
+    let mtls = match &config.mtls {
+        Some(settings) => Some(tcp("mtls.address", settings.address).await?),
+        None => None,
+    };
     let unix_socket = |key, path: &Option<PathBuf>, mode| path.as_deref().map(|p| unix(key, p, mode)).transpose();
     Ok(Listeners {
-        http,
+        http: Listener::Tcp(http),
         http_address,
+        mtls,
         // Who may use it is for its directory to say; what it serves needs a token or an SVID anyway.
         unix: unix_socket("server.unix_socket", &config.server.unix_socket, 0o666)?,
-        admin,
+        admin: Listener::Tcp(admin),
         admin_address,
         admin_unix: unix_socket("admin.unix_socket", &config.admin.unix_socket, 0o600)?,
     })
 }
 
-async fn tcp(key: &'static str, address: SocketAddr) -> Result<(Listener, SocketAddr), StartError> {
+async fn tcp(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
     let failed = |error| StartError::Bind { key, address: address.to_string(), error };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
-    Ok((Listener::Tcp(listener), bound))
+    Ok((listener, bound))
 }
 
 /// Binds beside the final name, sets the mode, then renames: at no moment can it be opened with another mode. A socket
@@ -260,6 +270,11 @@ impl Bound {
         self.listeners.http_address
     }
 
+    /// The mutual TLS listener's address, where there is one.
+    pub fn mtls_address(&self) -> Option<SocketAddr> {
+        self.listeners.mtls.as_ref().map(|(_, address)| *address)
+    }
+
     /// The operators' listener's address.
     pub fn admin_address(&self) -> SocketAddr {
         self.listeners.admin_address
@@ -267,13 +282,18 @@ impl Bound {
 
     /// Serves until `shutdown` is done, then drains. `reload` makes it look at the policy at once.
     pub async fn run(self, shutdown: impl Future<Output = ()>, reload: watch::Receiver<()>) {
-        let Self { broker, server, admin, policy, pod_task, mut listeners, settings } = self;
+        let Self { broker, server, admin, policy, pod_task, mut listeners, mtls, settings } = self;
         let clock = Arc::clone(&broker.parts().clock);
         let (stop, stopping) = watch::channel(false);
         let limits = ListenerLimits { connections: settings.connections, ..ListenerLimits::default() };
 
         let mut serving = tokio::task::JoinSet::new();
-        let workloads = [Some(listeners.http), listeners.unix.as_mut().and_then(|socket| socket.listener.take())];
+        let mutual = listeners.mtls.zip(mtls).map(|((listener, address), mtls)| {
+            tracing::info!(mtls = %address, "serving by mutual TLS");
+            Listener::Mtls(listener, mtls)
+        });
+        let unix = listeners.unix.as_mut().and_then(|socket| socket.listener.take());
+        let workloads = [Some(listeners.http), unix, mutual];
         for listener in workloads.into_iter().flatten() {
             let server = Arc::clone(&server);
             let handle = move |request, peer| {

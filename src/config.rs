@@ -3,7 +3,7 @@
 //! Every key of `KEYS` can stand in the TOML file as `[section] key`, or in the environment as `SIDEMINT_SECTION_KEY`,
 //! which wins. What is not listed is refused. `config/sidemint.toml` documents each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,8 +13,8 @@ use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use crate::audit::Output;
-use crate::identity::SpiffeId;
 use crate::identity::jwt_svid::is_cloud_audience;
+use crate::identity::{SpiffeId, TrustDomain};
 use crate::policy::{ParamName, ScopeId};
 
 /// How a key's value is written.
@@ -36,6 +36,9 @@ enum Form {
 const KEYS: &[(&str, &str, Form)] = &[
     ("server", "http", Form::Text),
     ("server", "unix_socket", Form::Text),
+    ("mtls", "address", Form::Text),
+    ("mtls", "spiffe_id", Form::Text),
+    ("mtls", "federated", Form::List),
     ("admin", "http", Form::Text),
     ("admin", "unix_socket", Form::Text),
     ("identity", "workload_api", Form::Text),
@@ -88,6 +91,8 @@ pub struct ConfigError(String);
 pub struct Config {
     /// The workloads' listeners.
     pub server: ServerSettings,
+    /// The workloads' mutual TLS listener, where one is configured.
+    pub mtls: Option<MtlsSettings>,
     /// The operators' listeners.
     pub admin: AdminSettings,
     /// Identity.
@@ -117,6 +122,17 @@ pub struct ServerSettings {
     pub http: SocketAddr,
     /// A Unix socket as well.
     pub unix_socket: Option<PathBuf>,
+}
+
+/// `[mtls]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MtlsSettings {
+    /// Any address.
+    pub address: SocketAddr,
+    /// The identity that it shows; the sidecar's default SVID where none is named.
+    pub spiffe_id: Option<SpiffeId>,
+    /// The trust domains whose workloads may connect, beside our own.
+    pub federated: BTreeSet<TrustDomain>,
 }
 
 /// `[admin]`
@@ -312,6 +328,7 @@ fn read(form: Form, text: &str) -> Option<Value> {
 #[derive(Default)]
 struct Raw {
     server: BTreeMap<String, Value>,
+    mtls: BTreeMap<String, Value>,
     admin: BTreeMap<String, Value>,
     identity: BTreeMap<String, Value>,
     policy: BTreeMap<String, Value>,
@@ -388,6 +405,7 @@ impl Raw {
     fn validate(&self, environment: &BTreeMap<String, String>) -> Result<Config, ConfigError> {
         Ok(Config {
             server: self.server()?,
+            mtls: self.mtls()?,
             admin: self.admin()?,
             identity: self.identity(environment)?,
             policy: self.policy()?,
@@ -408,6 +426,27 @@ impl Raw {
             return Err(section.error("http", "must be a loopback address: credentials are served there in the clear"));
         }
         Ok(ServerSettings { http, unix_socket: section.get("unix_socket")? })
+    }
+
+    fn mtls(&self) -> Result<Option<MtlsSettings>, ConfigError> {
+        let section = Section { name: "mtls", keys: &self.mtls };
+        let names: Vec<String> = section.get("federated")?.unwrap_or_default();
+        let federated = names.iter().map(|name| {
+            let trust_domain = name.parse::<TrustDomain>();
+            trust_domain.map_err(|error| section.error("federated", format!("{name:?} is no trust domain: {error}")))
+        });
+        let (spiffe_id, federated) = (section.get("spiffe_id")?, federated.collect::<Result<BTreeSet<_>, _>>()?);
+        let Some(address) = section.get::<String>("address")? else {
+            return match (spiffe_id, federated.is_empty()) {
+                (None, true) => Ok(None),
+                _ => {
+                    Err(section
+                        .error("address", "write an address like 0.0.0.0:9872, or remove the other keys of [mtls]"))
+                }
+            };
+        };
+        let address = address.parse().map_err(|_| section.error("address", "write an address like 0.0.0.0:9872"))?;
+        Ok(Some(MtlsSettings { address, spiffe_id, federated }))
     }
 
     fn admin(&self) -> Result<AdminSettings, ConfigError> {

@@ -63,6 +63,7 @@ pub struct Metrics {
     audit_lost: IntCounter,
     lease_series: Vec<(&'static str, &'static str)>,
     suspensions: Vec<&'static str>,
+    tls_handshakes: IntCounterVec,
 }
 
 /// Where a gauge of the whole sidecar stands; filled in by the broker when Prometheus asks.
@@ -182,6 +183,7 @@ impl Metrics {
                 .flat_map(|provider| words.revocations.iter().map(|revocation| (*provider, *revocation)))
                 .collect(),
             suspensions: words.suspensions.to_vec(),
+            tls_handshakes: counter_vec(&r, "sidemint_tls_handshakes_total", "TLS handshakes.", &["outcome"])?,
             registry: r,
         };
         metrics.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
@@ -229,6 +231,18 @@ impl Metrics {
         for reason in &self.suspensions {
             self.scopes_suspended.with_label_values(&[reason]).set(0);
         }
+    }
+
+    /// Lists the words that a TLS handshake's outcome can be.
+    pub fn expect_tls_handshakes(&self, outcomes: impl IntoIterator<Item = &'static str>) {
+        for outcome in outcomes {
+            self.tls_handshakes.with_label_values(&[outcome]).inc_by(0);
+        }
+    }
+
+    /// A TLS handshake ended.
+    pub fn tls_handshake(&self, outcome: &'static str) {
+        self.tls_handshakes.with_label_values(&[outcome]).inc();
     }
 
     /// A task was not allowed to begin.

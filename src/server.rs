@@ -7,6 +7,7 @@ pub mod admin;
 pub mod aws;
 mod connection;
 pub mod guard;
+pub mod mtls;
 pub mod problem;
 pub mod tasks;
 
@@ -94,6 +95,10 @@ impl Server {
         let dialect = Dialect::of(&path);
         let id = self.ids.next();
         let mut answer = match guard::check(&request, peer, self.http.port()) {
+            Ok(()) if mtls::brings_foreign(&self.broker, &request) => {
+                let detail = "the token or JWT-SVID is of another workload than the connection's".into();
+                self.refuse(dialect, &id, &Problem::unauthenticated(), detail)
+            }
             Ok(()) => self.route(request, &path, dialect, &id).await,
             Err(refusal) => self.refuse(dialect, &id, &refusal.problem(), refusal.detail()),
         };

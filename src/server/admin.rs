@@ -80,6 +80,7 @@ impl Admin {
         // What tells more than counts is for people on this machine, and not for their browsers' other pages.
         let here = match peer {
             Peer::Unix => true,
+            Peer::Mtls(_) => false,
             Peer::Tcp(_) => self.http.ip().is_loopback() && guard::check(&request, peer, self.http.port()).is_ok(),
         };
         match (request.method(), segments.as_slice()) {

@@ -12,10 +12,11 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::Answer;
+use super::mtls::{Mtls, Session};
 use crate::clock::SharedClock;
 
 /// Who is at the other end.
@@ -25,6 +26,8 @@ pub enum Peer {
     Tcp(SocketAddr),
     /// A connection over a Unix socket.
     Unix,
+    /// A connection by mutual TLS from this address; its requests hold who is there.
+    Mtls(SocketAddr),
 }
 
 /// A bound listener.
@@ -34,6 +37,8 @@ pub enum Listener {
     Tcp(TcpListener),
     /// A Unix socket.
     Unix(UnixListener),
+    /// TCP, for mutual TLS.
+    Mtls(TcpListener, Arc<Mtls>),
 }
 
 /// What one listener allows.
@@ -56,18 +61,33 @@ const MAX_HEAD: usize = 32 * 1024;
 /// How long the accept loop rests after the system had no descriptor to give.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
+/// An accepted connection.
+enum Accepted {
+    Plain(Box<dyn Stream>),
+    /// Hands are yet to be shaken, and not by the loop that accepts.
+    Mtls(TcpStream, SocketAddr, Arc<Mtls>),
+}
+
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 impl Listener {
-    async fn accept(&self) -> io::Result<(Box<dyn Stream>, Peer)> {
+    async fn accept(&self) -> io::Result<(Accepted, Peer)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                Ok((Box::new(stream), Peer::Tcp(peer)))
+                Ok((Accepted::Plain(Box::new(stream)), Peer::Tcp(peer)))
             }
-            Self::Unix(listener) => listener.accept().await.map(|(stream, _)| (Box::new(stream) as _, Peer::Unix)),
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Accepted::Plain(Box::new(stream)), Peer::Unix))
+            }
+            Self::Mtls(listener, mtls) => {
+                let (stream, peer) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok((Accepted::Mtls(stream, peer, Arc::clone(mtls)), Peer::Mtls(peer)))
+            }
         }
     }
 }
@@ -90,11 +110,11 @@ pub async fn serve<H, F>(
             () = stopped(&mut stop) => break,
             accepted = accept(&listener, &slots) => accepted,
         };
-        let Some((stream, peer, slot)) = accepted else {
+        let Some((accepted, peer, slot)) = accepted else {
             clock.sleep(EXHAUSTED_PAUSE).await;
             continue;
         };
-        tokio::spawn(converse(stream, peer, slot, limits, stop.clone(), handle.clone()));
+        tokio::spawn(converse(accepted, peer, slot, limits, stop.clone(), handle.clone()));
     }
     drop(listener);
     // Every slot free again means that every connection is closed.
@@ -107,10 +127,10 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn accept(listener: &Listener, slots: &Arc<Semaphore>) -> Option<(Box<dyn Stream>, Peer, OwnedSemaphorePermit)> {
+async fn accept(listener: &Listener, slots: &Arc<Semaphore>) -> Option<(Accepted, Peer, OwnedSemaphorePermit)> {
     let slot = Arc::clone(slots).acquire_owned().await.ok()?;
     match listener.accept().await {
-        Ok((stream, peer)) => Some((stream, peer, slot)),
+        Ok((accepted, peer)) => Some((accepted, peer, slot)),
         Err(error) => {
             tracing::warn!(%error, "a connection could not be accepted");
             None
@@ -119,7 +139,7 @@ async fn accept(listener: &Listener, slots: &Arc<Semaphore>) -> Option<(Box<dyn 
 }
 
 async fn converse<H, F>(
-    stream: Box<dyn Stream>,
+    accepted: Accepted,
     peer: Peer,
     slot: OwnedSemaphorePermit,
     limits: ListenerLimits,
@@ -129,7 +149,18 @@ async fn converse<H, F>(
     H: Fn(Request<Incoming>, Peer) -> F,
     F: Future<Output = Answer>,
 {
-    let service = service_fn(|request| {
+    let (stream, session): (Box<dyn Stream>, Option<Session>) = match accepted {
+        Accepted::Plain(stream) => (stream, None),
+        Accepted::Mtls(stream, address, mtls) => match mtls.accept(stream, address).await {
+            Some((stream, session)) => (Box::new(stream), Some(session)),
+            None => return,
+        },
+    };
+    let who = session.as_ref().map(|session| Arc::clone(session.peer()));
+    let service = service_fn(|mut request: Request<Incoming>| {
+        if let Some(who) = &who {
+            request.extensions_mut().insert(Arc::clone(who));
+        }
         let answer = handle(request, peer);
         async { Ok::<_, Infallible>(answer.await) }
     });
@@ -140,12 +171,29 @@ async fn converse<H, F>(
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = stopped(&mut stop) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let ended = async {
+        tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = stopped(&mut stop) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
         }
+    };
+    let over = async {
+        match session {
+            Some(session) => session.over().await,
+            None => std::future::pending().await,
+        }
+    };
+    // What is over is cut off, requests under way included: not a byte more for a peer that is no longer who it was.
+    let ended = tokio::select! {
+        biased;
+        why = over => {
+            tracing::info!(reason = why.kind(), ?peer, "a connection of mutual TLS is over");
+            return;
+        }
+        ended = ended => ended,
     };
     if let Err(error) = ended {
         tracing::debug!(%error, ?peer, "a connection ended badly");

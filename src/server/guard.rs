@@ -52,6 +52,8 @@ pub fn check<B>(request: &Request<B>, peer: Peer, port: u16) -> Result<(), Refus
         Peer::Tcp(_) => check_host(request.headers(), port)?,
         // A browser cannot be made to open a Unix socket, and a client has no host to name there.
         Peer::Unix => {}
+        // Nor can it hold an SVID; and a client names us there as it reaches us.
+        Peer::Mtls(_) => {}
     }
     if let Some(name) = FORBIDDEN.iter().find(|name| request.headers().contains_key(*name)) {
         return Err(Refusal::Header(name.clone()));
@@ -136,5 +138,13 @@ mod tests {
         *absolute.uri_mut() = "http://127.0.0.1:1/v1/aws/credentials".parse().unwrap();
         assert_eq!(check(&absolute, LOCAL, 1), Err(Refusal::Target));
         assert_eq!(check(&request(None, None), Peer::Unix, 1), Ok(()));
+    }
+
+    #[test]
+    fn a_peer_with_an_svid_may_be_elsewhere_and_is_still_no_proxy() {
+        let far = Peer::Mtls("192.0.2.1:4000".parse().unwrap());
+        assert_eq!(check(&request(Some("sidemint.example:443"), None), far, 1), Ok(()));
+        let forwarded = request(None, Some(("x-forwarded-for", "192.0.2.2")));
+        assert!(matches!(check(&forwarded, far, 1), Err(Refusal::Header(_))));
     }
 }

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::problem::Problem;
-use super::{Answer, Dialect, Server, aws, json, read_body};
+use super::{Answer, Dialect, Server, aws, json, mtls, read_body};
 use crate::broker::{BeginRequest, Begun, Broker, Claimant, FindError, TaskView};
 use crate::clock::Timestamp;
 use crate::exchange::Provider;
@@ -121,12 +121,16 @@ pub(super) struct EndedBody<'a> {
 enum Bearer {
     /// A task token.
     Token(TokenHash),
-    /// Anything else: taken for a JWT-SVID, and judged as one.
+    /// Anything else: taken for a JWT-SVID, and judged as one; nothing at all, by mutual TLS: the peer's X.509-SVID.
     Svid(Evidence),
 }
 
 fn bearer(request: &Request<Incoming>) -> Option<Bearer> {
-    let mut values = request.headers().get_all(AUTHORIZATION).iter();
+    let mut values = request.headers().get_all(AUTHORIZATION).iter().peekable();
+    if values.peek().is_none() {
+        // by mutual TLS the connection itself is the evidence
+        return mtls::peer(request).map(|peer| Bearer::Svid(Evidence::X509Svid(Arc::clone(peer))));
+    }
     let (value, None) = (values.next()?, values.next()) else { return None };
     let (scheme, text) = value.to_str().ok()?.split_once(' ')?;
     if !scheme.eq_ignore_ascii_case("bearer") {
