@@ -28,7 +28,7 @@ pub use bundle::{BundleTooLarge, X509Bundle};
 use certificate::{Certificate, Name};
 
 /// The most certificates in a chain, the leaf included.
-pub const MAX_CHAIN: usize = 8;
+pub const MAX_CHAIN: usize = 7;
 /// The largest chain, in bytes of DER.
 pub const MAX_CHAIN_BYTES: usize = 64 * 1024;
 

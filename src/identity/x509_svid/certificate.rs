@@ -379,7 +379,7 @@ fn subtrees(list: &[u8]) -> Result<Vec<Name<'_>>> {
     }
 }
 
-/// A time in the two forms of RFC 5280 §4.1.2.5: seconds since 1970.
+/// A time in the two forms of RFC 5280 §4.1.2.5: seconds since 1970. No SVID needs an earlier one.
 fn time(reader: &mut Reader<'_>) -> Result<i64> {
     const BAD: X509SvidError = X509SvidError::Malformed("a time that is none");
     let element = reader.any()?;
@@ -403,7 +403,8 @@ fn time(reader: &mut Reader<'_>) -> Result<i64> {
         && (1..=days_in(year, month)).contains(&day)
         && hour < 24
         && minute < 60
-        && second < 60;
+        && second < 60
+        && year >= 1970;
     if !sane {
         return Err(BAD);
     }
@@ -423,10 +424,9 @@ const fn days_in(year: i64, month: i64) -> i64 {
     }
 }
 
-/// Days from 1970-01-01 to the first of this month; negative before.
+/// Days from 1970-01-01 to the first of this month.
 fn days_before(year: i64, month: i64) -> i64 {
-    // leap days before 1 January of `year`, counted from year 0; the divisions stay right because the last one before
-    // year 0 is beyond every certificate
+    // leap days before 1 January of `year`, counted from year 0
     let leaps = |year: i64| (year + 3) / 4 - (year + 99) / 100 + (year + 399) / 400;
     let years = (year - 1970) * 365 + leaps(year) - leaps(1970);
     years + (1..month).map(|month| days_in(year, month)).sum::<i64>()

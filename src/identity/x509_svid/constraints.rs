@@ -8,8 +8,6 @@ use super::certificate::{Certificate, Name, NameConstraints};
 
 /// `id-emailAddress` (1.2.840.113549.1.9.1) in DER: an e-mail address in a subject obeys constraints on e-mail addresses.
 const EMAIL_ATTRIBUTE: [u8; 11] = [0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x01];
-/// An empty `Name`.
-const NO_SUBJECT: [u8; 2] = [0x30, 0x00];
 
 /// Whether any certificate of `path` constrains URIs.
 pub(super) fn any_on_uris(path: &[&Certificate<'_>]) -> bool {
@@ -32,11 +30,10 @@ pub(super) fn check(path: &[&Certificate<'_>]) -> Result<(), X509SvidError> {
     Ok(())
 }
 
-/// The names that a certificate goes by, its subject included.
+/// The names that a certificate goes by, its subject included, be it empty.
 fn names<'a>(certificate: &Certificate<'a>) -> impl Iterator<Item = Name<'a>> {
-    let subject = (certificate.subject != NO_SUBJECT).then_some(Name::Directory);
     let has_email = certificate.subject.windows(EMAIL_ATTRIBUTE.len()).any(|window| *window == EMAIL_ATTRIBUTE);
-    certificate.extensions.names.clone().into_iter().chain(subject).chain(has_email.then_some(Name::Email))
+    certificate.extensions.names.clone().into_iter().chain([Name::Directory]).chain(has_email.then_some(Name::Email))
 }
 
 /// Within one of the permitted subtrees of its form, if there are any, and within none of the excluded.

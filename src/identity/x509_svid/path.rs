@@ -12,7 +12,7 @@ use super::certificate::Certificate;
 use super::constraints;
 
 /// The most signatures that are checked for one chain.
-const MAX_SIGNATURES: usize = 32;
+const MAX_SIGNATURES: usize = 100;
 
 /// The signatures that are believed: ECDSA on P-256 and P-384, RSA PKCS #1 v1.5 from 2,048 bits with SHA-2, Ed25519.
 static ALGORITHMS: [&dyn SignatureVerificationAlgorithm; 8] = [
