@@ -33,7 +33,7 @@ use crate::policy::cache::PolicyCache;
 use crate::policy::repository::DirectorySource;
 use crate::policy::{DenialReason, LoadOptions, Problem, Tier};
 use crate::server::admin::Admin;
-use crate::server::mtls::Mtls;
+use crate::server::mtls::{self, Mtls};
 use crate::server::{Listener, ListenerLimits, Server, serve};
 use crate::task::EndReason;
 
@@ -173,7 +173,7 @@ pub async fn build(config: &Config) -> Result<Bound, StartError> {
 /// Only when two metrics have one name.
 pub fn metrics() -> Result<Metrics, prometheus::Error> {
     let denials: Vec<_> = DenialReason::ALL.iter().map(|reason| reason.as_str()).chain(BeginError::KINDS).collect();
-    Metrics::new(&Words {
+    let metrics = Metrics::new(&Words {
         tiers: &Tier::ALL.map(Tier::as_str),
         providers: &Provider::ALL.map(Provider::as_str),
         end_reasons: &EndReason::ALL.map(EndReason::as_str),
@@ -181,7 +181,9 @@ pub fn metrics() -> Result<Metrics, prometheus::Error> {
         mint_outcomes: &MintError::OUTCOMES,
         revocations: &Revocation::ALL.map(Revocation::as_str),
         suspensions: &Problem::KINDS,
-    })
+    })?;
+    metrics.expect_tls_handshakes(mtls::outcomes());
+    Ok(metrics)
 }
 
 fn policy(config: &Config) -> Arc<PolicyCache> {

@@ -112,6 +112,11 @@ impl HandshakeError {
     }
 }
 
+/// Every word of `sidemint_tls_handshakes_total{outcome}`.
+pub fn outcomes() -> impl Iterator<Item = &'static str> {
+    HandshakeError::KINDS.into_iter().chain(X509SvidError::KINDS).chain(["ok"])
+}
+
 /// Makes connections of mutual TLS.
 pub struct Mtls {
     broker: Arc<Broker>,
@@ -130,8 +135,6 @@ impl fmt::Debug for Mtls {
 impl Mtls {
     /// For `broker`'s identities and clock, with its metrics and audit log.
     pub fn new(broker: Arc<Broker>, settings: &MtlsSettings) -> Self {
-        let outcomes = HandshakeError::KINDS.into_iter().chain(X509SvidError::KINDS).chain(["ok"]);
-        broker.parts().metrics.expect_tls_handshakes(outcomes);
         Self {
             broker,
             provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()),

@@ -24,6 +24,7 @@ use super::streams::{Health, OPENING};
 use super::testing::{SigningKey, claims, jwks};
 use super::*;
 use crate::clock::Clock;
+use crate::identity::x509_svid;
 
 const REPORT: &str = "spiffe://example.org/report";
 const OTHER: &str = "spiffe://example.org/other";
@@ -372,6 +373,41 @@ async fn each_message_replaces_the_whole() {
     agent.publishes(Ok(bundles(&[("spiffe://other.org", &jwks([&agent.key]))])));
     until(&api, |identities, _| domains(identities) == ["other.org"]).await;
     assert_eq!(ids(&api.identities()), [OTHER], "the other half stays");
+}
+
+#[tokio::test]
+async fn keys_and_x509_bundles_come_and_go_with_the_svids() {
+    let agent = Agent::running();
+    agent.says(Ok(svids(&[REPORT, "spiffe://other.org/a"])));
+    let (api, _) = start(&agent);
+    until(&api, |identities, _| identities.keys.len() == 2 && identities.x509_bundles.len() == 2).await;
+    let identities = api.identities();
+    let key = &identities.keys[&REPORT.parse().unwrap()];
+    assert_eq!(key.expires_at(), NOT_AFTER);
+    // what was kept goes together: the chain verifies by the bundle of its own trust domain
+    let accepted = identities.accepted(&BTreeSet::new(), NOW);
+    assert_eq!(accepted.len(), 2);
+    let claims = x509_svid::verify(&key.certified().cert, &identities.x509_bundles, &accepted, NOW).unwrap();
+    assert_eq!(claims.spiffe_id().as_str(), REPORT);
+    assert!(identities.accepted(&BTreeSet::new(), NOT_AFTER).is_empty(), "an expired SVID makes no trust domain ours");
+
+    agent.says(Ok(svids(&[OTHER])));
+    until(&api, |identities, _| identities.keys.keys().map(SpiffeId::as_str).eq([OTHER])).await;
+    assert!(api.identities().x509_bundles.keys().map(TrustDomain::as_str).eq(["example.org"]));
+
+    agent.says(Err(Status::permission_denied("no identity issued")));
+    until(&api, |identities, _| identities.keys.is_empty() && identities.x509_bundles.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_the_leafs_is_not_kept() {
+    let agent = Agent::running();
+    let mut said = svids(&[REPORT, OTHER]);
+    said.svids[0].key = said.svids[1].key.clone();
+    agent.says(Ok(said));
+    let (api, _) = start(&agent);
+    until(&api, |identities, _| !identities.keys.is_empty()).await;
+    assert!(api.identities().keys.keys().map(SpiffeId::as_str).eq([OTHER]));
 }
 
 #[tokio::test]
