@@ -3,8 +3,8 @@
 //! - The peer is judged by [`crate::identity::x509_svid`] and nothing else; the TLS library checks that it holds the key.
 //! - No tickets, no resumption, no early data: each connection proves both sides anew.
 //! - A connection ends at once when the peer's SVID or ours expires, when the peer's would no longer be accepted (its
-//!   trust bundle or our trust domains changed), and when our identity is withdrawn ([`Session::over`]).
-//! - Whatever token or JWT-SVID a request brings must be of the same SPIFFE ID as the peer ([`brings_foreign`]).
+//!   trust bundle or our trust domains changed), and when our identity is withdrawn (`Session::over`).
+//! - Whatever token or JWT-SVID a request brings must be of the same SPIFFE ID as the peer (`brings_foreign`).
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -4,6 +4,11 @@ use crate::asn1::*;
 use crate::cases::Cases;
 use crate::generate::*;
 
+/// A trust domain and the names of its roots.
+type Trusted<'a> = (&'a str, &'a [&'a str]);
+/// What it is about; the leaf's names; permitted, excluded; the verdict.
+type DnsCase = (&'static str, &'static [&'static str], &'static [&'static str], &'static [&'static str], &'static str);
+
 const PARTNER: &str = "partner.example";
 const PARTNER_ID: &str = "spiffe://partner.example/report";
 
@@ -14,7 +19,7 @@ impl Cases<'_> {
         let good = leaf().by(self.signer, "root");
         let by_other = Draft::leaf("Other").by(self.signer, "other");
         let partner = Draft::leaf("Other").names(&[uri(PARTNER_ID)]).by(self.signer, "other");
-        let (own, both): (&[(&str, &[&str])], &[(&str, &[&str])]) =
+        let (own, both): (&[Trusted<'_>], &[Trusted<'_>]) =
             (&[(TD, &["root"])], &[(TD, &["root"]), (PARTNER, &["other"])]);
         self.add("another root alone", vec![good.clone()], "unknown_issuer").trusting(&[(TD, &["other"])]);
         self.add("one of several roots", vec![good.clone()], "ok").trusting(&[(TD, &["other", "root"])]);
@@ -256,7 +261,7 @@ impl Cases<'_> {
         let key = |i: usize| {
             if i == depth {
                 "root"
-            } else if i % 2 == 0 {
+            } else if i.is_multiple_of(2) {
                 "ca"
             } else {
                 "ca2"
@@ -374,7 +379,7 @@ impl Cases<'_> {
             let names: Vec<_> = names.iter().map(|name| dns(name)).chain([uri(ID)]).collect();
             Draft::leaf("Root").names(&names)
         };
-        let dns_cases: [(&str, &[&str], &[&str], &[&str], &str); 15] = [
+        let dns_cases: [DnsCase; 15] = [
             ("no DNS name, one permitted", &[], &[TD], &[], "ok"),
             ("no DNS name, all excluded", &[], &[], &[""], "ok"),
             ("a permitted name", &["a.example.org"], &[TD], &[], "ok"),
@@ -411,14 +416,14 @@ impl Cases<'_> {
         let with = |form: Vec<u8>| Draft::leaf("Root").names(&[uri(ID), form]);
         let mail_subject = tlv(0x31, seq(&[oid("1.2.840.113549.1.9.1"), tlv(0x16, "a@example.org")]));
         for (what, value, leaf, expect) in [
-            ("addresses permitted, none there", constraints(&[address.clone()], &[]), leaf(), "ok"),
+            ("addresses permitted, none there", constraints(std::slice::from_ref(&address), &[]), leaf(), "ok"),
             (
                 "addresses permitted, one there",
-                constraints(&[address.clone()], &[]),
+                constraints(std::slice::from_ref(&address), &[]),
                 with(tlv(0x87, [192, 0, 2, 1])),
                 "name_constraint_form",
             ),
-            ("addresses excluded, none there", constraints(&[], &[address.clone()]), leaf(), "ok"),
+            ("addresses excluded, none there", constraints(&[], std::slice::from_ref(&address)), leaf(), "ok"),
             (
                 "addresses excluded, one there",
                 constraints(&[], &[address]),
@@ -427,13 +432,13 @@ impl Cases<'_> {
             ),
             (
                 "directory names permitted, an empty subject there",
-                constraints(&[directory.clone()], &[]),
+                constraints(std::slice::from_ref(&directory), &[]),
                 nobody(leaf()),
                 "name_constraint_form",
             ),
             (
                 "directory names permitted, a subject there",
-                constraints(&[directory.clone()], &[]),
+                constraints(std::slice::from_ref(&directory), &[]),
                 leaf(),
                 "name_constraint_form",
             ),
@@ -443,10 +448,10 @@ impl Cases<'_> {
                 leaf(),
                 "name_constraint_form",
             ),
-            ("e-mail permitted, none there", constraints(&[email.clone()], &[]), leaf(), "ok"),
+            ("e-mail permitted, none there", constraints(std::slice::from_ref(&email), &[]), leaf(), "ok"),
             (
                 "e-mail permitted, an address there",
-                constraints(&[email.clone()], &[]),
+                constraints(std::slice::from_ref(&email), &[]),
                 with(tlv(0x81, "a@example.org")),
                 "name_constraint_form",
             ),
@@ -456,10 +461,10 @@ impl Cases<'_> {
                 leaf().but(|d| d.subject = seq(&[mail_subject])),
                 "name_constraint_form",
             ),
-            ("other names permitted, none there", constraints(&[other.clone()], &[]), leaf(), "ok"),
+            ("other names permitted, none there", constraints(std::slice::from_ref(&other), &[]), leaf(), "ok"),
             (
                 "other names permitted, one there",
-                constraints(&[other.clone()], &[]),
+                constraints(std::slice::from_ref(&other), &[]),
                 with(other.clone()),
                 "name_constraint_form",
             ),

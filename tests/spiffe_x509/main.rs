@@ -2,6 +2,8 @@
 //!
 //! `SIDEMINT_WRITE_CORPUS=1 cargo test --test spiffe_x509` writes it anew; see `tests/corpus/spiffe-x509/README.md`.
 
+#![cfg(test)]
+
 mod asn1;
 mod cases;
 mod chains;
