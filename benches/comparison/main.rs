@@ -45,8 +45,7 @@ fn mtls_handshake() -> Outcome {
 }
 
 fn main() -> std::process::ExitCode {
-    // `cargo bench` adds `--bench`.
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.first().map(String::as_str) == Some(serving::BARE) {
         return serving::bare_main();
     }
