@@ -10,7 +10,7 @@ use crate::clock::Timestamp;
 use crate::identity::task_token::{self, TokenHash};
 use crate::identity::{Caller, Evidence};
 use crate::lease::journal::{self, Change};
-use crate::policy::{Ask, Permit, Policy};
+use crate::policy::{Ask, Permit};
 use crate::secret::Secret;
 use crate::task::{Decided, Idempotency, Task, TaskId, TaskRecord};
 
@@ -123,7 +123,7 @@ impl Broker {
         let record = new_record(request, caller, &permit, parent.as_deref(), hash, now)?;
         self.audit_permit(request, &record, Some(&permit), None).await?;
         journal::record(&*self.parts.journal, vec![Change::Task(Box::new(record.clone()))]).await?;
-        let task = self.run(record, policy, permit);
+        let task = self.run(record, &permit);
         Ok(Begun { task, token })
     }
 
@@ -132,9 +132,8 @@ impl Broker {
         self.tasks.len() + self.opening.load(Ordering::Acquire) > self.parts.limits.tasks
     }
 
-    fn run(&self, record: TaskRecord, policy: Arc<Policy>, permit: Permit) -> Arc<Task> {
-        let decided = Decided { policy, permit: Arc::new(permit) };
-        let task = Arc::new(Task::new(record, Vec::new(), Some(decided), self.parts.clock.boot()));
+    fn run(&self, record: TaskRecord, permit: &Permit) -> Arc<Task> {
+        let task = Arc::new(Task::new(record, Vec::new(), Some(Decided::from(permit)), self.parts.clock.boot()));
         self.tasks.insert(Arc::clone(&task));
         self.changed.notify_one();
         task
