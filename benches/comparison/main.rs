@@ -50,6 +50,12 @@ fn main() -> std::process::ExitCode {
         return serving::bare_main();
     }
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    // A thousand callers are a thousand descriptors, here and in the sidecar, which inherits the limit.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let _ = rustix::process::setrlimit(
+        rustix::process::Resource::Nofile,
+        rustix::process::Rlimit { current: limit.maximum, ..limit },
+    );
     let mut rows = Vec::new();
     report::begin();
     for (name, unit, bar, measure) in ROWS {

@@ -146,7 +146,7 @@ pub(crate) fn tail() -> Outcome {
 }
 
 /// How long the threads of `pid` were on a core so far, in seconds.
-fn on_cpu(pid: u32) -> f64 {
+pub(crate) fn on_cpu(pid: u32) -> f64 {
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return f64::NAN };
     let nanos = |path: std::path::PathBuf| -> Option<f64> {
         std::fs::read_to_string(path.join("schedstat")).ok()?.split(' ').next()?.parse().ok()
