@@ -22,7 +22,7 @@ use serde_json::{Value as Json, json};
 use super::document::{self, ParamName, ScopeId};
 use super::{Ask, kind};
 use crate::clock::Timestamp;
-use crate::identity::Caller;
+use crate::identity::{Caller, Proof, SpiffeId};
 
 const GUARDRAILS: &str = include_str!("guardrails.cedar");
 /// The guardrail whose refusal callers are told as `approval_required`.
@@ -80,8 +80,18 @@ pub(super) struct Engine {
     guardrails: PolicySet,
     /// Forbids what any guardrail forbids.
     folded: Rule,
-    /// The last second asked about, in Cedar's terms: making one anew costs as much as two rules.
-    second: ArcSwapOption<(Timestamp, RestrictedExpression)>,
+    /// The last `context.verified`: one workload asks again and again within a second, and making it costs as much as
+    /// several rules.
+    verified: ArcSwapOption<Verified>,
+}
+
+/// `context.verified` in Cedar's terms, and all that it says.
+#[derive(Debug)]
+struct Verified {
+    spiffe_id: SpiffeId,
+    proof: Proof,
+    second: Timestamp,
+    record: RestrictedExpression,
 }
 
 /// Validators, memoised by the set of parameter names: most scopes share one.
@@ -184,7 +194,7 @@ impl Engine {
         let guardrails = policy_set(&rules)?;
         let folded = fold(&rules)?;
         validate(&validator(&BTreeSet::new(), "")?, std::slice::from_ref(&folded)).map_err(first)?;
-        Ok(Self { names, authorizer: Authorizer::new(), guardrails, folded, second: ArcSwapOption::empty() })
+        Ok(Self { names, authorizer: Authorizer::new(), guardrails, folded, verified: ArcSwapOption::empty() })
     }
 
     /// Reads a boundary file: `forbid` rules over any scope, validated against every parameter name as optional.
@@ -282,22 +292,32 @@ impl Engine {
         now: Timestamp,
     ) -> Result<Question, String> {
         let principal = self.names.workload(caller.spiffe_id().as_str());
-        let context = context(caller, ask, ttl, self.now(now))?;
+        let context = context(self.verified(caller, now)?, ask, ttl)?;
         // Not checked against the schema again: it is built here in just that shape, which tests hold it to.
         Request::new(principal, self.names.begin.clone(), slice.resource.clone(), context, None)
             .map(|request| Question { request })
             .map_err(|error| error.to_string())
     }
 
-    /// `context.verified.now`, in whole seconds: no bound that a file can set is finer.
-    fn now(&self, now: Timestamp) -> RestrictedExpression {
-        let second = now.floor_to_second();
-        if let Some(known) = self.second.load().as_ref().filter(|known| known.0 == second) {
-            return known.1.clone();
+    /// `context.verified`, with the time in whole seconds: no bound that a file can set is finer.
+    fn verified(&self, caller: &Caller, now: Timestamp) -> Result<RestrictedExpression, String> {
+        let (spiffe_id, proof, second) = (caller.spiffe_id(), caller.proof(), now.floor_to_second());
+        let known = self.verified.load();
+        let same =
+            |known: &&Arc<Verified>| known.second == second && known.proof == proof && known.spiffe_id == *spiffe_id;
+        if let Some(known) = known.as_ref().filter(same) {
+            return Ok(known.record.clone());
         }
-        let made = datetime(second);
-        self.second.store(Some(Arc::new((second, made.clone()))));
-        made
+        let record = record([
+            Some(("spiffe_id", string(spiffe_id.as_str()))),
+            Some(("trust_domain", string(spiffe_id.trust_domain().as_str()))),
+            Some(("path", string(spiffe_id.path()))),
+            Some(("proof", string(proof.as_str()))),
+            Some(("now", datetime(second))),
+        ])?;
+        let made = Verified { spiffe_id: spiffe_id.clone(), proof, second, record: record.clone() };
+        self.verified.store(Some(Arc::new(made)));
+        Ok(record)
     }
 
     /// What the scope's own rules, the boundaries and the guardrails say together. A permit is one of each of them; why
@@ -389,15 +409,7 @@ fn record<const N: usize>(members: [Option<(&str, RestrictedExpression)>; N]) ->
     RestrictedExpression::new_record(members).map_err(|error| error.to_string())
 }
 
-fn context(caller: &Caller, ask: &Ask, ttl: u64, now: RestrictedExpression) -> Result<Context, String> {
-    let spiffe_id = caller.spiffe_id();
-    let verified = record([
-        Some(("spiffe_id", string(spiffe_id.as_str()))),
-        Some(("trust_domain", string(spiffe_id.trust_domain().as_str()))),
-        Some(("path", string(spiffe_id.path()))),
-        Some(("proof", string(caller.proof().as_str()))),
-        Some(("now", now)),
-    ])?;
+fn context(verified: RestrictedExpression, ask: &Ask, ttl: u64) -> Result<Context, String> {
     let params = ask.params.iter().map(|(name, value)| (name.as_str().to_owned(), string(value)));
     let params = RestrictedExpression::new_record(params).map_err(|error| error.to_string())?;
     let said = |text: &Option<String>| text.as_deref().map(str::trim).filter(|text| !text.is_empty()).map(string);

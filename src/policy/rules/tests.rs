@@ -170,3 +170,29 @@ fn only_conditions_of_one_head_can_be_folded() {
         assert!(fold(&parse(bad.as_bytes()).unwrap()).is_err(), "{bad}");
     }
 }
+
+#[test]
+fn what_is_verified_is_told_of_this_caller_and_this_second_whoever_asked_before() {
+    let engine = Engine::new().unwrap();
+    let decision = DecisionFile::parse(DECISION.replace("TIER", "baseline").as_bytes()).unwrap();
+    let slice = engine.slice(&"s".parse().unwrap(), &decision, &Rules::default(), &[]).unwrap();
+    let now: Timestamp = "2026-11-23T16:00:00Z".parse().unwrap();
+    let id = |text: &str| text.parse::<SpiffeId>().unwrap();
+    let (one, other) = (id("spiffe://example.org/a/b"), id("spiffe://example.org/a/c"));
+    for (who, proof, at) in [
+        (&one, Proof::JwtSvid, now),
+        (&other, Proof::JwtSvid, now),
+        (&other, Proof::Pod, now),
+        (&other, Proof::Pod, now + Duration::from_secs(1)),
+        (&one, Proof::JwtSvid, now),
+    ] {
+        let caller = Caller::recorded(who.clone(), proof, Timestamp::MAX);
+        let asked = |engine: &Engine| {
+            let question = engine.question(&slice, &caller, &ask(&[]), 1, at).unwrap();
+            question.request.context().unwrap().get("verified").unwrap().to_string()
+        };
+        for _ in 0..2 {
+            assert_eq!(asked(&engine), asked(&Engine::new().unwrap()), "{who} {proof} {at}");
+        }
+    }
+}
