@@ -29,19 +29,23 @@ pub const HOLD_GRACE: Duration = Duration::from_secs(10);
 /// How long an ended task is remembered, so that its report can be read again.
 pub const REMEMBER: Duration = Duration::from_secs(24 * 3600);
 
-/// What a running task keeps of its permit: enough to tell whether to decide again, and when it is idle. Every mint
-/// decides anew, so the rest would only take room, and the policy itself would outlive its successor.
+/// What a running task keeps of its permit: enough to tell whether to decide again, by what it was permitted, and
+/// when it is idle. Every mint decides anew, so the rest would only take room, and the policy itself would outlive its
+/// successor.
 #[derive(Debug, Clone)]
 pub struct Decided {
     /// The policy that permitted.
     pub version: PolicyVersion,
+    /// The `@id`s of the rules that permitted.
+    pub rule_ids: Box<[String]>,
     /// Idle time after which the task ends, where the decision sets one.
     pub idle: Option<Duration>,
 }
 
 impl From<&Permit> for Decided {
     fn from(permit: &Permit) -> Self {
-        Self { version: permit.policy_version().clone(), idle: permit.caps().idle }
+        let rule_ids = permit.rule_ids().into();
+        Self { version: permit.policy_version().clone(), rule_ids, idle: permit.caps().idle }
     }
 }
 

@@ -51,6 +51,11 @@ impl Slots {
         self.0.iter().map(|(provider, slot)| (*provider, slot))
     }
 
+    /// Every slot, whoever's it is.
+    pub fn values(&self) -> impl Iterator<Item = &ProviderSlot> {
+        self.0.iter().map(|(_, slot)| slot)
+    }
+
     /// Drops them all, and with them the credentials.
     pub fn clear(&mut self) {
         self.0 = Vec::new();
