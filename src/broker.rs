@@ -138,8 +138,9 @@ impl Broker {
         provider: Provider,
         request_id: &str,
     ) -> Result<Arc<Issued>, CredentialsError> {
-        let task = self.running(token).await?;
-        match self.live(&task, provider)? {
+        let (now, boot) = (self.now(), self.parts.clock.boot());
+        let task = self.running(token, now, boot).await?;
+        match self.live(&task, provider, now, boot)? {
             Served::Live(issued) => Ok(issued),
             Served::Due(issued) => {
                 // The successor is minted behind the request's back; a failure leaves the live one in service.
@@ -171,9 +172,14 @@ impl Broker {
     }
 
     /// The running task of `token`: not ended, not overdue, its identity still ours, still permitted.
-    async fn running(self: &Arc<Self>, token: &TokenHash) -> Result<Arc<Task>, CredentialsError> {
+    async fn running(
+        self: &Arc<Self>,
+        token: &TokenHash,
+        now: Timestamp,
+        boot: Duration,
+    ) -> Result<Arc<Task>, CredentialsError> {
         let task = self.tasks.by_token(token).ok_or(CredentialsError::UnknownToken)?;
-        match self.still_runs(&task).await {
+        match self.still_runs_at(&task, now, boot).await {
             Ok(()) => Ok(task),
             Err(reason) => Err(CredentialsError::TaskEnded(reason)),
         }
@@ -184,7 +190,17 @@ impl Broker {
     /// # Errors
     /// Why it has ended.
     pub(crate) async fn still_runs(self: &Arc<Self>, task: &Arc<Task>) -> Result<(), EndReason> {
-        match self.reason_to_end(task) {
+        self.still_runs_at(task, self.now(), self.parts.clock.boot()).await
+    }
+
+    /// The same at `now`, `boot` after the machine's start.
+    async fn still_runs_at(
+        self: &Arc<Self>,
+        task: &Arc<Task>,
+        now: Timestamp,
+        boot: Duration,
+    ) -> Result<(), EndReason> {
+        match self.reason_to_end_at(task, now, boot) {
             None => Ok(()),
             Some(reason) => Err(self.end(task, reason, None).await.reason),
         }
@@ -192,7 +208,11 @@ impl Broker {
 
     /// Why `task` must not be served now, if anything speaks against it. Decides again when the policy has changed.
     fn reason_to_end(&self, task: &Task) -> Option<EndReason> {
-        let (now, boot) = (self.now(), self.parts.clock.boot());
+        self.reason_to_end_at(task, self.now(), self.parts.clock.boot())
+    }
+
+    /// The same at `now`, `boot` after the machine's start.
+    fn reason_to_end_at(&self, task: &Task, now: Timestamp, boot: Duration) -> Option<EndReason> {
         let policy = self.parts.policy.current();
         let orphan = self.parent_is_over(task, now, boot);
         let mut state = task.state();
@@ -210,12 +230,12 @@ impl Broker {
             return Some(EndReason::IdentityWithdrawn);
         }
         let policy = policy?;
-        if state.decided.as_ref().is_some_and(|decided| decided.policy.version() == policy.version()) {
+        if state.decided.as_ref().is_some_and(|decided| decided.version == *policy.version()) {
             return None;
         }
         match policy.decide(&task.caller(), &task.begun().ask, now) {
             Ok(permit) => {
-                state.decided = Some(Decided { policy, permit: Arc::new(permit) });
+                state.decided = Some(Decided::from(&permit));
                 None
             }
             Err(denial) => {
@@ -236,14 +256,19 @@ impl Broker {
     }
 
     /// The credential that can be served at once, and whether its successor is due.
-    fn live(&self, task: &Task, provider: Provider) -> Result<Served, CredentialsError> {
-        let now = self.now();
+    fn live(
+        &self,
+        task: &Task,
+        provider: Provider,
+        now: Timestamp,
+        boot: Duration,
+    ) -> Result<Served, CredentialsError> {
         let mut state = task.state();
         if let Some(ending) = &state.ending {
             return Err(CredentialsError::TaskEnded(ending.reason));
         }
-        state.last_used = self.parts.clock.boot();
-        let Some(slot) = state.slots.get(&provider) else { return Ok(Served::Missing) };
+        state.last_used = boot;
+        let Some(slot) = state.slots.get(provider) else { return Ok(Served::Missing) };
         let Some(issued) = slot.live.as_ref().filter(|issued| issued.is_live(now)) else { return Ok(Served::Missing) };
         // A successor cannot outlive the task either: once its end is the limit there is nothing to gain.
         // (Orders are in whole seconds.)

@@ -126,7 +126,7 @@ impl AuthenticationError {
 #[derive(Debug)]
 pub struct Authenticator {
     workload_api: Arc<dyn WorkloadApi>,
-    audience: String,
+    verifier: jwt_svid::Verifier,
     federated: BTreeSet<TrustDomain>,
 }
 
@@ -134,7 +134,7 @@ impl Authenticator {
     /// Accepts JWT-SVIDs whose only audience is `audience`, which must not be empty.
     pub fn new(workload_api: Arc<dyn WorkloadApi>, audience: String) -> Self {
         debug_assert!(!audience.is_empty(), "configuration refuses an empty audience");
-        Self { workload_api, audience, federated: BTreeSet::new() }
+        Self { workload_api, verifier: jwt_svid::Verifier::new(audience), federated: BTreeSet::new() }
     }
 
     /// Accepts X.509-SVIDs of these trust domains too, beside those of our own.
@@ -152,7 +152,7 @@ impl Authenticator {
         match evidence {
             Evidence::JwtSvid(token) => {
                 // exposed: the signature is checked over the token's own bytes
-                let claims = jwt_svid::verify(token.expose(), &identities.jwt_bundles, &self.audience, now)?;
+                let claims = self.verifier.verify(token.expose(), &identities.jwt_bundles, now)?;
                 Ok(Caller { spiffe_id: claims.spiffe_id, proof: Proof::JwtSvid, until: claims.expires_at })
             }
             Evidence::X509Svid(peer) => {

@@ -18,7 +18,7 @@ pub mod repository;
 pub mod rules;
 pub mod session_policy;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -226,7 +226,9 @@ impl DenialReason {
 pub struct Policy {
     version: PolicyVersion,
     engine: Engine,
-    active: BTreeMap<ScopeId, ActiveScope>,
+    active: BTreeMap<ScopeId, Arc<ActiveScope>>,
+    /// The same, for decisions: among 10,000 names a tree compares some thirty, scattered over memory.
+    by_id: HashMap<ScopeId, Arc<ActiveScope>>,
     suspended: BTreeMap<ScopeId, Vec<Problem>>,
     stray: Vec<Problem>,
     warnings: Vec<Problem>,
@@ -283,15 +285,10 @@ impl Policy {
         let ttl = ask.ttl.unwrap_or(active.decision.caps.max_task);
         let question = self.engine.question(&active.slice, caller, ask, whole_seconds(ttl), now);
         let question = question.map_err(|detail| Denial::new(DenialReason::EvaluationError, detail))?;
-        let rule_ids = match self.engine.ask_rules(&active.slice, &question) {
+        let rule_ids = match self.engine.ask_all(&active.slice, &question) {
             Verdict::Permit(rule_ids) => rule_ids,
-            Verdict::Deny(rule_ids) if rule_ids.is_empty() => {
-                return Err(Denial::new(DenialReason::NotPermitted, "no rule permits it".to_owned()));
-            }
-            Verdict::Deny(rule_ids) => return Err(Denial::by_rules(DenialReason::Forbidden, rule_ids)),
-            Verdict::Error(detail) => return Err(Denial::new(DenialReason::EvaluationError, detail)),
+            Verdict::Deny(_) | Verdict::Error(_) => return Err(self.why_not(active, &question)),
         };
-        self.check_guardrails(active, &question)?;
         active.check_ttl(ttl)?;
         Ok(Permit {
             scope: ask.scope.clone(),
@@ -304,7 +301,7 @@ impl Policy {
     }
 
     fn find(&self, id: &ScopeId) -> Result<&ActiveScope, Denial> {
-        if let Some(active) = self.active.get(id) {
+        if let Some(active) = self.by_id.get(id) {
             return Ok(active);
         }
         Err(match self.suspended.get(id).map(Vec::as_slice) {
@@ -314,15 +311,24 @@ impl Policy {
         })
     }
 
-    fn check_guardrails(&self, active: &ActiveScope, question: &rules::Question) -> Result<(), Denial> {
-        match self.engine.ask_guardrails(&active.slice, question) {
-            Ok(ids) if ids.is_empty() => Ok(()),
-            // Only what an approval would mend is told as such.
-            Ok(ids) if ids.iter().all(|id| id == rules::APPROVAL_REQUIRED) => {
-                Err(Denial::by_rules(DenialReason::ApprovalRequired, ids))
+    /// Why rules and guardrails together did not permit: first the scope's own rules, then the guardrails.
+    fn why_not(&self, active: &ActiveScope, question: &rules::Question) -> Denial {
+        match self.engine.ask_rules(&active.slice, question) {
+            Verdict::Permit(_) => {}
+            Verdict::Deny(rule_ids) if rule_ids.is_empty() => {
+                return Denial::new(DenialReason::NotPermitted, "no rule permits it");
             }
-            Ok(ids) => Err(Denial::by_rules(DenialReason::Guardrail, ids)),
-            Err(detail) => Err(Denial::new(DenialReason::EvaluationError, detail)),
+            Verdict::Deny(rule_ids) => return Denial::by_rules(DenialReason::Forbidden, rule_ids),
+            Verdict::Error(detail) => return Denial::new(DenialReason::EvaluationError, detail),
+        }
+        match self.engine.ask_guardrails(&active.slice, question) {
+            // Only what an approval would mend is told as such.
+            Ok(ids) if !ids.is_empty() && ids.iter().all(|id| id == rules::APPROVAL_REQUIRED) => {
+                Denial::by_rules(DenialReason::ApprovalRequired, ids)
+            }
+            Ok(ids) if !ids.is_empty() => Denial::by_rules(DenialReason::Guardrail, ids),
+            Ok(_) => Denial::new(DenialReason::EvaluationError, "rules and guardrails permit apart and not together"),
+            Err(detail) => Denial::new(DenialReason::EvaluationError, detail),
         }
     }
 

@@ -11,13 +11,14 @@ pub mod mtls;
 pub mod problem;
 pub mod tasks;
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
@@ -41,7 +42,7 @@ const BODY_LIMIT: Duration = Duration::from_secs(5);
 /// The largest body that is read.
 pub const MAX_BODY: usize = 64 * 1024;
 /// The header of every answer that the audit log also has.
-pub const REQUEST_ID: &str = "x-request-id";
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What the workload's listeners share.
 #[derive(Debug)]
@@ -91,18 +92,23 @@ impl Server {
     /// Answers one request.
     pub async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Answer {
         let started = self.broker.parts().clock.boot();
-        let path = normal(request.uri().path());
+        // Nearly every request is for this path, so it is neither taken apart nor written anew.
+        let usual = request.uri().path() == aws::PATH;
+        let path = if usual { Cow::Borrowed(aws::PATH) } else { Cow::Owned(normal(request.uri().path())) };
         let dialect = Dialect::of(&path);
-        let id = self.ids.next();
+        let request_id = self.ids.next();
+        let id = request_id.as_str();
         let mut answer = match guard::check(&request, peer, self.http.port()) {
             Ok(()) if mtls::brings_foreign(&self.broker, &request) => {
                 let detail = "the token or JWT-SVID is of another workload than the connection's".into();
-                self.refuse(dialect, &id, &Problem::unauthenticated(), detail)
+                self.refuse(dialect, id, &Problem::unauthenticated(), detail)
             }
-            Ok(()) => self.route(request, &path, dialect, &id).await,
-            Err(refusal) => self.refuse(dialect, &id, &refusal.problem(), refusal.detail()),
+            Ok(()) if usual && request.method() == Method::GET => aws::credentials(self, &request, id).await,
+            // Boxed, so that the requests above do not carry about the room that these need.
+            Ok(()) => Box::pin(self.route(request, &path, dialect, id)).await,
+            Err(refusal) => self.refuse(dialect, id, &refusal.problem(), refusal.detail()),
         };
-        self.finish(&mut answer, &id);
+        finish(&mut answer, id);
         let took = self.broker.parts().clock.boot().saturating_sub(started);
         match dialect {
             Dialect::Native => self.native.answered(answer.status().as_u16(), took),
@@ -155,15 +161,6 @@ impl Server {
         }
     }
 
-    fn finish(&self, answer: &mut Answer, id: &str) {
-        let headers = answer.headers_mut();
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
-        if let Ok(id) = HeaderValue::from_str(id) {
-            headers.insert(REQUEST_ID, id);
-        }
-    }
-
     /// The broker behind this server.
     pub fn broker(&self) -> &Arc<Broker> {
         &self.broker
@@ -175,23 +172,58 @@ impl Server {
     }
 }
 
+/// What every answer says besides what it is about.
+fn finish(answer: &mut Answer, id: &str) {
+    let headers = answer.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Ok(id) = HeaderValue::from_str(id) {
+        headers.insert(REQUEST_ID, id);
+    }
+}
+
 /// Ids of requests: unpredictable per process, then counted.
 #[derive(Debug)]
 struct RequestIds {
-    process: u64,
+    /// The id of request 0.
+    first: RequestId,
     count: std::sync::atomic::AtomicU64,
 }
+
+/// `r-`, 16 hex digits of the process, `-`, 12 hex digits of the count.
+#[derive(Debug, Clone, Copy)]
+struct RequestId([u8; 31]);
 
 impl RequestIds {
     fn new() -> Result<Self, crate::identity::task_token::NoRandomness> {
         let mut bits = [0; 8];
         crate::identity::task_token::random(&mut bits)?;
-        Ok(Self { process: u64::from_be_bytes(bits), count: 0.into() })
+        let mut first = *b"r-0000000000000000-000000000000";
+        write_hex(first.get_mut(2..18).unwrap_or_default(), u64::from_be_bytes(bits));
+        Ok(Self { first: RequestId(first), count: 0.into() })
     }
 
-    fn next(&self) -> String {
+    fn next(&self) -> RequestId {
         let count = self.count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        format!("r-{:016x}-{count:06}", self.process)
+        let mut id = self.first;
+        write_hex(id.0.get_mut(19..).unwrap_or_default(), count);
+        id
+    }
+}
+
+impl RequestId {
+    fn as_str(&self) -> &str {
+        // Hex digits and dashes are ASCII.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+/// Fills `digits` with the last hex digits of `value`.
+fn write_hex(digits: &mut [u8], mut value: u64) {
+    for digit in digits.iter_mut().rev() {
+        let nibble = (value & 15) as u8;
+        *digit = if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 };
+        value >>= 4;
     }
 }
 
@@ -224,4 +256,20 @@ pub(crate) fn json(status: StatusCode, body: &impl serde::Serialize) -> Answer {
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_ids_are_of_one_length_and_differ_by_process_and_by_count() {
+        let (ids, others) = (RequestIds::new().unwrap(), RequestIds::new().unwrap());
+        let (first, second, foreign) = (ids.next(), ids.next(), others.next());
+        assert!(first.as_str().ends_with("-000000000000") && second.as_str().ends_with("-000000000001"));
+        assert_eq!(first.as_str()[..18], second.as_str()[..18]);
+        assert_ne!(first.as_str()[..18], foreign.as_str()[..18]);
+        ids.count.store(0x0123_4567_89ab_cdef, std::sync::atomic::Ordering::Relaxed);
+        assert!(ids.next().as_str().ends_with("-456789abcdef"));
+    }
 }

@@ -8,21 +8,19 @@ pub mod flight;
 pub mod record;
 pub mod table;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::clock::Timestamp;
-use crate::exchange::Provider;
 use crate::identity::task_token::TokenHash;
 use crate::identity::{Caller, SpiffeId};
 use crate::lease::LeaseRecord;
-use crate::policy::{Permit, Policy};
+use crate::policy::{Permit, PolicyVersion};
 
 pub use crate::id::TaskId;
-pub use flight::{Flight, FlightResult, MintError, ProviderSlot};
+pub use flight::{Flight, FlightResult, MintError, ProviderSlot, Slots};
 pub use record::{EndReason, Ending, Idempotency, TaskRecord};
 pub use table::TaskTable;
 
@@ -31,13 +29,24 @@ pub const HOLD_GRACE: Duration = Duration::from_secs(10);
 /// How long an ended task is remembered, so that its report can be read again.
 pub const REMEMBER: Duration = Duration::from_secs(24 * 3600);
 
-/// A permit together with the policy that gave it, so that a later request can tell whether to decide again.
+/// What a running task keeps of its permit: enough to tell whether to decide again, by what it was permitted, and
+/// when it is idle. Every mint decides anew, so the rest would only take room, and the policy itself would outlive its
+/// successor.
 #[derive(Debug, Clone)]
 pub struct Decided {
-    /// The policy it came from.
-    pub policy: Arc<Policy>,
-    /// What it permits.
-    pub permit: Arc<Permit>,
+    /// The policy that permitted.
+    pub version: PolicyVersion,
+    /// The `@id`s of the rules that permitted.
+    pub rule_ids: Box<[String]>,
+    /// Idle time after which the task ends, where the decision sets one.
+    pub idle: Option<Duration>,
+}
+
+impl From<&Permit> for Decided {
+    fn from(permit: &Permit) -> Self {
+        let rule_ids = permit.rule_ids().into();
+        Self { version: permit.policy_version().clone(), rule_ids, idle: permit.caps().idle }
+    }
 }
 
 /// What changes in a task's life.
@@ -50,7 +59,7 @@ pub struct TaskState {
     /// The latest decision; `None` after a restart, until the first use decides again.
     pub decided: Option<Decided>,
     /// The credentials, by provider.
-    pub slots: BTreeMap<Provider, ProviderSlot>,
+    pub slots: Slots,
     /// Every lease that is not forgotten.
     pub leases: Vec<LeaseRecord>,
     /// When it was last used (time since boot).
@@ -72,18 +81,18 @@ pub struct Task {
     deadline: Timestamp,
     record: TaskRecord,
     state: Mutex<TaskState>,
-    ended: watch::Sender<bool>,
+    /// Made for the first who waits: few tasks are waited for.
+    ended: OnceLock<watch::Sender<bool>>,
 }
 
 impl Task {
     /// A task from its record. `boot` is the time since boot from which idleness and holding count.
     pub fn new(record: TaskRecord, leases: Vec<LeaseRecord>, decided: Option<Decided>, boot: Duration) -> Self {
-        let ended = record.ending.is_some();
         let state = TaskState {
             token: record.token,
             ending: record.ending.clone(),
             decided,
-            slots: BTreeMap::new(),
+            slots: Slots::default(),
             leases,
             last_used: boot,
             holders: 0,
@@ -97,7 +106,7 @@ impl Task {
             deadline: record.deadline,
             record,
             state: Mutex::new(state),
-            ended: watch::Sender::new(ended),
+            ended: OnceLock::new(),
         }
     }
 
@@ -147,14 +156,22 @@ impl Task {
         self.state().ending.as_ref().map(|ending| ending.reason)
     }
 
-    /// Tells everyone who waits for the end that it has come.
+    /// Tells everyone who waits for the end that it has come. Its ending must be set before.
     pub fn announce_end(&self) {
-        self.ended.send_replace(true);
+        if let Some(ended) = self.ended.get() {
+            ended.send_replace(true);
+        }
     }
 
     /// Becomes `true` when the task ends.
     pub fn watch_end(&self) -> watch::Receiver<bool> {
-        self.ended.subscribe()
+        let ended = self.ended.get_or_init(watch::Sender::default);
+        // INVARIANT: the sender is there before the state is looked at, so an end that this look does not see comes
+        // later, finds the sender, and is announced.
+        if self.state().ending.is_some() {
+            ended.send_replace(true);
+        }
+        ended.subscribe()
     }
 
     /// Why it should end now by the passing of time alone, if it should. `boot` is the time since boot.
@@ -191,7 +208,7 @@ impl Task {
 
     /// A held task is never idle.
     fn idle_limit(&self, state: &TaskState) -> Option<Duration> {
-        let idle = state.decided.as_ref()?.permit.caps().idle?;
+        let idle = state.decided.as_ref()?.idle?;
         (state.holders == 0).then_some(idle)
     }
 }

@@ -10,7 +10,7 @@ use crate::clock::Timestamp;
 use crate::identity::task_token::{self, TokenHash};
 use crate::identity::{Caller, Evidence};
 use crate::lease::journal::{self, Change};
-use crate::policy::{Ask, Permit, Policy};
+use crate::policy::{Ask, Permit};
 use crate::secret::Secret;
 use crate::task::{Decided, Idempotency, Task, TaskId, TaskRecord};
 
@@ -121,9 +121,10 @@ impl Broker {
         }
         let (token, hash) = task_token::generate()?;
         let record = new_record(request, caller, &permit, parent.as_deref(), hash, now)?;
-        self.audit_permit(request, &record, Some(&permit), None).await?;
+        let decided = Decided::from(&permit);
+        self.audit_permit(request, &record, Some(&decided), None).await?;
         journal::record(&*self.parts.journal, vec![Change::Task(Box::new(record.clone()))]).await?;
-        let task = self.run(record, policy, permit);
+        let task = self.run(record, decided);
         Ok(Begun { task, token })
     }
 
@@ -132,8 +133,7 @@ impl Broker {
         self.tasks.len() + self.opening.load(Ordering::Acquire) > self.parts.limits.tasks
     }
 
-    fn run(&self, record: TaskRecord, policy: Arc<Policy>, permit: Permit) -> Arc<Task> {
-        let decided = Decided { policy, permit: Arc::new(permit) };
+    fn run(&self, record: TaskRecord, decided: Decided) -> Arc<Task> {
         let task = Arc::new(Task::new(record, Vec::new(), Some(decided), self.parts.clock.boot()));
         self.tasks.insert(Arc::clone(&task));
         self.changed.notify_one();
@@ -160,8 +160,8 @@ impl Broker {
         }
         let (token, hash) = task_token::generate()?;
         let record = TaskRecord { token: hash, ..task.begun().clone() };
-        let permit = task.state().decided.as_ref().map(|decided| Arc::clone(&decided.permit));
-        self.audit_permit(request, &record, permit.as_deref(), Some("idempotency_key")).await?;
+        let decided = task.state().decided.clone();
+        self.audit_permit(request, &record, decided.as_ref(), Some("idempotency_key")).await?;
         journal::record(&*self.parts.journal, vec![Change::Task(Box::new(record))]).await?;
         self.tasks.replace_token(&task, hash);
         if task.ended().is_some() {
@@ -176,7 +176,7 @@ impl Broker {
         &self,
         request: &BeginRequest,
         record: &TaskRecord,
-        permit: Option<&Permit>,
+        decided: Option<&Decided>,
         reason: Option<&str>,
     ) -> Result<(), BeginError> {
         let event = Event {
@@ -190,8 +190,8 @@ impl Broker {
             params: Some(&record.ask.params),
             stated_reason: record.ask.reason.as_deref(),
             tier: Some(record.tier),
-            policy_version: Some(&permit.map_or(&record.policy_version, Permit::policy_version).0),
-            rule_ids: permit.map_or(&[], Permit::rule_ids),
+            policy_version: Some(&decided.map_or(&record.policy_version, |decided| &decided.version).0),
+            rule_ids: decided.map_or(&[], |decided| &decided.rule_ids),
             deadline: Some(record.deadline),
             ..Event::new(self.now(), Kind::Decision, "permit")
         };

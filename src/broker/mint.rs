@@ -33,7 +33,7 @@ impl Broker {
         if let Some(ending) = &state.ending {
             return Err(MintError::TaskEnded(ending.reason));
         }
-        let slot = state.slots.entry(provider).or_default();
+        let slot = state.slots.of(provider);
         // A flight whose sender is gone without an outcome has crashed; it must not ground the next one.
         if let Some(flight) = slot.flight.as_ref().filter(|flight| flight.has_changed().is_ok()) {
             return Ok(flight.clone());
@@ -108,7 +108,7 @@ impl Broker {
         if state.ending.is_some() {
             return;
         }
-        let slot = state.slots.entry(provider).or_default();
+        let slot = state.slots.of(provider);
         slot.flight = None;
         match result {
             Ok(issued) => {
@@ -188,6 +188,8 @@ impl Broker {
             if let Some(ending) = &state.ending {
                 return Err(MintError::TaskEnded(ending.reason));
             }
+            // Most tasks have one; a list that grows by itself begins with room for four.
+            state.leases.reserve_exact(1);
             state.leases.push(record.clone());
         }
         match journal::record(&*self.parts.journal, vec![Change::Lease(Box::new(record))]).await {

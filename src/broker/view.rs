@@ -135,7 +135,7 @@ impl Broker {
             for lease in state.leases.iter().filter(|lease| !lease.state.is_over() && lease.usable_until > now) {
                 *leases.entry((lease.provider.as_str(), lease.revocation.as_str())).or_default() += 1;
             }
-            for (provider, slot) in &state.slots {
+            for (provider, slot) in state.slots.iter() {
                 if let Some(live) = slot.live.as_ref().filter(|live| live.is_live(now)) {
                     let earliest = expiry.entry(provider.as_str()).or_insert(Timestamp::MAX);
                     *earliest = live.told_expiry().min(*earliest);

@@ -13,6 +13,7 @@
 
 mod bundle;
 mod json;
+mod seen;
 
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use crate::clock::Timestamp;
 use bundle::{Algorithm, KeyError};
 pub use bundle::{JwtBundle, JwtBundleError, MAX_BUNDLE, MAX_KEYS};
 use json::{JsonError, Object, Value};
+pub use seen::Verifier;
 
 /// The longest token that is read, in bytes.
 pub const MAX_TOKEN: usize = 8 * 1024;
@@ -156,6 +158,17 @@ pub fn verify(
     audience: &str,
     now: Timestamp,
 ) -> Result<Claims, JwtSvidError> {
+    let (spiffe_id, times, _) = check_form_and_signature(token, bundles, audience)?;
+    times.check(now)?;
+    Ok(Claims { spiffe_id, expires_at: times.expires_at })
+}
+
+/// All of [`verify`] that no clock decides, and the bundle whose key verified the signature.
+fn check_form_and_signature<'a>(
+    token: &str,
+    bundles: &'a BTreeMap<TrustDomain, Arc<JwtBundle>>,
+    audience: &str,
+) -> Result<(SpiffeId, Times, &'a Arc<JwtBundle>), JwtSvidError> {
     let parts = Parts::split(token)?;
     let header = Header::read(&parts.header)?;
     let claims = json::object(&parts.payload)?;
@@ -172,8 +185,7 @@ pub fn verify(
     if sole_audience(&claims)? != audience || is_cloud_audience(audience) {
         return Err(JwtSvidError::Audience);
     }
-    let expires_at = lifetime(&claims, now)?;
-    Ok(Claims { spiffe_id, expires_at })
+    Ok((spiffe_id, Times::read(&claims)?, bundle))
 }
 
 /// What an unverified token claims: for tokens that our own agent just gave us, never for a caller's.
@@ -300,19 +312,34 @@ fn numeric_date(claims: &Object, name: &str) -> Result<Option<Timestamp>, JwtSvi
     }
 }
 
-/// Checks `exp`, `nbf` and `iat` at `now` and returns `exp`.
-fn lifetime(claims: &Object, now: Timestamp) -> Result<Timestamp, JwtSvidError> {
-    let expires_at = numeric_date(claims, "exp")?.ok_or(JwtSvidError::NumericDate)?;
-    let not_before = numeric_date(claims, "nbf")?;
-    let issued_at = numeric_date(claims, "iat")?;
-    if expires_at <= now {
-        return Err(JwtSvidError::Expired);
+/// When a token may be believed.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    /// `exp`.
+    expires_at: Timestamp,
+    /// The later of `nbf` and `iat`; the epoch where it has neither.
+    starts_at: Timestamp,
+}
+
+impl Times {
+    fn read(claims: &Object) -> Result<Self, JwtSvidError> {
+        let expires_at = numeric_date(claims, "exp")?.ok_or(JwtSvidError::NumericDate)?;
+        let not_before = numeric_date(claims, "nbf")?;
+        let issued_at = numeric_date(claims, "iat")?;
+        Ok(Self { expires_at, starts_at: not_before.max(issued_at).unwrap_or_default() })
     }
-    if not_before.into_iter().chain(issued_at).any(|start| start > now + LEEWAY) {
-        return Err(JwtSvidError::NotYetValid);
+
+    /// Whether the token may be believed at `now`.
+    fn check(self, now: Timestamp) -> Result<(), JwtSvidError> {
+        if self.expires_at <= now {
+            return Err(JwtSvidError::Expired);
+        }
+        if self.starts_at > now + LEEWAY {
+            return Err(JwtSvidError::NotYetValid);
+        }
+        if self.expires_at.since(now) > MAX_LIFETIME {
+            return Err(JwtSvidError::Lifetime);
+        }
+        Ok(())
     }
-    if expires_at.since(now) > MAX_LIFETIME {
-        return Err(JwtSvidError::Lifetime);
-    }
-    Ok(expires_at)
 }

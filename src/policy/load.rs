@@ -60,13 +60,14 @@ pub(super) fn load(files: &PolicyFiles, options: &LoadOptions) -> Result<Policy,
     let mut suspended = BTreeMap::new();
     for id in loader.every_scope(options) {
         match loader.scope(&id) {
-            Ok(scope) => drop(active.insert(id, scope)),
+            Ok(scope) => drop(active.insert(id, Arc::new(scope))),
             Err(problems) => drop(suspended.insert(id, problems)),
         }
     }
     let stray = loader.stray(options);
     let Loader { engine, warnings, .. } = loader;
-    Ok(Policy { version: files.version.clone(), engine, active, suspended, stray, warnings })
+    let by_id = active.iter().map(|(id, scope)| (id.clone(), Arc::clone(scope))).collect();
+    Ok(Policy { version: files.version.clone(), engine, active, by_id, suspended, stray, warnings })
 }
 
 fn refused(problems: Vec<Problem>) -> PolicyError {

@@ -1,8 +1,9 @@
 //! Cedar: the schema, the guardrails, one slice of rules per scope.
 //!
 //! A slice holds the rules of one scope's decision and all boundaries, so a decision costs the same with 10 scopes and
-//! 10,000. The guardrails are one set of their own, evaluated once the slice permitted: a caller learns that an approval
-//! is missing only where it would otherwise be permitted.
+//! 10,000. It also holds the guardrails, folded into one rule: each rule costs about a microsecond, whatever it says. Only
+//! what that does not permit is asked again, apart: first the slice's own rules, and once they permit the guardrails one
+//! by one, since a caller learns that an approval is missing only where it would otherwise be permitted.
 //!
 //! Cedar skips a rule that fails to evaluate, also a `forbid`; here any error is a denial.
 
@@ -16,17 +17,20 @@ use cedar_policy::{
     PolicyId, PolicySet, PrincipalConstraint, Request, ResourceConstraint, Response, RestrictedExpression, Schema,
     ValidationMode, Validator,
 };
+use serde_json::{Value as Json, json};
 
 use super::document::{self, ParamName, ScopeId};
 use super::{Ask, kind};
 use crate::clock::Timestamp;
-use crate::identity::Caller;
+use crate::identity::{Caller, Proof, SpiffeId};
 
 const GUARDRAILS: &str = include_str!("guardrails.cedar");
 /// The guardrail whose refusal callers are told as `approval_required`.
 pub(super) const APPROVAL_REQUIRED: &str = "guardrail-approval-required";
 /// What only the binary's own rules may begin their `@id` with.
 const RESERVED: &str = "guardrail-";
+/// The guardrails as one rule.
+const FOLDED: &str = "guardrail-any";
 /// The most rules of one file.
 const MAX_RULES: usize = 1000;
 
@@ -74,8 +78,20 @@ pub(super) struct Engine {
     names: Names,
     authorizer: Authorizer,
     guardrails: PolicySet,
-    /// The last second asked about, in Cedar's terms: making one anew costs as much as two rules.
-    second: ArcSwapOption<(Timestamp, RestrictedExpression)>,
+    /// Forbids what any guardrail forbids.
+    folded: Rule,
+    /// The last `context.verified`: one workload asks again and again within a second, and making it costs as much as
+    /// several rules.
+    verified: ArcSwapOption<Verified>,
+}
+
+/// `context.verified` in Cedar's terms, and all that it says.
+#[derive(Debug)]
+struct Verified {
+    spiffe_id: SpiffeId,
+    proof: Proof,
+    second: Timestamp,
+    record: RestrictedExpression,
 }
 
 /// Validators, memoised by the set of parameter names: most scopes share one.
@@ -127,7 +143,8 @@ action begin appliesTo {{
 /// One scope's rules, ready to decide.
 #[derive(Debug)]
 pub(super) struct Slice {
-    rules: PolicySet,
+    /// The decision's rules, the boundaries, and the folded guardrails.
+    all: PolicySet,
     resource: EntityUid,
     entities: Entities,
     /// Who may be told that a parameter is wrong, see [`Slice::names`].
@@ -175,7 +192,9 @@ impl Engine {
         let rules = parse(GUARDRAILS.as_bytes()).map_err(first)?;
         validate(&validator(&BTreeSet::new(), "")?, &rules).map_err(first)?;
         let guardrails = policy_set(&rules)?;
-        Ok(Self { names, authorizer: Authorizer::new(), guardrails, second: ArcSwapOption::empty() })
+        let folded = fold(&rules)?;
+        validate(&validator(&BTreeSet::new(), "")?, std::slice::from_ref(&folded)).map_err(first)?;
+        Ok(Self { names, authorizer: Authorizer::new(), guardrails, folded, verified: ArcSwapOption::empty() })
     }
 
     /// Reads a boundary file: `forbid` rules over any scope, validated against every parameter name as optional.
@@ -256,8 +275,8 @@ impl Engine {
             |rule: &Rule| matches!(rule.principal_constraint(), PrincipalConstraint::Any | PrincipalConstraint::Is(_));
         let anyone = permits().any(|rule| open(rule) && !rule.has_non_scope_constraint());
         let named = named.collect();
-        let rules = policy_set(rules.rules.iter().chain(boundaries))?;
-        Ok(Slice { rules, resource, entities, named, anyone })
+        let all = policy_set(rules.rules.iter().chain(boundaries).chain([&self.folded]))?;
+        Ok(Slice { all, resource, entities, named, anyone })
     }
 
     /// Puts an ask whose parameters were accepted into Cedar's terms. `ttl` is what the task would get, in whole seconds.
@@ -273,27 +292,47 @@ impl Engine {
         now: Timestamp,
     ) -> Result<Question, String> {
         let principal = self.names.workload(caller.spiffe_id().as_str());
-        let context = context(caller, ask, ttl, self.now(now))?;
+        let context = context(self.verified(caller, now)?, ask, ttl)?;
         // Not checked against the schema again: it is built here in just that shape, which tests hold it to.
         Request::new(principal, self.names.begin.clone(), slice.resource.clone(), context, None)
             .map(|request| Question { request })
             .map_err(|error| error.to_string())
     }
 
-    /// `context.verified.now`, in whole seconds: no bound that a file can set is finer.
-    fn now(&self, now: Timestamp) -> RestrictedExpression {
-        let second = now.floor_to_second();
-        if let Some(known) = self.second.load().as_ref().filter(|known| known.0 == second) {
-            return known.1.clone();
+    /// `context.verified`, with the time in whole seconds: no bound that a file can set is finer.
+    fn verified(&self, caller: &Caller, now: Timestamp) -> Result<RestrictedExpression, String> {
+        let (spiffe_id, proof, second) = (caller.spiffe_id(), caller.proof(), now.floor_to_second());
+        let known = self.verified.load();
+        let same =
+            |known: &&Arc<Verified>| known.second == second && known.proof == proof && known.spiffe_id == *spiffe_id;
+        if let Some(known) = known.as_ref().filter(same) {
+            return Ok(known.record.clone());
         }
-        let made = datetime(second);
-        self.second.store(Some(Arc::new((second, made.clone()))));
-        made
+        let record = record([
+            Some(("spiffe_id", string(spiffe_id.as_str()))),
+            Some(("trust_domain", string(spiffe_id.trust_domain().as_str()))),
+            Some(("path", string(spiffe_id.path()))),
+            Some(("proof", string(proof.as_str()))),
+            Some(("now", datetime(second))),
+        ])?;
+        let made = Verified { spiffe_id: spiffe_id.clone(), proof, second, record: record.clone() };
+        self.verified.store(Some(Arc::new(made)));
+        Ok(record)
+    }
+
+    /// What the scope's own rules, the boundaries and the guardrails say together. A permit is one of each of them; why
+    /// there is none, only asking them apart can tell.
+    pub(super) fn ask_all(&self, slice: &Slice, question: &Question) -> Verdict {
+        verdict(self.authorizer.is_authorized(&question.request, &slice.all, &slice.entities))
     }
 
     /// What the scope's own rules and the boundaries say.
     pub(super) fn ask_rules(&self, slice: &Slice, question: &Question) -> Verdict {
-        verdict(self.authorizer.is_authorized(&question.request, &slice.rules, &slice.entities))
+        let mut rules = slice.all.clone();
+        match rules.remove_static(PolicyId::new(FOLDED)) {
+            Ok(_) => verdict(self.authorizer.is_authorized(&question.request, &rules, &slice.entities)),
+            Err(error) => Verdict::Error(error.to_string()),
+        }
     }
 
     /// The guardrails that forbid; an error of one is an error of all.
@@ -308,6 +347,35 @@ impl Engine {
             Verdict::Permit(ids) => Err(format!("guardrails permitted: {ids:?}")),
             Verdict::Error(error) => Err(error),
         }
+    }
+}
+
+/// Folds `forbid` rules of the same head with one `when` each into one rule, which forbids when any of them does. Where
+/// it neither forbids nor fails, every condition was evaluated and none holds.
+fn fold(rules: &[Rule]) -> Result<Rule, RuleProblem> {
+    let json = |rule: &Rule| rule.to_json().map_err(|error| problem(error.to_string()));
+    let head = |rule: &Json| ["effect", "principal", "action", "resource"].map(|member| rule.get(member).cloned());
+    let mut rules = rules.iter().map(json);
+    let mut folded = rules.next().ok_or_else(|| problem("there is nothing to fold"))??;
+    let mut condition = only_condition(&folded)?;
+    for rule in rules {
+        let rule = rule?;
+        if head(&rule) != head(&folded) {
+            return Err(problem("guardrails have different heads"));
+        }
+        condition = json!({ "||": { "left": condition, "right": only_condition(&rule)? } });
+    }
+    let members = folded.as_object_mut().ok_or_else(|| problem("a rule is an object"))?;
+    members.insert("conditions".into(), json!([{ "kind": "when", "body": condition }]));
+    members.insert("annotations".into(), json!({ "id": FOLDED }));
+    Rule::from_json(Some(PolicyId::new(FOLDED)), folded).map_err(|error| problem(error.to_string()))
+}
+
+/// The one `when` of a rule in Cedar's JSON.
+fn only_condition(rule: &Json) -> Result<Json, RuleProblem> {
+    match rule.get("conditions").and_then(Json::as_array).map(Vec::as_slice) {
+        Some([only]) if only.get("kind") == Some(&json!("when")) => Ok(only.get("body").cloned().unwrap_or_default()),
+        _ => Err(problem("a guardrail needs exactly one when")),
     }
 }
 
@@ -341,15 +409,7 @@ fn record<const N: usize>(members: [Option<(&str, RestrictedExpression)>; N]) ->
     RestrictedExpression::new_record(members).map_err(|error| error.to_string())
 }
 
-fn context(caller: &Caller, ask: &Ask, ttl: u64, now: RestrictedExpression) -> Result<Context, String> {
-    let spiffe_id = caller.spiffe_id();
-    let verified = record([
-        Some(("spiffe_id", string(spiffe_id.as_str()))),
-        Some(("trust_domain", string(spiffe_id.trust_domain().as_str()))),
-        Some(("path", string(spiffe_id.path()))),
-        Some(("proof", string(caller.proof().as_str()))),
-        Some(("now", now)),
-    ])?;
+fn context(verified: RestrictedExpression, ask: &Ask, ttl: u64) -> Result<Context, String> {
     let params = ask.params.iter().map(|(name, value)| (name.as_str().to_owned(), string(value)));
     let params = RestrictedExpression::new_record(params).map_err(|error| error.to_string())?;
     let said = |text: &Option<String>| text.as_deref().map(str::trim).filter(|text| !text.is_empty()).map(string);

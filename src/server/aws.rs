@@ -1,5 +1,7 @@
 //! The AWS container-credentials dialect: what unmodified AWS SDKs and the CLI ask for and understand.
 
+use std::io;
+
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::{Request, Response};
 use http_body_util::{Either, Full};
@@ -13,6 +15,9 @@ use crate::exchange::{Credential, Provider};
 use crate::identity::task_token::TokenHash;
 use crate::lease::Issued;
 use crate::secret::SecretBytes;
+
+/// Where it is served, as SDKs ask for it.
+pub(super) const PATH: &str = "/v1/aws/credentials";
 
 /// The SDKs' own names. `Token` and `Expiration` are required by botocore, JavaScript and Rust.
 #[derive(Serialize)]
@@ -82,11 +87,27 @@ fn render(issued: &Issued) -> SecretBytes {
         expiration: issued.told_expiry().to_string(),
         account_id: credential.account_id.as_deref(),
     };
-    // Room for the longest token seen, so that the buffer is not moved, and left behind unwiped, while it grows.
-    let mut body = Vec::with_capacity(512 + 2 * credential.session_token.expose().len());
-    // Strings always serialise.
+    // Measured first: a buffer that grows is moved, and left behind unwiped; one too large is kept as long as the task.
+    let mut length = Length(0);
+    // Strings always serialise, here and below.
+    let _ = serde_json::to_writer(&mut length, &wire);
+    let mut body = Vec::with_capacity(length.0);
     let _ = serde_json::to_writer(&mut body, &wire);
     SecretBytes::new(body)
+}
+
+/// Counts what is written.
+struct Length(usize);
+
+impl io::Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A refusal as AWS SDKs read it: exactly `application/json`, no detail of ours.

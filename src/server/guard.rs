@@ -10,7 +10,14 @@ use super::problem::Problem;
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// No SDK sends these to a loopback endpoint. (`Sec-Fetch-Mode` is not here: Node's own fetch sends it.)
-const FORBIDDEN: [HeaderName; 6] = [X_FORWARDED_FOR, FORWARDED, VIA, ORIGIN, REFERER, SEC_FETCH_SITE];
+fn is_forbidden(name: &HeaderName) -> bool {
+    *name == FORWARDED
+        || *name == VIA
+        || *name == ORIGIN
+        || *name == REFERER
+        || *name == X_FORWARDED_FOR
+        || *name == SEC_FETCH_SITE
+}
 
 /// Why a request was refused at the door.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +62,7 @@ pub fn check<B>(request: &Request<B>, peer: Peer, port: u16) -> Result<(), Refus
         // Nor can it hold an SVID; and a client names us there as it reaches us.
         Peer::Mtls(_) => {}
     }
-    if let Some(name) = FORBIDDEN.iter().find(|name| request.headers().contains_key(*name)) {
+    if let Some(name) = request.headers().keys().find(|name| is_forbidden(name)) {
         return Err(Refusal::Header(name.clone()));
     }
     if request.uri().authority().is_some() || request.method() == Method::CONNECT {
@@ -69,8 +76,8 @@ fn check_host(headers: &HeaderMap, port: u16) -> Result<(), Refusal> {
     let mut hosts = headers.get_all(HOST).iter();
     let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(Refusal::Host) };
     let (name, told) = host.to_str().ok().and_then(|host| host.rsplit_once(':')).ok_or(Refusal::Host)?;
-    // parsed strictly: `+9870` and `09870` are not how a client writes a port
-    let same_port = told == port.to_string();
+    // read strictly: `+9870` and `09870` are not how a client writes a port
+    let same_port = told.starts_with(|first: char| matches!(first, '1'..='9')) && told.parse() == Ok(port);
     if matches!(name, "127.0.0.1" | "localhost" | "[::1]") && same_port { Ok(()) } else { Err(Refusal::Host) }
 }
 

@@ -25,6 +25,43 @@ pub struct ProviderSlot {
     pub cooling: Option<(Duration, MintError)>,
 }
 
+/// A task's providers. There are one or a few, so they stand in a list: a map's node has room for eleven.
+#[derive(Debug, Default)]
+pub struct Slots(Vec<(Provider, ProviderSlot)>);
+
+impl Slots {
+    /// The slot of `provider`, where it has one.
+    pub fn get(&self, provider: Provider) -> Option<&ProviderSlot> {
+        self.0.iter().find(|(known, _)| *known == provider).map(|(_, slot)| slot)
+    }
+
+    /// The slot of `provider`, made if need be.
+    pub fn of(&mut self, provider: Provider) -> &mut ProviderSlot {
+        let at = self.0.iter().position(|(known, _)| *known == provider).unwrap_or_else(|| {
+            self.0.reserve_exact(1);
+            self.0.push((provider, ProviderSlot::default()));
+            self.0.len() - 1
+        });
+        #[allow(clippy::indexing_slicing, reason = "`at` was found, or pushed, just above")]
+        &mut self.0[at].1
+    }
+
+    /// Every slot.
+    pub fn iter(&self) -> impl Iterator<Item = (Provider, &ProviderSlot)> {
+        self.0.iter().map(|(provider, slot)| (*provider, slot))
+    }
+
+    /// Every slot, whoever's it is.
+    pub fn values(&self) -> impl Iterator<Item = &ProviderSlot> {
+        self.0.iter().map(|(_, slot)| slot)
+    }
+
+    /// Drops them all, and with them the credentials.
+    pub fn clear(&mut self) {
+        self.0 = Vec::new();
+    }
+}
+
 /// Why nothing was minted. Cloned to everyone who waited for it.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum MintError {

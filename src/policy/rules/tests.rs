@@ -125,3 +125,74 @@ fn guardrails_see_the_last_instant_before_the_end() {
     assert_eq!(at(end), ["guardrail-review-overdue"]);
     assert_eq!(at(end - Duration::from_secs(9)), Vec::<String>::new());
 }
+
+#[test]
+fn guardrails_folded_into_one_rule_say_what_they_say_one_by_one() {
+    let engine = Engine::new().unwrap();
+    let permit = Rules { rules: parse(format!("@id(\"p\") permit {HEAD};").as_bytes()).unwrap(), warnings: Vec::new() };
+    let overdue: Timestamp = "2027-01-09T00:00:00Z".parse().unwrap();
+    let expired: Timestamp = "2026-12-01T00:00:00Z".parse().unwrap();
+    let mut forbade = BTreeSet::new();
+    for (tier, end) in ["baseline", "elevated", "break-glass"].iter().flat_map(|tier| [(tier, false), (tier, true)]) {
+        let mut text = DECISION.replace("TIER", tier);
+        if end {
+            text = text.replacen("max_task", "expires_at = 2026-12-01T00:00:00Z\nmax_task", 1);
+        }
+        let decision = DecisionFile::parse(text.as_bytes()).unwrap();
+        let slice = engine.slice(&"s".parse().unwrap(), &decision, &permit, &[]).unwrap();
+        for now in [expired - Duration::from_secs(1), expired, overdue - Duration::from_secs(1), overdue] {
+            for reason in [None, Some("why".to_owned())] {
+                let ask = Ask { reason, ..ask(&[]) };
+                let question = engine.question(&slice, &caller(), &ask, 1, now).unwrap();
+                let apart = engine.ask_guardrails(&slice, &question).unwrap();
+                let together = engine.ask_all(&slice, &question);
+                assert_eq!(engine.ask_rules(&slice, &question), Verdict::Permit(vec!["p".to_owned()]));
+                match apart.is_empty() {
+                    true => assert_eq!(together, Verdict::Permit(vec!["p".to_owned()]), "{text} {now}"),
+                    false => assert_eq!(together, Verdict::Deny(vec![FOLDED.to_owned()]), "{text} {now}"),
+                }
+                forbade.extend(apart);
+            }
+        }
+    }
+    assert_eq!(forbade.len(), engine.guardrails.num_of_policies(), "every guardrail was seen to forbid");
+}
+
+#[test]
+fn only_conditions_of_one_head_can_be_folded() {
+    for bad in [
+        "",
+        "@id(\"a\") forbid (principal, action, resource) when { 1 == 1 } unless { 1 == 2 };",
+        "@id(\"a\") forbid (principal, action, resource);",
+        "@id(\"a\") forbid (principal, action, resource) when { 1 == 1 }; \
+         @id(\"b\") forbid (principal, action == Action::\"begin\", resource) when { 1 == 1 };",
+    ] {
+        assert!(fold(&parse(bad.as_bytes()).unwrap()).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn what_is_verified_is_told_of_this_caller_and_this_second_whoever_asked_before() {
+    let engine = Engine::new().unwrap();
+    let decision = DecisionFile::parse(DECISION.replace("TIER", "baseline").as_bytes()).unwrap();
+    let slice = engine.slice(&"s".parse().unwrap(), &decision, &Rules::default(), &[]).unwrap();
+    let now: Timestamp = "2026-11-23T16:00:00Z".parse().unwrap();
+    let id = |text: &str| text.parse::<SpiffeId>().unwrap();
+    let (one, other) = (id("spiffe://example.org/a/b"), id("spiffe://example.org/a/c"));
+    for (who, proof, at) in [
+        (&one, Proof::JwtSvid, now),
+        (&other, Proof::JwtSvid, now),
+        (&other, Proof::Pod, now),
+        (&other, Proof::Pod, now + Duration::from_secs(1)),
+        (&one, Proof::JwtSvid, now),
+    ] {
+        let caller = Caller::recorded(who.clone(), proof, Timestamp::MAX);
+        let asked = |engine: &Engine| {
+            let question = engine.question(&slice, &caller, &ask(&[]), 1, at).unwrap();
+            question.request.context().unwrap().get("verified").unwrap().to_string()
+        };
+        for _ in 0..2 {
+            assert_eq!(asked(&engine), asked(&Engine::new().unwrap()), "{who} {proof} {at}");
+        }
+    }
+}

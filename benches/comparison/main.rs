@@ -1,0 +1,94 @@
+//! Measures the sidecar beside the machine's own limit, and writes `target/bench-report.json`.
+//!
+//! Run it by `benches/report`, which builds the sidecar as it is delivered first. Each row of [`ROWS`] compares two things
+//! in turns, several rounds, and tells the median; a row that cannot be measured is in the report with the reason.
+//!
+//! - [`report`]: rows, bars, the table and the file.
+//! - [`stage`]: a Workload API, an STS, policy files, and the real `sidemint serve` between them.
+//! - [`load`]: HTTP clients that cost as little as possible.
+//! - [`serving`], [`process`], [`inside`]: the measurements.
+
+#![allow(clippy::disallowed_methods, reason = "a measurement reads the clock; the product never does")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "the table is what this program is for")]
+
+mod inside;
+mod load;
+mod process;
+mod report;
+mod serving;
+mod stage;
+
+use report::{Bar, Measured, Outcome, Row};
+
+/// How a row is measured.
+type Measure = fn() -> Outcome;
+
+/// Every row, in the order of the table.
+const ROWS: [(&str, &str, Bar, Measure); 13] = [
+    ("serve_throughput_vs_hyper", "ratio", Bar::AtLeast(0.85), serving::throughput),
+    ("serve_p99_vs_hyper", "ratio", Bar::AtMost(1.5), serving::tail),
+    ("jwt_first_seen_vs_raw", "ratio", Bar::AtMost(1.5), inside::jwt_first_seen),
+    ("jwt_seen_again_vs_raw", "ratio", Bar::AtMost(0.1), inside::jwt_seen_again),
+    ("decision_p50_10000", "µs", Bar::AtMost(15.0), inside::decision),
+    ("decision_flatness", "ratio", Bar::AtMost(1.2), inside::decision_flatness),
+    ("mint_records_vs_store", "ratio", Bar::AtLeast(0.7), inside::journal),
+    ("cold_callers_upstream_calls", "calls", Bar::Exactly(1.0), process::cold_callers),
+    ("mtls_handshake_vs_rustls", "ratio", Bar::AtLeast(0.8), mtls_handshake),
+    ("idle_rss", "MiB", Bar::AtMost(24.0), process::idle_rss),
+    ("task_bytes", "KiB", Bar::AtMost(2.0), process::task_bytes),
+    ("ready_after_workload_api", "ms", Bar::AtMost(150.0), process::ready),
+    ("binary_size", "MiB", Bar::AtMost(24.0), process::binary_size),
+];
+
+fn mtls_handshake() -> Outcome {
+    Err("there is no mTLS listener yet".into())
+}
+
+fn main() -> std::process::ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().map(String::as_str) == Some(serving::BARE) {
+        return serving::bare_main();
+    }
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    // A thousand callers are a thousand descriptors, here and in the sidecar, which inherits the limit.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let _ = rustix::process::setrlimit(
+        rustix::process::Resource::Nofile,
+        rustix::process::Rlimit { current: limit.maximum, ..limit },
+    );
+    let mut rows = Vec::new();
+    report::begin();
+    for (name, unit, bar, measure) in ROWS {
+        let wanted = arguments.is_empty() || arguments.iter().any(|argument| argument == name);
+        let outcome = if wanted { measure() } else { Err("not asked for".into()) };
+        let row = Row::new(name, unit, bar, outcome);
+        row.print();
+        rows.push(row);
+    }
+    match report::write(&rows) {
+        Ok(path) => println!("\nwritten to {}", path.display()),
+        Err(error) => {
+            eprintln!("the report cannot be written: {error}");
+            return std::process::ExitCode::FAILURE;
+        }
+    }
+    std::process::ExitCode::SUCCESS
+}
+
+/// The median of what several rounds gave, with how far they lay apart.
+fn over_rounds(mut values: Vec<f64>, note: impl Into<String>) -> Outcome {
+    values.sort_by(f64::total_cmp);
+    let (Some(least), Some(most), Some(median)) = (values.first(), values.last(), values.get(values.len() / 2)) else {
+        return Err("no round was measured".into());
+    };
+    let spread = format!("{least:.3} to {most:.3} over {} rounds", values.len());
+    let note = note.into();
+    let note = if note.is_empty() { spread } else { format!("{spread}; {note}") };
+    Ok(Measured { value: *median, note })
+}
+
+/// The median of a few figures; 0 of none.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}

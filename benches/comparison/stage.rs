@@ -1,0 +1,269 @@
+//! The world around the sidecar: a Workload API with one identity, an STS, policy files, and the real `sidemint serve`.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fs::File;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use sidemint::clock::{Clock as _, SharedClock, SystemClock};
+use sidemint::dev::Running;
+use sidemint::dev::authority::{self, Authority, workload_api};
+use sidemint::dev::cloud::{self, Cloud, http, iam, sts};
+
+use crate::load::Client;
+
+/// The one identity.
+pub(crate) const WORKLOAD: &str = "spiffe://dev.test/report";
+const ROLE: &str = "arn:aws:iam::111122223333:role/ledger";
+const STS_AUDIENCE: &str = "sts.amazonaws.com";
+
+type Fallible<T> = Result<T, Box<dyn Error>>;
+
+/// Everything but the sidecar.
+pub(crate) struct Stage {
+    authority: Arc<Authority>,
+    pub(crate) cloud: Arc<Cloud>,
+    sts_endpoint: String,
+    _running: [Running; 2],
+    folder: tempfile::TempDir,
+    // last, since what runs must be dropped before
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Stage {
+    /// A new world with a policy of `scopes` scopes.
+    pub(crate) fn new(scopes: usize) -> Fallible<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let folder = tempfile::tempdir()?;
+        let clock: SharedClock = Arc::new(SystemClock);
+        let (authority, cloud, sts_endpoint, running) = runtime.block_on(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+            let endpoint = format!("http://{}", listener.local_addr()?);
+            let settings = authority::Settings {
+                trust_domain: "dev.test".parse()?,
+                identities: vec![WORKLOAD.parse()?],
+                issuer: endpoint.clone(),
+                x509_ttl: authority::Settings::X509_TTL,
+                jwt_ttl: authority::Settings::JWT_TTL,
+            };
+            let authority = Authority::new(settings, Arc::clone(&clock))?;
+            let running = workload_api::serve(&authority, &folder.path().join("workload-api.sock"))?;
+            let keys = Arc::clone(&authority);
+            let cloud = Cloud::new(cloud_settings(&endpoint)?, Arc::new(move || keys.jwks()), Arc::clone(&clock));
+            let sts = http::serve(&cloud, listener, sts::MAX_BODY, sts::answer)?;
+            Ok::<_, Box<dyn Error>>((authority, cloud, endpoint, [running, sts]))
+        })?;
+        for (path, text) in policy_files(scopes) {
+            let path = folder.path().join("policy").join(path);
+            std::fs::create_dir_all(path.parent().ok_or("a file without a folder")?)?;
+            std::fs::write(path, text)?;
+        }
+        Ok(Self { authority, cloud, sts_endpoint, _running: running, folder, _runtime: runtime })
+    }
+
+    /// A JWT-SVID of the workload for the sidecar.
+    pub(crate) fn svid(&self) -> Fallible<String> {
+        let token = self.authority.jwt_svid(&WORKLOAD.parse()?, &["sidemint".to_owned()])?;
+        // exposed: it is sent to the sidecar under test, as a workload would
+        Ok(token.ok_or("no such identity")?.expose().to_owned())
+    }
+}
+
+fn cloud_settings(issuer: &str) -> Fallible<cloud::Settings> {
+    let policy = r#"{"Version": "2012-10-17", "Statement": [
+        {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::ledger/*"}]}"#;
+    let role = cloud::Role {
+        arn: ROLE.into(),
+        id: "AROADEVTESTLEDGER0001".into(),
+        trusted_subject: WORKLOAD.into(),
+        trusted_audience: STS_AUDIENCE.into(),
+        max_session: Duration::from_secs(3600),
+        policy: iam::Policy::parse(policy)?,
+    };
+    let audiences = vec![STS_AUDIENCE.into()];
+    Ok(cloud::Settings { issuer: issuer.to_owned(), audiences, region: "us-east-1".into(), roles: vec![role] })
+}
+
+/// The id of the `n`th scope.
+pub(crate) fn scope_id(n: usize) -> String {
+    format!("scope-{n:05}")
+}
+
+/// The files of a policy of `scopes` scopes, each with one rule, one parameter and one grant, and one boundary for all.
+pub(crate) fn policy_files(scopes: usize) -> BTreeMap<String, String> {
+    let mut files = BTreeMap::new();
+    let review_by = (SystemClock.now() + Duration::from_secs(180 * 24 * 3600)).to_string();
+    let review_by = review_by.get(..10).unwrap_or_default();
+    files.insert(
+        "boundaries/security.cedar".into(),
+        r#"@id("no-foreign-domains")
+forbid (principal, action == Action::"begin", resource)
+unless { context.verified.trust_domain == "dev.test" };
+"#
+        .into(),
+    );
+    for id in (0..scopes).map(scope_id) {
+        let scope = format!(
+            "schema = 1\npurpose = \"The nightly report {id} reads one customer's ledger\"\nbusiness_owner = \"finance-data\"\n\
+             justification = \"The report is the month's closing statement\"\n\n[params]\n\
+             customer = {{ type = \"segment\", max = 32 }}\n"
+        );
+        let grant = format!(
+            "schema = 1\nprovider = \"aws\"\nrole_arn = \"{ROLE}\"\n\n[[session_policy.Statement]]\nEffect = \"Allow\"\n\
+             Action = [\"s3:GetObject\"]\nResource = [\"arn:aws:s3:::ledger/${{param.customer}}/*\"]\n"
+        );
+        let rules = format!(
+            "@id(\"report-reads-{id}\")\npermit (principal == Workload::\"{WORKLOAD}\", action == Action::\"begin\", \
+             resource == Scope::\"{id}\")\nwhen {{ [\"c-42\", \"c-43\"].contains(context.asserted.params.customer) }};\n"
+        );
+        let decision = format!(
+            "schema = 1\ntier = \"baseline\"\nkind = \"machine\"\ndecision_owner = \"identity-governance\"\n\
+             review_by = {review_by}\nmax_task = \"8h\"\nmax_residual = \"1h\"\nscope = \"{}\"\ngrants = {{ {id}-aws = \"{}\" }}\n",
+            digest_of(&scope),
+            digest_of(&grant),
+        );
+        files.insert(format!("scopes/{id}.toml"), scope);
+        files.insert(format!("grants/{id}-aws.toml"), grant);
+        files.insert(format!("decisions/{id}.cedar"), rules);
+        files.insert(format!("decisions/{id}.toml"), decision);
+    }
+    files
+}
+
+fn digest_of(text: &str) -> String {
+    let digits: String = digest(&SHA256, text.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{digits}")
+}
+
+/// The real `sidemint serve`, a process of its own. Killed when dropped.
+pub(crate) struct Sidecar {
+    pub(crate) http: SocketAddr,
+    admin: SocketAddr,
+    child: Child,
+    log: PathBuf,
+    /// From the start of the process until `/readyz` said so.
+    pub(crate) ready_after: Duration,
+    _folder: tempfile::TempDir,
+}
+
+/// The sidecar as it is delivered, which `benches/report` builds.
+pub(crate) fn binary() -> Fallible<PathBuf> {
+    match std::env::var_os("SIDEMINT_BENCH_BINARY") {
+        Some(path) => Ok(path.into()),
+        None => Err("run benches/report, which builds the sidecar without feature dev".into()),
+    }
+}
+
+impl Sidecar {
+    /// Starts it beside `stage`, on `core` where one is given, and returns once it is ready.
+    pub(crate) fn start(stage: &Stage, core: Option<usize>) -> Fallible<Self> {
+        let folder = tempfile::tempdir()?;
+        let (http, admin) = free_addresses()?;
+        let config = folder.path().join("sidemint.toml");
+        std::fs::write(&config, configuration(stage, folder.path(), http, admin))?;
+        let log = folder.path().join("serve.log");
+        let mut command = Command::new(binary()?);
+        command.arg("serve").arg("--config").arg(&config).env_clear().stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(File::create(&log)?);
+        let began = Instant::now();
+        let child = spawn_on(core, &mut command)?;
+        let mut sidecar = Self { http, admin, child, log, ready_after: Duration::ZERO, _folder: folder };
+        sidecar.wait_until_ready(began)?;
+        sidecar.ready_after = began.elapsed();
+        Ok(sidecar)
+    }
+
+    fn wait_until_ready(&mut self, began: Instant) -> Fallible<()> {
+        loop {
+            let ready = Client::connect(self.admin).and_then(|mut client| client.send("GET", "/readyz", &[], ""));
+            if ready.as_ref().is_ok_and(|answer| answer.status == 200) {
+                return Ok(());
+            }
+            if let Some(status) = self.child.try_wait()? {
+                return Err(format!("it ended with {status}: {}", std::fs::read_to_string(&self.log)?).into());
+            }
+            if began.elapsed() > Duration::from_secs(15) {
+                return Err(format!("it is not ready: {}", std::fs::read_to_string(&self.log)?).into());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Begins a task in the first scope over `client` and returns its token.
+    pub(crate) fn begin(&self, client: &mut Client, svid: &str) -> Fallible<String> {
+        let body = format!(r#"{{"scope":"{}","params":{{"customer":"c-42"}}}}"#, scope_id(0));
+        let bearer = format!("Bearer {svid}");
+        let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+        let answer = client.send("POST", "/v1/tasks", &headers, &body)?;
+        if answer.status != 201 {
+            return Err(format!("begin: {} {}", answer.status, String::from_utf8_lossy(&answer.body)).into());
+        }
+        let view: serde_json::Value = serde_json::from_slice(&answer.body)?;
+        Ok(view.get("token").and_then(serde_json::Value::as_str).ok_or("no token")?.to_owned())
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Two free loopback addresses. Another process may take them before the sidecar does; then it says so and ends.
+fn free_addresses() -> Fallible<(SocketAddr, SocketAddr)> {
+    let (one, two) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
+    Ok((one.local_addr()?, two.local_addr()?))
+}
+
+fn configuration(stage: &Stage, folder: &Path, http: SocketAddr, admin: SocketAddr) -> String {
+    let (world, folder) = (stage.folder.path().display(), folder.display());
+    format!(
+        "[server]\nhttp = \"{http}\"\n[admin]\nhttp = \"{admin}\"\n\
+         [identity]\nworkload_api = \"unix://{world}/workload-api.sock\"\n\
+         [policy]\ndirectory = \"{world}/policy\"\ntrust = \"unsigned\"\n\
+         [aws]\nsts_endpoint = \"{}\"\n[state]\ndirectory = \"{folder}/state\"\n[audit]\noutput = \"{folder}/audit.jsonl\"\n\
+         [limits]\ntasks = 20000\nconnections = 2048\nupstream_rate = 100000\nupstream_burst = 100000\n",
+        stage.sts_endpoint,
+    )
+}
+
+/// The core for the server and the core for its clients; none where there is but one.
+pub(crate) fn cores() -> (Option<usize>, Option<usize>) {
+    match std::thread::available_parallelism().map_or(1, usize::from) {
+        1 => (None, None),
+        _ => (Some(0), Some(1)),
+    }
+}
+
+/// Starts `command` so that it, and all its threads, stay on `core`.
+pub(crate) fn spawn_on(core: Option<usize>, command: &mut Command) -> std::io::Result<Child> {
+    on_core(core, || command.spawn())
+}
+
+/// Runs `work` on a thread that stays on `core`; what it starts stays there too.
+pub(crate) fn on_core<T: Send>(core: Option<usize>, work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            if let Some(core) = core {
+                let mut set = rustix::thread::CpuSet::new();
+                set.set(core);
+                // Where the system forbids it, the figures are only less steady.
+                let _ = rustix::thread::sched_setaffinity(None, &set);
+            }
+            work()
+        });
+        worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
