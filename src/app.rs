@@ -41,6 +41,8 @@ use crate::task::EndReason;
 const DRAIN: Duration = Duration::from_millis(500);
 /// How long the tasks' ends may take to become durable once the sidecar stops.
 const END_TASKS: Duration = Duration::from_millis(1000);
+/// How long the audit log's last checkpoint may take to reach the disk.
+const CLOSE_AUDIT: Duration = Duration::from_millis(300);
 
 /// Why the sidecar did not start. Each says the mend; all are mistakes of configuration or of the machine's set-up.
 #[derive(Debug, thiserror::Error)]
@@ -128,7 +130,7 @@ pub async fn build(config: &Config) -> Result<Bound, StartError> {
     let clock: SharedClock = Arc::new(SystemClock);
     let listeners = bind(config).await?;
     let (journal, recovered) = DiskJournal::open(&config.state_directory)?;
-    let audit = Arc::new(Audit::open(&config.audit)?);
+    let audit = Arc::new(Audit::start(&config.audit, &config.state_directory, clock.now())?);
     let workload_api = SpiffeWorkloadApi::start(&config.identity.workload_api, Arc::clone(&clock))?;
     let policy = policy(config);
     let parts = Parts {
@@ -323,6 +325,8 @@ impl Bound {
         });
         let changes = (broker.parts().workload_api.watch(), policy.subscribe());
         background.spawn(reaper::run(Arc::clone(&broker), changes.0, changes.1));
+        let (audit, audit_clock) = (Arc::clone(&broker.parts().audit), Arc::clone(&clock));
+        background.spawn(async move { audit.keep(audit_clock).await });
         if let Some(pod_task) = pod_task {
             background.spawn(pod_task.run());
         }
@@ -337,6 +341,9 @@ impl Bound {
         }
         stop.send_replace(true);
         within(&*clock, DRAIN, async { while serving.join_next().await.is_some() {} }).await;
+        if let Some(Err(error)) = within(&*clock, CLOSE_AUDIT, broker.parts().audit.close(clock.now())).await {
+            tracing::error!(%error, "the audit log ends without a checkpoint");
+        }
     }
 }
 
