@@ -105,6 +105,11 @@ pub enum Kind {
     Recovery,
 }
 
+impl Kind {
+    /// Every kind of line but checkpoints.
+    pub const ALL: [Self; 6] = [Self::Decision, Self::Mint, Self::End, Self::Refusal, Self::Clock, Self::Recovery];
+}
+
 /// One line. Members that do not apply are left out.
 #[derive(Debug, Clone, Serialize)]
 pub struct Event<'a> {
@@ -327,13 +332,13 @@ impl Audit {
         }
     }
 
-    /// Writes to `sink`, chained from its first line, without checkpoints: for tests.
+    /// Writes to `sink`, chained from its first line, without checkpoints and without a bound on refusals: for tests.
     ///
     /// # Errors
     /// When the thread cannot be started.
     pub fn to(sink: Box<dyn Write + Send>) -> io::Result<Self> {
         let defaults = Settings::new(Output::Off);
-        Self::with(Writer {
+        let audit = Self::with(Writer {
             log: Log::stream(sink),
             head: Head::START,
             head_file: None,
@@ -344,7 +349,8 @@ impl Audit {
             shared: Arc::default(),
             unsigned: 0,
             told_lost: 0,
-        })
+        })?;
+        Ok(Self { refusals: Mutex::new(Budget::new(u32::MAX)), ..audit })
     }
 
     fn with(writer: Writer) -> io::Result<Self> {

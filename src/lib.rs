@@ -77,3 +77,4 @@ pub mod policy;
 pub mod secret;
 pub mod server;
 pub mod task;
+pub mod timekeeper;

@@ -62,11 +62,19 @@ impl Stream {
             self.sink.write_all(b"\n")?;
             self.torn = false;
         }
-        self.torn = true;
-        self.sink.write_all(bytes)?;
-        self.sink.flush()?;
-        self.torn = false;
-        Ok(())
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match self.sink.write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(taken) => {
+                    rest = rest.get(taken..).unwrap_or_default();
+                    self.torn = !rest.is_empty();
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.sink.flush()
     }
 }
 

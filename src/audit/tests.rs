@@ -513,3 +513,72 @@ proptest! {
         prop_assert_eq!(report.ok, text.is_empty());
     }
 }
+
+/// The members of every kind of line: an event with all of them, written out so that a new one does not compile here.
+fn every_member() -> std::collections::BTreeSet<String> {
+    let task = TaskId::generate().unwrap();
+    let lease = LeaseId::generate().unwrap();
+    let (owner, scope) = ("spiffe://example.org/w".parse().unwrap(), "a".parse().unwrap());
+    let params = std::collections::BTreeMap::new();
+    let rules = ["r".to_owned()];
+    let ending = crate::lease::record::LeaseEnding {
+        id: lease.clone(),
+        provider: Provider::Aws,
+        outcome: crate::lease::record::Outcome::Expires,
+        usable_until: Timestamp::default(),
+    };
+    let event = Event {
+        time: Timestamp::default(),
+        event: Kind::Decision,
+        outcome: "permit",
+        request_id: Some("r"),
+        reason: Some("r"),
+        detail: Some("d".into()),
+        dialect: Some("native"),
+        status: Some(400),
+        task: Some(&task),
+        label: Some("l"),
+        spiffe_id: Some(&owner),
+        proof: Some(Proof::JwtSvid),
+        scope: Some(&scope),
+        params: Some(&params),
+        stated_reason: Some("s"),
+        tier: Some(Tier::Baseline),
+        policy_version: Some("v"),
+        rule_ids: &rules,
+        deadline: Some(Timestamp::default()),
+        provider: Some(Provider::Aws),
+        lease: Some(&lease),
+        session_name: Some("s"),
+        upstream: Some("u"),
+        usable_until: Some(Timestamp::default()),
+        leases: &[ending],
+        count: Some(1),
+    };
+    let state = tempfile::tempdir().unwrap();
+    let key = SigningKey::load_or_create(state.path()).unwrap();
+    let (time, outcome) = (Timestamp::default(), chain::Cause::Created);
+    let checkpoint =
+        chain::Checkpoint { time, event: "checkpoint", outcome, file: Some(1), count: Some(1), key: key.public() };
+    let (mut head, mut text) = (Head::START, Vec::new());
+    head.seal(&encode(&event).unwrap(), &mut text);
+    head.seal_checkpoint(&serde_json::to_vec(&checkpoint).unwrap(), &key, &mut text);
+    let line =
+        |line: &str| serde_json::from_str::<serde_json::Map<_, _>>(line).unwrap().into_iter().map(|(name, _)| name);
+    String::from_utf8(text).unwrap().lines().flat_map(line).collect()
+}
+
+#[test]
+fn the_readers_guide_explains_every_member_and_every_event_and_no_other() {
+    let guide = include_str!("../../docs/audit.md");
+    let rows = |header: &str| {
+        let table = guide.split(header).nth(1).unwrap().lines().skip(2).take_while(|line| line.starts_with('|'));
+        let words = table.map(|line| line.split('`').nth(1).unwrap().to_owned());
+        words.collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(rows("| member | says |"), every_member());
+    let word = |kind: Kind| serde_json::to_value(kind).unwrap().as_str().unwrap().to_owned();
+    let mut events: std::collections::BTreeSet<_> = Kind::ALL.into_iter().map(word).collect();
+    events.insert("checkpoint".into());
+    assert_eq!(rows("| event | outcomes |"), events);
+}
