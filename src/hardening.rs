@@ -60,3 +60,34 @@ fn describe(info: &PanicHookInfo<'_>) -> String {
     let message = info.payload().downcast_ref::<&'static str>().copied().unwrap_or("(message withheld)");
     format!("sidemint: thread {thread} panicked at {place}: {message}")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[test]
+    fn a_panic_tells_its_place_and_no_value_that_it_saw() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&seen);
+        let before = std::panic::take_hook();
+        let ours = std::thread::current().id();
+        // Other tests may panic meanwhile, in threads of their own, which is theirs to tell.
+        std::panic::set_hook(Box::new(move |info| {
+            if std::thread::current().id() == ours {
+                sink.lock().unwrap().push(describe(info));
+            }
+        }));
+        let secret = std::hint::black_box("hunter2".to_owned());
+        let _ = std::panic::catch_unwind(|| panic!("the key is {secret}"));
+        let _ = std::panic::catch_unwind(|| Err::<(), _>(secret.clone()).unwrap());
+        let _ = std::panic::catch_unwind(|| std::panic::panic_any(secret.clone()));
+        let _ = std::panic::catch_unwind(|| panic!("fixed text"));
+        std::panic::set_hook(before);
+        let seen = seen.lock().unwrap();
+        assert_eq!(seen.len(), 4);
+        assert!(seen.iter().all(|text| text.contains("hardening.rs") && !text.contains("hunter2")), "{seen:?}");
+        assert!(seen[3].ends_with(": fixed text"));
+    }
+}
