@@ -81,7 +81,7 @@ mod tests {
         }));
         let secret = std::hint::black_box("hunter2".to_owned());
         let _ = std::panic::catch_unwind(|| panic!("the key is {secret}"));
-        let _ = std::panic::catch_unwind(|| Err::<(), _>(secret.clone()).unwrap());
+        let _ = std::panic::catch_unwind(|| secret.parse::<u8>().map_err(|_| secret.clone()).unwrap());
         let _ = std::panic::catch_unwind(|| std::panic::panic_any(secret.clone()));
         let _ = std::panic::catch_unwind(|| panic!("fixed text"));
         std::panic::set_hook(before);

@@ -112,11 +112,11 @@ async fn history(seed: u64) {
             8 => w.trusted.as_ref().unwrap().witness(truth, Duration::ZERO),
             9 => drop(w.trusted.as_ref().unwrap().observe()),
             // Never both: see `docs/audit.md` on what an operator's word can do to a task over a restart.
-            10 if seed % 2 == 0 => {
+            10 if seed.is_multiple_of(2) => {
                 w.trusted.as_ref().unwrap().save().unwrap();
                 w.restart().await;
             }
-            11 if seed % 2 == 1 => drop(w.operator(Call::post("/v1/clock/reset")).await),
+            11 if !seed.is_multiple_of(2) => drop(w.operator(Call::post("/v1/clock/reset")).await),
             12 | 13 => {
                 let trusted = w.broker.parts().clock.trusted();
                 // Its token is of the true time: it may be refused on a clock that is wrong, never more than that.
