@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::audit::{Audit, AuditError};
 use crate::broker::{BeginError, Broker, Limits, MintError, Parts, reaper};
-use crate::clock::{SharedClock, SystemClock, within};
+use crate::clock::{SharedClock, SystemClock, TrustedClock, within};
 use crate::config::{Config, ShutdownSettings};
 use crate::exchange::aws::{AwsSts, Settings, SettingsError};
 use crate::exchange::retry::Rate;
@@ -36,11 +36,14 @@ use crate::server::admin::Admin;
 use crate::server::mtls::{self, Mtls};
 use crate::server::{Listener, ListenerLimits, Server, serve};
 use crate::task::EndReason;
+use crate::timekeeper;
 
 /// How long requests under way may take once the sidecar stops.
 const DRAIN: Duration = Duration::from_millis(500);
 /// How long the tasks' ends may take to become durable once the sidecar stops.
 const END_TASKS: Duration = Duration::from_millis(1000);
+/// How long the audit log's last checkpoint may take to reach the disk.
+const CLOSE_AUDIT: Duration = Duration::from_millis(300);
 
 /// Why the sidecar did not start. Each says the mend; all are mistakes of configuration or of the machine's set-up.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +54,9 @@ pub enum StartError {
     /// The journal.
     #[error("{0}")]
     Journal(#[from] JournalError),
+    /// What the state directory remembers of the clock.
+    #[error("{0}")]
+    Clock(#[source] io::Error),
     /// The audit log.
     #[error("audit.output: {0}")]
     Audit(#[from] AuditError),
@@ -79,6 +85,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Bound {
     broker: Arc<Broker>,
+    trusted: Arc<TrustedClock>,
     server: Arc<Server>,
     admin: Arc<Admin>,
     policy: Arc<PolicyCache>,
@@ -125,11 +132,14 @@ impl Drop for SocketFile {
 /// # Errors
 /// The first thing that cannot be had.
 pub async fn build(config: &Config) -> Result<Bound, StartError> {
-    let clock: SharedClock = Arc::new(SystemClock);
+    let machine: SharedClock = Arc::new(SystemClock);
     let listeners = bind(config).await?;
     let (journal, recovered) = DiskJournal::open(&config.state_directory)?;
-    let audit = Arc::new(Audit::open(&config.audit)?);
-    let workload_api = SpiffeWorkloadApi::start(&config.identity.workload_api, Arc::clone(&clock))?;
+    // After the journal, whose lock says that the state directory is ours.
+    let trusted = TrustedClock::start(Arc::clone(&machine), &config.state_directory).map_err(StartError::Clock)?;
+    let clock: SharedClock = Arc::clone(&trusted) as _;
+    let audit = Arc::new(Audit::start(&config.audit, &config.state_directory, clock.now())?);
+    let workload_api = SpiffeWorkloadApi::start(&config.identity.workload_api, machine)?;
     let policy = policy(config);
     let parts = Parts {
         authenticator: Authenticator::new(Arc::clone(&workload_api) as _, config.identity.audience.clone())
@@ -156,6 +166,7 @@ pub async fn build(config: &Config) -> Result<Bound, StartError> {
         )),
         mtls: config.mtls.as_ref().map(|settings| Arc::new(Mtls::new(Arc::clone(&broker), settings))),
         broker,
+        trusted,
         policy,
         pod_task,
         listeners,
@@ -284,7 +295,7 @@ impl Bound {
 
     /// Serves until `shutdown` is done, then drains. `reload` makes it look at the policy at once.
     pub async fn run(self, shutdown: impl Future<Output = ()>, reload: watch::Receiver<()>) {
-        let Self { broker, server, admin, policy, pod_task, mut listeners, mtls, settings } = self;
+        let Self { broker, trusted, server, admin, policy, pod_task, mut listeners, mtls, settings } = self;
         let clock = Arc::clone(&broker.parts().clock);
         let (stop, stopping) = watch::channel(false);
         let limits = ListenerLimits { connections: settings.connections, ..ListenerLimits::default() };
@@ -323,6 +334,10 @@ impl Bound {
         });
         let changes = (broker.parts().workload_api.watch(), policy.subscribe());
         background.spawn(reaper::run(Arc::clone(&broker), changes.0, changes.1));
+        let parts = broker.parts();
+        background.spawn(timekeeper::run(trusted, Arc::clone(&parts.workload_api), Arc::clone(&parts.audit)));
+        let (audit, audit_clock) = (Arc::clone(&broker.parts().audit), Arc::clone(&clock));
+        background.spawn(async move { audit.keep(audit_clock).await });
         if let Some(pod_task) = pod_task {
             background.spawn(pod_task.run());
         }
@@ -337,6 +352,9 @@ impl Bound {
         }
         stop.send_replace(true);
         within(&*clock, DRAIN, async { while serving.join_next().await.is_some() {} }).await;
+        if let Some(Err(error)) = within(&*clock, CLOSE_AUDIT, broker.parts().audit.close(clock.now())).await {
+            tracing::error!(%error, "the audit log ends without a checkpoint");
+        }
     }
 }
 

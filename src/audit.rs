@@ -1,24 +1,49 @@
 //! The audit log: one JSON line per decision, mint, end and refusal, with the request's id and without secrets.
 //!
 //! A decision, a mint and an end wait until their line is written, and fail if it cannot be; refusals at the door are
-//! noted without waiting, so that a flood of bad requests cannot hold up good ones.
+//! noted without waiting and only so many a second, so that a flood of bad requests can neither hold up good ones nor
+//! push their lines out of the log.
+//!
+//! The log proves itself: every line names the hash of the line before ([`chain`]), checkpoints are signed
+//! ([`key`]), and [`verify`] finds what was edited, dropped, reordered or cut off. `docs/audit.md` is the reader's guide.
 
-use std::fs::OpenOptions;
+pub mod chain;
+pub mod key;
+mod log;
+#[cfg(test)]
+mod tests;
+pub mod verify;
+mod writer;
+
+use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::clock::Timestamp;
+use crate::clock::{SharedClock, Timestamp};
 use crate::id::{LeaseId, TaskId};
 use crate::identity::{Proof, SpiffeId};
 use crate::lease::record::LeaseEnding;
 use crate::policy::{ParamName, Provider, ScopeId, Tier};
 
+use self::chain::{Head, MAX_LINE};
+use self::key::{PublicKey, SigningKey};
+use self::log::{Found, Log, LogFile};
+use self::writer::{HeadFile, Message, Writer};
+
+pub use self::log::Rotation;
+pub use self::writer::remembered_head;
+
 const QUEUE: usize = 1024;
+/// Noted lines leave at least this much of the queue to those that wait.
+const KEPT_FREE: usize = QUEUE / 2;
+/// So many seconds' worth of refusals may come at once.
+const REFUSAL_BURST: u64 = 10;
 
 /// Where audit lines go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,6 +54,37 @@ pub enum Output {
     File(PathBuf),
     /// Nowhere.
     Off,
+}
+
+/// How the log is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Where the lines go.
+    pub output: Output,
+    /// When a file is full or old, and how many stay.
+    pub rotation: Rotation,
+    /// A checkpoint at least after so many lines.
+    pub checkpoint_every: u32,
+    /// A checkpoint at least after this time, when there were lines.
+    pub checkpoint_interval: Duration,
+    /// Whether a line must be on the disk, not only with the system, before what it records may happen.
+    pub sync: bool,
+    /// How many refusals at the door are written a second; ten times as many at once.
+    pub refusals: u32,
+}
+
+impl Settings {
+    /// What holds where nothing is configured, for `output`.
+    pub fn new(output: Output) -> Self {
+        Self {
+            output,
+            rotation: Rotation { size: 64 * 1024 * 1024, age: None, keep: 8 },
+            checkpoint_every: 1000,
+            checkpoint_interval: Duration::from_secs(60),
+            sync: false,
+            refusals: 20,
+        }
+    }
 }
 
 /// What a line is about.
@@ -43,6 +99,15 @@ pub enum Kind {
     End,
     /// A request was refused at the door, before any decision.
     Refusal,
+    /// The clocks disagreed, agreed again, or an operator said which to believe.
+    Clock,
+    /// What was found wrong with the log when the sidecar started.
+    Recovery,
+}
+
+impl Kind {
+    /// Every kind of line but checkpoints.
+    pub const ALL: [Self; 6] = [Self::Decision, Self::Mint, Self::End, Self::Refusal, Self::Clock, Self::Recovery];
 }
 
 /// One line. Members that do not apply are left out.
@@ -52,7 +117,7 @@ pub struct Event<'a> {
     pub time: Timestamp,
     /// What it is about.
     pub event: Kind,
-    /// How it went: `permit`, `deny`, `minted`, `failed`, `ended`, `refused`.
+    /// How it went: a word of a closed set for each `event`.
     pub outcome: &'static str,
     /// The id that the answer to the request also has; absent for what no request caused.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -120,6 +185,9 @@ pub struct Event<'a> {
     /// What became of the task's leases.
     #[serde(skip_serializing_if = "<[LeaseEnding]>::is_empty")]
     pub leases: &'a [LeaseEnding],
+    /// How many refusals were not written since the last such line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
 }
 
 impl Event<'_> {
@@ -151,6 +219,7 @@ impl Event<'_> {
             upstream: None,
             usable_until: None,
             leases: &[],
+            count: None,
         }
     }
 }
@@ -163,84 +232,225 @@ pub struct AuditError(String);
 /// The audit log.
 #[derive(Debug)]
 pub struct Audit {
-    queue: Option<mpsc::Sender<Line>>,
-    lost: AtomicU64,
+    queue: Option<mpsc::Sender<Message>>,
+    shared: Arc<Shared>,
+    key: Option<PublicKey>,
+    refusals: Mutex<Budget>,
+    interval: Duration,
 }
 
-struct Line {
-    bytes: Vec<u8>,
-    done: Option<oneshot::Sender<Result<(), AuditError>>>,
+/// What the log and its writer both see.
+#[derive(Debug)]
+struct Shared {
+    /// Noted lines that were not written.
+    lost: AtomicU64,
+    head: Mutex<Head>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { lost: AtomicU64::new(0), head: Mutex::new(Head::START) }
+    }
+}
+
+/// How many refusals may still be written: a token bucket, in thousandths of a line.
+#[derive(Debug)]
+struct Budget {
+    rate: u64,
+    left: u64,
+    filled_at: Timestamp,
+}
+
+impl Budget {
+    fn new(rate: u32) -> Self {
+        let rate = u64::from(rate);
+        Self { rate, left: Self::most(rate), filled_at: Timestamp::default() }
+    }
+
+    fn most(rate: u64) -> u64 {
+        rate.saturating_mul(REFUSAL_BURST).saturating_mul(1000)
+    }
+
+    /// A clock that goes back fills nothing.
+    fn take(&mut self, now: Timestamp) -> bool {
+        let millis = u64::try_from(now.since(self.filled_at).as_millis()).unwrap_or(u64::MAX);
+        self.filled_at = self.filled_at.max(now);
+        self.left = self.left.saturating_add(millis.saturating_mul(self.rate)).min(Self::most(self.rate));
+        match self.left.checked_sub(1000) {
+            Some(left) => {
+                self.left = left;
+                true
+            }
+            None => false,
+        }
+    }
 }
 
 impl Audit {
-    /// Opens `output`.
+    /// Opens the log that `settings` names, and goes on with the chain whose key and head are in the directory `state`
+    /// (made where it is not there, mode 0700). What does not fit is told in the log itself, which then goes on.
     ///
     /// # Errors
-    /// When the file cannot be opened for appending.
-    pub fn open(output: &Output) -> Result<Self, AuditError> {
-        let sink: Box<dyn Write + Send> = match output {
-            Output::Off => return Ok(Self { queue: None, lost: AtomicU64::new(0) }),
-            Output::Stdout => Box::new(io::stdout()),
-            Output::File(path) => {
-                let opened = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-                Box::new(opened.map_err(|e| AuditError(format!("{}: {e}", path.display())))?)
-            }
+    /// When the log or the state cannot be read or written, or another process writes the log.
+    pub fn start(settings: &Settings, state: &Path, now: Timestamp) -> Result<Self, AuditError> {
+        let failed = |error: io::Error| AuditError(error.to_string());
+        if settings.output == Output::Off {
+            return Ok(Self::off());
+        }
+        make_private(state).map_err(failed)?;
+        let key = Arc::new(SigningKey::load_or_create(state).map_err(failed)?);
+        let (head_file, known) = HeadFile::open(state).map_err(failed)?;
+        let (log, found) = open(&settings.output, known, now)?;
+        let public = key.public();
+        let mut writer = Writer {
+            log,
+            head: Head::START,
+            head_file: Some(head_file),
+            key: Some(key),
+            rotation: settings.rotation,
+            checkpoint_every: settings.checkpoint_every.into(),
+            sync: settings.sync,
+            shared: Arc::default(),
+            unsigned: 0,
+            told_lost: 0,
         };
-        Self::to(sink).map_err(|e| AuditError(e.to_string()))
+        writer.resume(&found, known, now)?;
+        let audit = Self::with(writer).map_err(failed)?;
+        let refusals = Mutex::new(Budget::new(settings.refusals));
+        Ok(Self { key: Some(public), refusals, interval: settings.checkpoint_interval, ..audit })
     }
 
-    /// Writes to `sink`, from a thread of its own.
+    /// A log that goes nowhere.
+    pub fn off() -> Self {
+        let defaults = Settings::new(Output::Off);
+        Self {
+            queue: None,
+            shared: Arc::default(),
+            key: None,
+            refusals: Mutex::new(Budget::new(defaults.refusals)),
+            interval: defaults.checkpoint_interval,
+        }
+    }
+
+    /// Writes to `sink`, chained from its first line, without checkpoints and without a bound on refusals: for tests.
     ///
     /// # Errors
     /// When the thread cannot be started.
     pub fn to(sink: Box<dyn Write + Send>) -> io::Result<Self> {
-        let (queue, lines) = mpsc::channel(QUEUE);
-        std::thread::Builder::new().name("audit".into()).spawn(move || write_all(sink, lines))?;
-        Ok(Self { queue: Some(queue), lost: AtomicU64::new(0) })
+        let defaults = Settings::new(Output::Off);
+        let audit = Self::with(Writer {
+            log: Log::stream(sink),
+            head: Head::START,
+            head_file: None,
+            key: None,
+            rotation: defaults.rotation,
+            checkpoint_every: u64::MAX,
+            sync: false,
+            shared: Arc::default(),
+            unsigned: 0,
+            told_lost: 0,
+        })?;
+        Ok(Self { refusals: Mutex::new(Budget::new(u32::MAX)), ..audit })
     }
 
-    /// Writes a line and waits until the system has taken it.
+    fn with(writer: Writer) -> io::Result<Self> {
+        let (queue, messages) = mpsc::channel(QUEUE);
+        let shared = Arc::clone(&writer.shared);
+        std::thread::Builder::new().name("audit".into()).spawn(move || writer.run(messages))?;
+        Ok(Self { queue: Some(queue), shared, ..Self::off() })
+    }
+
+    /// Writes a line and waits until the system has taken it, or the disk where the settings say so.
     ///
     /// # Errors
     /// When it was not written: what it records must not happen.
     pub async fn record(&self, event: &Event<'_>) -> Result<(), AuditError> {
         let Some(queue) = &self.queue else { return Ok(()) };
         let (done, answer) = oneshot::channel();
-        let line = Line { bytes: encode(event)?, done: Some(done) };
-        queue.send(line).await.map_err(|_| AuditError("the writer has stopped".into()))?;
-        answer.await.map_err(|_| AuditError("the writer has stopped".into()))?
+        let line = Message::Line(encode(event)?, event.time, Some(done));
+        queue.send(line).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
     }
 
-    /// Writes a line without waiting. When too many wait already it is dropped, and counted.
+    /// Writes a line without waiting. When too many come it is dropped and counted; the log then says how many.
     pub fn note(&self, event: &Event<'_>) {
         let Some(queue) = &self.queue else { return };
-        let taken = encode(event).is_ok_and(|bytes| queue.try_send(Line { bytes, done: None }).is_ok());
-        if !taken {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+        let room = || queue.capacity() > KEPT_FREE;
+        let allowed = || self.refusals.lock().unwrap_or_else(PoisonError::into_inner).take(event.time);
+        let send = || encode(event).is_ok_and(|body| queue.try_send(Message::Line(body, event.time, None)).is_ok());
+        if !(room() && allowed() && send()) {
+            self.shared.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// How many noted lines were dropped.
     pub fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
+        self.shared.lost.load(Ordering::Relaxed)
     }
+
+    /// The last line that is written.
+    pub fn head(&self) -> Head {
+        *self.shared.head.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The key that signs the checkpoints, where there are any.
+    pub fn key(&self) -> Option<PublicKey> {
+        self.key
+    }
+
+    /// Lets the writer sign and rotate when time has passed; never returns while the log is open.
+    pub async fn keep(&self, clock: SharedClock) {
+        let Some(queue) = &self.queue else { return };
+        loop {
+            clock.sleep(self.interval).await;
+            if queue.send(Message::Tick(clock.now())).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Writes the last checkpoint and waits until the log is on the disk. Lines may still come; they are not signed.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub async fn close(&self, now: Timestamp) -> Result<(), AuditError> {
+        let Some(queue) = &self.queue else { return Ok(()) };
+        let (done, answer) = oneshot::channel();
+        queue.send(Message::Stop(now, done)).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())?
+    }
+}
+
+fn stopped() -> AuditError {
+    AuditError("the writer has stopped".into())
+}
+
+fn open(output: &Output, known: Option<Head>, now: Timestamp) -> Result<(Log, Found), AuditError> {
+    let Output::File(path) = output else { return Ok((Log::stream(Box::new(io::stdout())), Found::default())) };
+    let named = |error: io::Error| AuditError(format!("{}: {error}", path.display()));
+    // A device or a pipe has no past and cannot be rotated.
+    if fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+        let pipe = fs::OpenOptions::new().append(true).open(path).map_err(named)?;
+        return Ok((Log::stream(Box::new(pipe)), Found::default()));
+    }
+    let (file, found) = LogFile::open(path, known, now).map_err(named)?;
+    Ok((Log::File(file), found))
+}
+
+fn make_private(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+/// The flag that makes opening a symbolic link fail.
+fn no_follow() -> i32 {
+    i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or_default()
 }
 
 fn encode(event: &Event<'_>) -> Result<Vec<u8>, AuditError> {
-    let mut bytes = serde_json::to_vec(event).map_err(|e| AuditError(e.to_string()))?;
-    bytes.push(b'\n');
-    Ok(bytes)
-}
-
-fn write_all(mut sink: Box<dyn Write + Send>, mut lines: mpsc::Receiver<Line>) {
-    while let Some(line) = lines.blocking_recv() {
-        let written = sink.write_all(&line.bytes).and_then(|()| sink.flush()).map_err(|e| AuditError(e.to_string()));
-        if let Err(error) = &written {
-            tracing::error!(%error, "audit line not written");
-        }
-        if let Some(done) = line.done {
-            // A caller that went away no longer needs the answer.
-            let _ = done.send(written);
-        }
+    let bytes = serde_json::to_vec(event).map_err(|e| AuditError(e.to_string()))?;
+    if bytes.len() > MAX_LINE - 256 {
+        return Err(AuditError("the line is too long".into()));
     }
+    Ok(bytes)
 }

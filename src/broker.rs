@@ -94,10 +94,10 @@ impl Broker {
         for lease in recovered.leases {
             leases.entry(lease.task.clone()).or_default().push(lease);
         }
-        let boot = parts.clock.boot();
+        let (now, boot) = (parts.clock.now(), parts.clock.boot());
         for record in recovered.tasks {
             let leases = leases.remove(&record.id).unwrap_or_default();
-            tasks.insert(Arc::new(Task::new(record, leases, None, boot)));
+            tasks.insert(Arc::new(Task::new(record, leases, None, now, boot)));
         }
         Arc::new(Self {
             parts,
@@ -269,11 +269,13 @@ impl Broker {
         }
         state.last_used = boot;
         let Some(slot) = state.slots.get(provider) else { return Ok(Served::Missing) };
-        let Some(issued) = slot.live.as_ref().filter(|issued| issued.is_live(now)) else { return Ok(Served::Missing) };
+        let Some(issued) = slot.live.as_ref().filter(|issued| issued.is_live(now, boot)) else {
+            return Ok(Served::Missing);
+        };
         // A successor cannot outlive the task either: once its end is the limit there is nothing to gain.
         // (Orders are in whole seconds.)
         let useful = issued.usable_until() < task.deadline().floor_to_second();
-        let due = useful && issued.is_due(now) && slot.flight.is_none();
+        let due = useful && issued.is_due(now, boot) && slot.flight.is_none();
         Ok(if due { Served::Due(Arc::clone(issued)) } else { Served::Live(Arc::clone(issued)) })
     }
 

@@ -3,6 +3,7 @@
 //! A command is a module with `Args` and `run`; `Command` lists them and `GROUPS` says where `--help` shows them.
 //! What several commands share: [`client`] speaks to a sidecar, [`own_svid`] fetches the SVID of whoever runs the command.
 
+pub mod audit;
 pub mod client;
 #[cfg(feature = "dev")]
 pub mod demo;
@@ -70,7 +71,7 @@ pub type CliResult = Result<u8, CliError>;
 const GROUPS: [(&str, &[&str]); 4] = [
     ("Run it", &["serve", "demo", "dev", "doctor", "status"]),
     ("Use it", &["exec", "task", "svid"]),
-    ("Govern it", &["policy"]),
+    ("Govern it", &["policy", "audit"]),
     ("Deliver it", &["completions", "man"]),
 ];
 
@@ -126,6 +127,8 @@ enum Command {
     Task(task::Args),
     /// Check policy files, and decide on them
     Policy(policy::Args),
+    /// Verify an audit log, and show what proves it
+    Audit(audit::Args),
     /// Fetch and print one's own SVIDs
     Svid(svid::Args),
     #[command(name = exec::LAUNCH, hide = true)]
@@ -171,6 +174,7 @@ impl Cli {
             Command::Task(args) => task::run(args).await,
             Command::Svid(args) => svid::run(args).await,
             Command::Policy(args) => policy::run(args).await,
+            Command::Audit(args) => audit::run(&args),
             Command::Launch(args) => exec::launch(args),
         }
     }

@@ -1,5 +1,9 @@
 //! Time as a value. Nothing else in the crate reads a clock: decisions take a [`Timestamp`], tasks that wait
 //! take an `Arc<dyn Clock>`, and tests step the clock by hand.
+//!
+//! - [`guard`]: whether the clock can be believed: [`TrustedClock`].
+
+pub mod guard;
 
 use std::fmt;
 use std::ops::{Add, Sub};
@@ -9,6 +13,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+pub use guard::{Distrust, TrustedClock};
 
 /// A point in wall-clock time: UTC, whole milliseconds since 1970-01-01T00:00:00Z.
 ///
@@ -115,11 +121,56 @@ impl<'de> Deserialize<'de> for Timestamp {
     }
 }
 
-/// The seam to time. The real one is [`SystemClock`]; tests use [`ManualClock`].
+/// An end on both clocks: whatever is done to the wall clock later, it comes no later than it was fixed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadline {
+    wall: Timestamp,
+    boot: Duration,
+}
+
+impl Deadline {
+    /// The end at `wall`, UTC, fixed when the clocks show `now` and `boot`.
+    pub fn fix(wall: Timestamp, now: Timestamp, boot: Duration) -> Self {
+        Self { wall, boot: boot.saturating_add(wall.since(now)) }
+    }
+
+    /// The end by the wall clock, UTC.
+    pub fn wall(&self) -> Timestamp {
+        self.wall
+    }
+
+    /// How long until the first of the two ends; zero once it has come.
+    pub fn left(&self, now: Timestamp, boot: Duration) -> Duration {
+        self.wall.since(now).min(self.boot.saturating_sub(boot))
+    }
+
+    /// Whether the end has come on either clock.
+    pub fn has_come(&self, now: Timestamp, boot: Duration) -> bool {
+        self.left(now, boot).is_zero()
+    }
+}
+
+/// The seam to time. The real one is [`TrustedClock`] over [`SystemClock`]; tests use [`ManualClock`].
 #[async_trait]
 pub trait Clock: Send + Sync + fmt::Debug {
-    /// The wall clock, UTC.
+    /// The wall clock, UTC. Where clocks differ, the latest: whether something has ended is judged by it.
     fn now(&self) -> Timestamp;
+
+    /// The same, but the earliest: new ends are set from it.
+    fn earliest(&self) -> Timestamp {
+        self.now()
+    }
+
+    /// Whether the time can be believed; nothing begins and nothing is minted while it cannot.
+    ///
+    /// # Errors
+    /// Why not, and what mends it.
+    fn trusted(&self) -> Result<(), Distrust> {
+        Ok(())
+    }
+
+    /// Believes the wall clock as it is: an operator's word.
+    fn reset(&self) {}
 
     /// Time since boot, suspend included (`CLOCK_BOOTTIME`): it never goes back and nobody can set it.
     fn boot(&self) -> Duration;

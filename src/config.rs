@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use crate::audit::Output;
+use crate::audit::{self, Output};
 use crate::identity::jwt_svid::is_cloud_audience;
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::policy::{ParamName, ScopeId};
@@ -52,6 +52,13 @@ const KEYS: &[(&str, &str, Form)] = &[
     ("aws", "audience", Form::Text),
     ("state", "directory", Form::Text),
     ("audit", "output", Form::Text),
+    ("audit", "rotate_size", Form::Text),
+    ("audit", "rotate_age", Form::Text),
+    ("audit", "keep", Form::Number),
+    ("audit", "checkpoint_every", Form::Number),
+    ("audit", "checkpoint_interval", Form::Text),
+    ("audit", "sync", Form::Switch),
+    ("audit", "refusals", Form::Number),
     ("log", "level", Form::Text),
     ("log", "format", Form::Text),
     ("shutdown", "tasks", Form::Text),
@@ -103,8 +110,8 @@ pub struct Config {
     pub aws: AwsSettings,
     /// Where the journal lives.
     pub state_directory: PathBuf,
-    /// Where audit lines go.
-    pub audit: Output,
+    /// The audit log.
+    pub audit: audit::Settings,
     /// Logging.
     pub log: LogSettings,
     /// What happens to tasks at SIGTERM.
@@ -270,6 +277,16 @@ impl Config {
     }
 }
 
+/// Where the state is when nothing is configured: `STATE_DIRECTORY`, else below `XDG_STATE_HOME`, else below `HOME`.
+pub fn default_state_directory(variable: impl Fn(&str) -> Option<String>) -> Option<PathBuf> {
+    let below = |name: &str, rest: &str| {
+        variable(name).filter(|directory| directory.starts_with('/')).map(|directory| Path::new(&directory).join(rest))
+    };
+    below("STATE_DIRECTORY", "")
+        .or_else(|| below("XDG_STATE_HOME", "sidemint"))
+        .or_else(|| below("HOME", ".local/state/sidemint"))
+}
+
 fn refuse_unknown(table: &Table, name: &str) -> Result<(), ConfigError> {
     for (section, keys) in table {
         if !KEYS.iter().any(|(s, _, _)| s == section) {
@@ -386,6 +403,21 @@ impl Section<'_> {
         }
     }
 
+    /// A number of bytes, with `KiB`, `MiB` or `GiB` behind it where that is shorter.
+    fn size(&self, key: &str, default: u64, least: u64) -> Result<u64, ConfigError> {
+        let Some(text) = self.get::<String>(key)? else { return Ok(default) };
+        let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("", 1)];
+        let parsed = units.iter().find_map(|(unit, bytes)| {
+            let number: u64 = text.strip_suffix(unit)?.trim_end().parse().ok()?;
+            number.checked_mul(*bytes)
+        });
+        match parsed {
+            None => Err(self.error(key, "write a size like 64MiB")),
+            Some(size) if size < least => Err(self.error(key, format!("at least {least}"))),
+            Some(size) => Ok(size),
+        }
+    }
+
     fn address(&self, key: &str, default: &str) -> Result<SocketAddr, ConfigError> {
         self.text(key, default)?.parse().map_err(|_| self.error(key, "write an address like 127.0.0.1:9870"))
     }
@@ -499,22 +531,35 @@ impl Raw {
         if let Some(directory) = section.get("directory")? {
             return Ok(directory);
         }
-        let below = |variable: &str, rest: &str| {
-            environment.get(variable).filter(|d| d.starts_with('/')).map(|directory| Path::new(directory).join(rest))
-        };
-        below("STATE_DIRECTORY", "")
-            .or_else(|| below("XDG_STATE_HOME", "sidemint"))
-            .or_else(|| below("HOME", ".local/state/sidemint"))
+        default_state_directory(|variable| environment.get(variable).cloned())
             .ok_or_else(|| section.error("directory", "name a directory that survives restarts"))
     }
 
-    fn audit(&self) -> Result<Output, ConfigError> {
+    fn audit(&self) -> Result<audit::Settings, ConfigError> {
         let section = Section { name: "audit", keys: &self.audit };
-        Ok(match section.text("output", "stdout")?.as_str() {
+        let output = match section.text("output", "stdout")?.as_str() {
             "stdout" => Output::Stdout,
             "off" => Output::Off,
             path if path.contains('/') => Output::File(path.into()),
             _ => return Err(section.error("output", "write \"stdout\", \"off\" or a path")),
+        };
+        let default = audit::Settings::new(output);
+        let rotation = audit::Rotation {
+            size: section.size("rotate_size", default.rotation.size, 4096)?,
+            age: section.optional_duration("rotate_age", Duration::from_secs(60))?,
+            keep: usize::try_from(section.number("keep", 8, 0)?).unwrap_or(usize::MAX),
+        };
+        Ok(audit::Settings {
+            rotation,
+            checkpoint_every: section.number("checkpoint_every", default.checkpoint_every, 1)?,
+            checkpoint_interval: section.duration(
+                "checkpoint_interval",
+                default.checkpoint_interval,
+                Duration::from_secs(1),
+            )?,
+            sync: section.get("sync")?.unwrap_or(default.sync),
+            refusals: section.number("refusals", default.refusals, 1)?,
+            ..default
         })
     }
 
@@ -610,7 +655,9 @@ mod tests {
     #[test]
     fn each_mistake_is_one_line_that_names_its_key() {
         type Case = (&'static str, &'static [(&'static str, &'static str)], &'static str);
-        let cases: [Case; 14] = [
+        let cases: [Case; 16] = [
+            ("[audit]\nrotate_size = \"64MB\"", &[], "audit.rotate_size"),
+            ("[audit]\nrotate_size = \"1KiB\"", &[], "at least 4096"),
             ("", &[], "policy.directory"),
             ("[policy]\ndirectory = \"/p\"", &[], "trust = \"unsigned\""),
             ("[policy]\ndirectory = \"/p\"\ntrust = \"signed\"", &[], "policy.trust"),

@@ -67,6 +67,7 @@ pub mod config;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod exchange;
+pub mod hardening;
 pub mod id;
 pub mod identity;
 pub mod lease;
@@ -76,3 +77,4 @@ pub mod policy;
 pub mod secret;
 pub mod server;
 pub mod task;
+pub mod timekeeper;

@@ -64,6 +64,7 @@ pub struct Metrics {
     lease_series: Vec<(&'static str, &'static str)>,
     suspensions: Vec<&'static str>,
     tls_handshakes: IntCounterVec,
+    clock_untrusted: IntGauge,
 }
 
 /// Where a gauge of the whole sidecar stands; filled in by the broker when Prometheus asks.
@@ -93,6 +94,8 @@ pub struct Snapshot {
     pub journal_pending: i64,
     /// Audit lines lost so far.
     pub audit_lost: u64,
+    /// Whether the time is in doubt.
+    pub clock_untrusted: bool,
 }
 
 impl Metrics {
@@ -177,6 +180,7 @@ impl Metrics {
             )?,
             journal_pending: gauge(&r, "sidemint_journal_pending", "Writes that wait to become durable.")?,
             audit_lost: counter(&r, "sidemint_audit_lost_total", "Noted audit lines dropped because too many waited.")?,
+            clock_untrusted: gauge(&r, "sidemint_clock_untrusted", "1 while the time is in doubt.")?,
             lease_series: words
                 .providers
                 .iter()
@@ -316,6 +320,7 @@ impl Metrics {
         self.exceptions_open.set(snapshot.exceptions_open);
         self.break_glass_active.set(snapshot.break_glass_active);
         self.journal_pending.set(snapshot.journal_pending);
+        self.clock_untrusted.set(snapshot.clock_untrusted.into());
         self.audit_lost.inc_by(snapshot.audit_lost.saturating_sub(self.audit_lost.get()));
         let mut page = Vec::with_capacity(16 * 1024);
         TextEncoder::new().encode(&self.registry.gather(), &mut page)?;

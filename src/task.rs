@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::clock::Timestamp;
+use crate::clock::{Deadline, Timestamp};
 use crate::identity::task_token::TokenHash;
 use crate::identity::{Caller, SpiffeId};
 use crate::lease::LeaseRecord;
@@ -78,7 +78,7 @@ pub struct Task {
     id: TaskId,
     owner: SpiffeId,
     session_name: String,
-    deadline: Timestamp,
+    deadline: Deadline,
     record: TaskRecord,
     state: Mutex<TaskState>,
     /// Made for the first who waits: few tasks are waited for.
@@ -86,8 +86,15 @@ pub struct Task {
 }
 
 impl Task {
-    /// A task from its record. `boot` is the time since boot from which idleness and holding count.
-    pub fn new(record: TaskRecord, leases: Vec<LeaseRecord>, decided: Option<Decided>, boot: Duration) -> Self {
+    /// A task from its record, when the clocks show `now` and `boot`: idleness and holding count from then, and its
+    /// end is fixed on both.
+    pub fn new(
+        record: TaskRecord,
+        leases: Vec<LeaseRecord>,
+        decided: Option<Decided>,
+        now: Timestamp,
+        boot: Duration,
+    ) -> Self {
         let state = TaskState {
             token: record.token,
             ending: record.ending.clone(),
@@ -103,7 +110,8 @@ impl Task {
             id: record.id.clone(),
             owner: record.owner.clone(),
             session_name: session_name(&record),
-            deadline: record.deadline,
+            // After a restart on a clock that shows a time before it began, its whole life at most.
+            deadline: Deadline::fix(record.deadline, now.max(record.begun_at), boot),
             record,
             state: Mutex::new(state),
             ended: OnceLock::new(),
@@ -122,7 +130,12 @@ impl Task {
 
     /// When it must end, UTC.
     pub fn deadline(&self) -> Timestamp {
-        self.deadline
+        self.deadline.wall()
+    }
+
+    /// How long until it must end, by whichever clock comes first.
+    pub fn left(&self, now: Timestamp, boot: Duration) -> Duration {
+        self.deadline.left(now, boot)
     }
 
     /// The name under which providers know its sessions: unique to the task, the same for each of its credentials.
@@ -179,7 +192,7 @@ impl Task {
         if state.ending.is_some() {
             return None;
         }
-        if now >= self.deadline {
+        if self.deadline.has_come(now, boot) {
             return Some(EndReason::Deadline);
         }
         if self.record.hold && state.holders == 0 && boot.saturating_sub(state.unheld_since) >= HOLD_GRACE {
@@ -196,7 +209,7 @@ impl Task {
         if state.ending.is_some() {
             return None;
         }
-        let mut next = self.deadline.since(now);
+        let mut next = self.deadline.left(now, boot);
         if self.record.hold && state.holders == 0 {
             next = next.min((state.unheld_since + HOLD_GRACE).saturating_sub(boot));
         }

@@ -54,6 +54,7 @@ pub struct Begun {
 impl Broker {
     /// Evidence → caller; for a child task, the caller of its parent.
     pub(super) fn authenticate(&self, request: &BeginRequest, now: Timestamp) -> Result<Caller, BeginError> {
+        self.parts.clock.trusted()?;
         let identities = self.parts.workload_api.identities();
         if !identities.known {
             return Err(BeginError::NotReady);
@@ -120,7 +121,8 @@ impl Broker {
             return Err(BeginError::TooMany);
         }
         let (token, hash) = task_token::generate()?;
-        let record = new_record(request, caller, &permit, parent.as_deref(), hash, now)?;
+        let set_from = self.parts.clock.earliest();
+        let record = new_record(request, caller, &permit, parent.as_deref(), hash, set_from)?;
         let decided = Decided::from(&permit);
         self.audit_permit(request, &record, Some(&decided), None).await?;
         journal::record(&*self.parts.journal, vec![Change::Task(Box::new(record.clone()))]).await?;
@@ -134,7 +136,7 @@ impl Broker {
     }
 
     fn run(&self, record: TaskRecord, decided: Decided) -> Arc<Task> {
-        let task = Arc::new(Task::new(record, Vec::new(), Some(decided), self.parts.clock.boot()));
+        let task = Arc::new(Task::new(record, Vec::new(), Some(decided), self.now(), self.parts.clock.boot()));
         self.tasks.insert(Arc::clone(&task));
         self.changed.notify_one();
         task

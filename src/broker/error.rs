@@ -1,6 +1,7 @@
 //! Why the broker refuses, with the word for metrics and audit. What the outside is told is the server's business.
 
 use crate::audit::AuditError;
+use crate::clock::Distrust;
 use crate::exchange::Provider;
 use crate::identity::task_token::NoRandomness;
 use crate::identity::{AuthenticationError, SpiffeId};
@@ -50,11 +51,14 @@ pub enum BeginError {
     /// No unguessable token could be made.
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
+    /// Nobody knows what time it is.
+    #[error("the time is in doubt: {0}")]
+    ClockUntrusted(#[from] Distrust),
 }
 
 impl BeginError {
     /// The words of `sidemint_denials_total{reason}` beside those of [`crate::policy::DenialReason`].
-    pub const KINDS: [&'static str; 11] = [
+    pub const KINDS: [&'static str; 12] = [
         "not_ready",
         "unauthenticated",
         "parent_gone",
@@ -66,6 +70,7 @@ impl BeginError {
         "too_many_tasks",
         "not_recorded",
         "no_randomness",
+        "clock_untrusted",
     ];
 
     /// The stable word for metrics and audit.
@@ -83,6 +88,7 @@ impl BeginError {
             Self::TooMany => "too_many_tasks",
             Self::Journal(_) | Self::Audit(_) => "not_recorded",
             Self::NoRandomness(_) => "no_randomness",
+            Self::ClockUntrusted(_) => "clock_untrusted",
         }
     }
 }

@@ -72,7 +72,7 @@ impl Broker {
         if let Some(ending) = &task.state().ending {
             return Err(CredentialsError::TaskEnded(ending.reason));
         }
-        if issued.is_live(self.now()) { Ok(issued) } else { Err(dead_on_arrival().into()) }
+        if issued.is_live(self.now(), self.parts.clock.boot()) { Ok(issued) } else { Err(dead_on_arrival().into()) }
     }
 
     /// Exchange, counted and audited whatever comes of it.
@@ -124,6 +124,7 @@ impl Broker {
 
     /// INVARIANT: decide → intent durable → exchange → outcome durable → look again.
     async fn exchange(self: &Arc<Self>, task: &Arc<Task>, provider: Provider, request_id: &str) -> FlightResult {
+        self.parts.clock.trusted().map_err(MintError::ClockUntrusted)?;
         let now = self.now();
         let policy = self.parts.policy.current().ok_or(MintError::NoPolicy)?;
         // Decided anew for every credential: what depends on the date alone must not wait for a new policy version.
@@ -133,7 +134,8 @@ impl Broker {
         };
         let grant = grant_at(&permit, provider).ok_or(MintError::NoGrant(provider))?;
         let cloud = self.parts.clouds.get(&provider).ok_or(MintError::NoGrant(provider))?;
-        let dead_by = dead_by(&permit, &grant, task.deadline(), now).ok_or(MintError::TooLate)?;
+        let left = task.left(now, self.parts.clock.boot());
+        let dead_by = dead_by(&permit, &grant, left, self.parts.clock.earliest()).ok_or(MintError::TooLate)?;
         let order = MintOrder {
             caller: task.owner().clone(),
             session_name: task.session_name().to_owned(),
@@ -156,9 +158,11 @@ impl Broker {
             self.end(task, reason, Some(request_id)).await;
             return Err(MintError::TaskEnded(reason));
         }
-        let now = self.now();
-        let issued = Issued::new(lease, minted, task.deadline(), now, &receipt);
-        if issued.is_live(now) { Ok(Arc::new(issued)) } else { Err(dead_on_arrival()) }
+        // Its ends could not be fixed on a clock that jumped meanwhile.
+        self.parts.clock.trusted().map_err(MintError::ClockUntrusted)?;
+        let (now, boot) = (self.now(), self.parts.clock.boot());
+        let issued = Issued::new(lease, minted, task.deadline(), (now, boot), &receipt);
+        if issued.is_live(now, boot) { Ok(Arc::new(issued)) } else { Err(dead_on_arrival()) }
     }
 
     /// Records that a credential is about to be asked for.
@@ -271,9 +275,9 @@ fn grant_at(permit: &Permit, provider: Provider) -> Option<ResolvedGrant> {
     permit.grants().iter().find(|grant| grant.provider.provider() == provider).cloned()
 }
 
-/// The law of life: the earliest of `max_residual`, the task's deadline and the grant's `max_session`, in whole
+/// The law of life: the earliest of `max_residual`, what is `left` of the task and the grant's `max_session`, in whole
 /// seconds; `None` when that leaves too little.
-fn dead_by(permit: &Permit, grant: &ResolvedGrant, deadline: Timestamp, now: Timestamp) -> Option<Timestamp> {
-    let life = permit.caps().max_residual.min(grant.max_session).min(deadline.since(now));
+fn dead_by(permit: &Permit, grant: &ResolvedGrant, left: Duration, now: Timestamp) -> Option<Timestamp> {
+    let life = permit.caps().max_residual.min(grant.max_session).min(left);
     (life >= SHORTEST_LIFE).then(|| (now + life).floor_to_second())
 }

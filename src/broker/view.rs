@@ -123,7 +123,7 @@ impl Broker {
         let mut tasks = BTreeMap::from(Tier::ALL.map(|tier| (tier.as_str(), 0)));
         let mut leases: BTreeMap<(&'static str, &'static str), i64> = BTreeMap::new();
         let mut expiry: BTreeMap<&'static str, Timestamp> = BTreeMap::new();
-        let now = self.now();
+        let (now, boot) = (self.now(), self.parts.clock.boot());
         for task in self.tasks().all() {
             let state = task.state();
             if state.ending.is_some() {
@@ -136,7 +136,7 @@ impl Broker {
                 *leases.entry((lease.provider.as_str(), lease.revocation.as_str())).or_default() += 1;
             }
             for (provider, slot) in state.slots.iter() {
-                if let Some(live) = slot.live.as_ref().filter(|live| live.is_live(now)) {
+                if let Some(live) = slot.live.as_ref().filter(|live| live.is_live(now, boot)) {
                     let earliest = expiry.entry(provider.as_str()).or_insert(Timestamp::MAX);
                     *earliest = live.told_expiry().min(*earliest);
                 }

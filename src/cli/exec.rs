@@ -22,6 +22,7 @@ use tokio::sync::mpsc;
 use super::client::{BeginRequest, Begun, ClientError, Hold, Sidecar};
 use super::{CliError, CliResult, Exit, complain, own_svid, plain, task};
 use crate::clock::{SharedClock, SystemClock, within};
+use crate::hardening;
 use child::{Child, Signals};
 pub use child::{LAUNCH, LaunchArgs, launch};
 use environment::TokenFile;
@@ -60,6 +61,7 @@ pub struct Args {
 /// # Errors
 /// When no task begins: what to print and the exit code.
 pub async fn run(args: Args) -> CliResult {
+    hardening::harden_parent().map_err(|error| CliError::new(Exit::Failed, error.to_string()))?;
     let clock: SharedClock = Arc::new(SystemClock);
     let sidecar = Sidecar::from_env(clock.clone())?;
     let request = args.ask.request(true)?;

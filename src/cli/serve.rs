@@ -11,6 +11,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::{CliError, CliResult, Exit};
 use crate::app;
 use crate::config::{Config, LogSettings};
+use crate::hardening;
 
 /// Run the sidecar: authenticate workloads, decide, mint, serve, and take access back when the task ends
 #[derive(Debug, clap::Args)]
@@ -25,6 +26,8 @@ pub struct Args {
 /// # Errors
 /// Exit 2 with one line that says the mend, when the configuration cannot be used.
 pub async fn run(args: Args) -> CliResult {
+    // First of all: nothing secret has come into the process yet.
+    hardening::harden().map_err(|error| CliError::new(Exit::Failed, error.to_string()))?;
     let environment = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
     let config = Config::load(args.config.as_deref(), environment).map_err(|e| usage(&e))?;
     log_to_stderr(&config.log)?;

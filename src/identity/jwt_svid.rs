@@ -188,6 +188,23 @@ fn check_form_and_signature<'a>(
     Ok((spiffe_id, Times::read(&claims)?, bundle))
 }
 
+/// When `token` was signed, by its `iat`, once its signature, form and `audience` are verified. Whether it has expired is
+/// not asked: this is how one finds out what time it is. Use an audience that no other token ever had, so that it
+/// cannot be an old one.
+///
+/// # Errors
+/// Names the first rule that the token broke; `NumericDate` also when it has no `iat`, which is optional.
+pub fn signed_time(
+    token: &str,
+    bundles: &BTreeMap<TrustDomain, Arc<JwtBundle>>,
+    audience: &str,
+) -> Result<Timestamp, JwtSvidError> {
+    let claims = json::object(&Parts::split(token)?.payload)?;
+    let issued_at = numeric_date(&claims, "iat")?.ok_or(JwtSvidError::NumericDate)?;
+    // At its own time the token is valid, whatever our clock shows.
+    verify(token, bundles, audience, issued_at).map(|_| issued_at)
+}
+
 /// What an unverified token claims: for tokens that our own agent just gave us, never for a caller's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Inspected {

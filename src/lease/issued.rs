@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::journal::Receipt;
-use crate::clock::Timestamp;
+use crate::clock::{Deadline, Timestamp};
 use crate::exchange::{Credential, Minted};
 use crate::id::LeaseId;
 use crate::secret::SecretBytes;
@@ -17,8 +17,8 @@ pub struct Issued {
     lease: LeaseId,
     credential: Credential,
     issued_at: Timestamp,
-    usable_until: Timestamp,
-    told_expiry: Timestamp,
+    usable_until: Deadline,
+    told_expiry: Deadline,
     body: OnceLock<Bytes>,
 }
 
@@ -30,16 +30,23 @@ const LONG_LIFE: Duration = Duration::from_secs(12 * 60);
 const REMINT_BEFORE: Duration = Duration::from_secs(10 * 60 + 30);
 
 impl Issued {
-    /// The one way from a minted credential to one that may be served: its `issued` record is durable.
-    pub fn new(lease: LeaseId, minted: Minted, deadline: Timestamp, now: Timestamp, _durable: &Receipt) -> Self {
+    /// The one way from a minted credential to one that may be served: its `issued` record is durable. The clocks show
+    /// `now` and `boot`.
+    pub fn new(
+        lease: LeaseId,
+        minted: Minted,
+        deadline: Timestamp,
+        (now, boot): (Timestamp, Duration),
+        _durable: &Receipt,
+    ) -> Self {
         let end = minted.usable_until.min(deadline);
         let life = end.since(now);
         Self {
             lease,
             credential: minted.credential,
             issued_at: now,
-            usable_until: minted.usable_until,
-            told_expiry: (end - MARGIN.min(life / 10)).floor_to_second(),
+            usable_until: Deadline::fix(minted.usable_until, now, boot),
+            told_expiry: Deadline::fix((end - MARGIN.min(life / 10)).floor_to_second(), now, boot),
             body: OnceLock::new(),
         }
     }
@@ -56,24 +63,24 @@ impl Issued {
 
     /// When it stops working at its provider, UTC.
     pub fn usable_until(&self) -> Timestamp {
-        self.usable_until
+        self.usable_until.wall()
     }
 
     /// The expiry to tell the workload, UTC, whole seconds: the earliest of the provider's, the cut and the task's end,
     /// less min(15 s, a tenth of its life). From this moment on it is not served.
     pub fn told_expiry(&self) -> Timestamp {
-        self.told_expiry
+        self.told_expiry.wall()
     }
 
-    /// Whether it may still be served at `now`.
-    pub fn is_live(&self, now: Timestamp) -> bool {
-        now < self.told_expiry
+    /// Whether it may still be served: its end has come on neither clock.
+    pub fn is_live(&self, now: Timestamp, boot: Duration) -> bool {
+        !self.told_expiry.has_come(now, boot)
     }
 
     /// Whether it is time to mint its successor in the background.
-    pub fn is_due(&self, now: Timestamp) -> bool {
-        let life = self.usable_until.since(self.issued_at);
-        let left = self.usable_until.since(now);
+    pub fn is_due(&self, now: Timestamp, boot: Duration) -> bool {
+        let life = self.usable_until.wall().since(self.issued_at);
+        let left = self.usable_until.left(now, boot);
         if life >= LONG_LIFE { left < REMINT_BEFORE } else { left < life / 2 }
     }
 
@@ -85,6 +92,6 @@ impl Issued {
 
 impl fmt::Debug for Issued {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Issued").field("lease", &self.lease).field("told_expiry", &self.told_expiry).finish()
+        f.debug_struct("Issued").field("lease", &self.lease).field("told_expiry", &self.told_expiry()).finish()
     }
 }

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::problem::Problem as Answered;
 use super::{Answer, Peer, guard, tasks};
+use crate::audit::{self, Event};
 use crate::broker::Broker;
 use crate::clock::Timestamp;
 use crate::identity::workload_api::SpiffeWorkloadApi;
@@ -49,6 +50,7 @@ struct Status {
     tasks: Value,
     leases: Value,
     journal: Value,
+    audit: Value,
 }
 
 #[derive(Debug, Serialize)]
@@ -90,6 +92,7 @@ impl Admin {
             (&Method::GET, []) if here => text(StatusCode::OK, "text/html; charset=utf-8", self.page()),
             (&Method::GET, ["status"]) if here => super::json(StatusCode::OK, &self.status(peer == Peer::Unix)),
             (&Method::DELETE, ["v1", "tasks", task]) if peer == Peer::Unix => self.end(task).await,
+            (&Method::POST, ["v1", "clock", "reset"]) if peer == Peer::Unix => self.reset_clock().await,
             (&Method::GET, _) => Answered::not_found().answer(""),
             _ => Answered::method_not_allowed().answer(""),
         }
@@ -101,6 +104,20 @@ impl Admin {
             Some(task) => tasks::end_with(&self.broker, &task, EndReason::Operator, "operator").await,
             None => Answered::not_found().answer(""),
         }
+    }
+
+    /// An operator says that the wall clock is right. Told in the audit log first.
+    async fn reset_clock(&self) -> Answer {
+        let parts = self.broker.parts();
+        let detail = parts.clock.trusted().err().map(|distrust| distrust.to_string());
+        let event = Event { detail, ..Event::new(self.broker.now(), audit::Kind::Clock, "reset") };
+        if parts.audit.record(&event).await.is_err() {
+            return Answered::unavailable("unavailable", "The audit log cannot be written.", Duration::from_secs(1))
+                .answer("");
+        }
+        parts.clock.reset();
+        tracing::warn!("the clock is believed as it is: an operator's word");
+        super::json(StatusCode::OK, &json!({ "now": self.broker.now() }))
     }
 
     fn readyz(&self) -> Answer {
@@ -126,6 +143,9 @@ impl Admin {
         }
         if !self.broker.parts().journal.healthy() {
             reasons.push("journal: a write failed; mend the disk and start again".into());
+        }
+        if let Err(distrust) = self.broker.parts().clock.trusted() {
+            reasons.push(format!("clock: {distrust}"));
         }
         if let Some(reason) = self.pod_task.as_ref().and_then(|pod| pod.not_ready()) {
             reasons.push(format!("pod task: {reason}"));
@@ -192,6 +212,7 @@ impl Admin {
             suspended: suspended.into_iter().collect(),
             journal_pending: i64::try_from(self.broker.parts().journal.pending()).unwrap_or(i64::MAX),
             audit_lost: self.broker.parts().audit.lost(),
+            clock_untrusted: self.broker.parts().clock.trusted().is_err(),
         }
     }
 
@@ -222,6 +243,7 @@ impl Admin {
             tasks: json!({ "active": census.active, "ended": census.ended }),
             leases: json!({ "active": census.leases.iter().map(|(_, _, count)| count).sum::<i64>() }),
             journal: json!({ "pending": self.broker.parts().journal.pending() }),
+            audit: self.audit_status(),
         };
         // Strings, numbers and lists of them always serialise.
         let mut value = serde_json::to_value(status).unwrap_or_default();
@@ -231,6 +253,12 @@ impl Admin {
             members.insert("task_list".into(), json!(tasks::views(&self.broker.tasks().all())));
         }
         value
+    }
+
+    /// What `sidemint audit verify` is given to find a forged or shortened log.
+    fn audit_status(&self) -> Value {
+        let audit = &self.broker.parts().audit;
+        json!({ "key": audit.key(), "head": audit.head().to_string() })
     }
 
     /// The status page: the same words as `/status`, for people.

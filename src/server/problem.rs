@@ -137,12 +137,17 @@ impl Problem {
 const SOON: Duration = Duration::from_secs(1);
 const LATER: Duration = Duration::from_secs(30);
 
+fn clock_untrusted() -> Problem {
+    Problem::unavailable("unavailable", "The sidecar's clock is in doubt: nothing begins and nothing is minted.", LATER)
+}
+
 impl From<&BeginError> for Problem {
     fn from(error: &BeginError) -> Self {
         match error {
             BeginError::Unauthenticated(_) | BeginError::ParentGone => Self::unauthenticated(),
             BeginError::NotServed(_) | BeginError::ForeignParent => Self::denied(),
             BeginError::Denied(denial) => denial.into(),
+            BeginError::ClockUntrusted(_) => clock_untrusted(),
             BeginError::NotReady | BeginError::NoPolicy => {
                 Self::unavailable("unavailable", "The sidecar is not ready yet.", SOON)
             }
@@ -206,6 +211,7 @@ impl From<&MintError> for Problem {
             (MintError::NoPolicy | MintError::NotRecorded(_), _) => {
                 Self::unavailable("unavailable", "The sidecar cannot mint now.", SOON)
             }
+            (MintError::ClockUntrusted(_), _) => clock_untrusted(),
             (MintError::StillMinting, _) => {
                 Self::unavailable("provider_unavailable", "The provider has not answered yet.", SOON)
             }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::record::EndReason;
+use crate::clock::Distrust;
 use crate::exchange::{ExchangeError, Provider};
 use crate::lease::Issued;
 
@@ -83,6 +84,9 @@ pub enum MintError {
     /// It could not be made durable or audited.
     #[error("not recorded: {0}")]
     NotRecorded(String),
+    /// Nobody knows what time it is.
+    #[error("the time is in doubt: {0}")]
+    ClockUntrusted(Distrust),
     /// The exchange takes longer than the request waits; it goes on.
     #[error("the exchange is still under way")]
     StillMinting,
@@ -90,7 +94,7 @@ pub enum MintError {
 
 impl MintError {
     /// Every word of [`MintError::kind`], and the one for success.
-    pub const OUTCOMES: [&'static str; 11] = [
+    pub const OUTCOMES: [&'static str; 12] = [
         "minted",
         "unavailable",
         "refused",
@@ -102,6 +106,7 @@ impl MintError {
         "no_policy",
         "too_late",
         "not_recorded",
+        "clock_untrusted",
     ];
 
     /// The stable word for metrics and audit.
@@ -113,6 +118,7 @@ impl MintError {
             Self::TooLate => "too_late",
             Self::Exchange(error) => error.kind(),
             Self::NotRecorded(_) => "not_recorded",
+            Self::ClockUntrusted(_) => "clock_untrusted",
             Self::StillMinting => "still_minting",
         }
     }
@@ -121,7 +127,7 @@ impl MintError {
     pub fn retry_after(&self) -> Option<Duration> {
         const SOON: Duration = Duration::from_secs(1);
         match self {
-            Self::NoPolicy | Self::NotRecorded(_) | Self::StillMinting => Some(SOON),
+            Self::NoPolicy | Self::NotRecorded(_) | Self::ClockUntrusted(_) | Self::StillMinting => Some(SOON),
             Self::Exchange(error) => match &**error {
                 ExchangeError::Unavailable { retry_after, .. } => Some(retry_after.unwrap_or(SOON)),
                 ExchangeError::Unusable { .. } | ExchangeError::NoSvid { passing: true, .. } => Some(SOON),

@@ -9,9 +9,11 @@
     reason = "a test ends by its first surprise; the lints see only #[test] functions as tests, not their helpers"
 )]
 
+mod audit;
 mod exec;
 mod fake_sidecar;
 mod fake_workload_api;
+mod hardening;
 mod tasks;
 
 use std::path::Path;

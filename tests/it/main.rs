@@ -18,6 +18,7 @@ mod world;
 
 mod aws;
 mod begin;
+mod clock;
 mod end;
 mod journal;
 mod metrics;

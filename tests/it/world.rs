@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sidemint::audit::{Audit, Event, Kind};
 use sidemint::broker::{Broker, Limits, Parts, reaper};
-use sidemint::clock::{Clock, ManualClock, Timestamp};
+use sidemint::clock::{Clock, ManualClock, Timestamp, TrustedClock};
 use sidemint::config::PodTaskSettings;
 use sidemint::exchange::{Cloud, Provider};
 use sidemint::identity::Authenticator;
@@ -81,6 +81,8 @@ pub(crate) struct Setup {
     pub(crate) reaper: bool,
     pub(crate) tasks: usize,
     pub(crate) pod_task: Option<PodTaskSettings>,
+    /// Whether the sidecar compares its clocks, as the real one does.
+    pub(crate) guarded: bool,
 }
 
 impl Default for Setup {
@@ -92,6 +94,7 @@ impl Default for Setup {
             reaper: false,
             tasks: 10_000,
             pod_task: None,
+            guarded: false,
         }
     }
 }
@@ -121,6 +124,7 @@ pub(crate) struct Sidecar {
     pub(crate) policy: Arc<PolicyCache>,
     pub(crate) admin: Arc<Admin>,
     pub(crate) pod_task: Option<Arc<PodTask>>,
+    pub(crate) trusted: Option<Arc<TrustedClock>>,
     pub(crate) address: SocketAddr,
     pub(crate) admin_address: SocketAddr,
     pub(crate) admin_socket: PathBuf,
@@ -197,8 +201,10 @@ impl World {
         let source = Arc::new(DirectorySource::new(self.policy_directory()));
         let policy = Arc::new(PolicyCache::new(source, LoadOptions::default()));
         policy.reload_now(self.clock.now()).await;
+        let machine: Arc<dyn Clock> = Arc::new(self.clock.clone());
+        let trusted = self.setup.guarded.then(|| TrustedClock::start(Arc::clone(&machine), &state).unwrap());
         let parts = Parts {
-            clock: Arc::new(self.clock.clone()),
+            clock: trusted.clone().map_or(machine, |trusted| trusted as Arc<dyn Clock>),
             workload_api: Arc::clone(&self.api) as _,
             authenticator: Authenticator::new(Arc::clone(&self.api) as _, AUDIENCE.into()),
             policy: Arc::clone(&policy),
@@ -255,6 +261,7 @@ impl World {
             policy,
             admin,
             pod_task,
+            trusted,
             address,
             admin_address,
             admin_socket,
@@ -322,6 +329,7 @@ impl World {
         let (from, to) = (self.state(), self.directory.path().join(format!("state-{}", self.states.len())));
         fs::create_dir(&to).unwrap();
         fs::copy(from.join("journal.redb"), to.join("journal.redb")).unwrap();
+        let _ = fs::copy(from.join("clock.json"), to.join("clock.json"));
         self.states.push(to);
         self.start().await;
     }
