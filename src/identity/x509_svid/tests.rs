@@ -149,13 +149,16 @@ proptest! {
         prop_assert!(verify(&[bytes], &bundles, &accepted, NOW).is_err());
     }
 
-    /// The library's reader and ours: what ours takes, the library's takes too, bar its own unknown extensions.
+    /// The library's reader and ours: what ours takes, the library's takes too, bar what is unknown to one of them: the
+    /// library also reads CRL distribution points, which are an unknown extension to us (`second_opinion` refuses then).
     #[test]
     fn reads_nothing_that_the_library_cannot(edits in prop::collection::vec(edit(), 1..3)) {
         use std::sync::LazyLock;
         static LEAF: LazyLock<Vec<u8>> = LazyLock::new(|| world().0.issue(REPORT, NOW, NOW + HOUR).chain.remove(0));
         let mut der = LEAF.clone();
         edits.iter().for_each(|edit| if !der.is_empty() { apply(&mut der, edit) });
+        const CRL_DISTRIBUTION_POINTS: [u8; 5] = [0x06, 0x03, 0x55, 0x1d, 0x1f];
+        prop_assume!(!der.windows(5).any(|bytes| bytes == CRL_DISTRIBUTION_POINTS));
         if let Ok(ours) = Certificate::parse(&der) && !ours.extensions.unknown_critical {
             let theirs = rustls::pki_types::CertificateDer::from(der.as_slice());
             prop_assert!(webpki::EndEntityCert::try_from(&theirs).is_ok(), "{der:02x?}");
