@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod aws;
+pub mod begin_body;
 mod connection;
 pub mod guard;
 pub mod mtls;

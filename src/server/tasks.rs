@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,90 +11,26 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Either, StreamBody};
 use hyper::body::{Frame, Incoming};
-use serde::de::{self, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::Serialize;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::problem::Problem;
-use super::{Answer, Dialect, Server, aws, json, mtls, read_body};
+use super::{Answer, Dialect, Server, aws, begin_body, json, mtls, read_body};
 use crate::broker::{BeginRequest, Begun, Broker, Claimant, FindError, TaskView};
 use crate::clock::Timestamp;
 use crate::exchange::Provider;
 use crate::identity::Evidence;
 use crate::identity::task_token::{PREFIX, TokenHash};
 use crate::lease::LeaseEnding;
-use crate::policy::{Ask, ParamName, ScopeId};
+use crate::policy::ScopeId;
 use crate::secret::Secret;
 use crate::task::{EndReason, Idempotency, Task, TaskId};
 
 /// How often a held task says that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(2);
-const MAX_LABEL: usize = 128;
-const MAX_REASON: usize = 512;
-const MAX_PARAMS: usize = 32;
 const MAX_KEY: usize = 255;
-
-/// The body of `POST /v1/tasks`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct BeginBody {
-    scope: String,
-    task: Option<String>,
-    #[serde(default)]
-    params: Params,
-    ttl: Option<Ttl>,
-    #[serde(default)]
-    hold: bool,
-    reason: Option<String>,
-    approval: Option<String>,
-    parent: Option<String>,
-}
-
-/// Parameters, none of them twice.
-#[derive(Debug, Default)]
-struct Params(BTreeMap<ParamName, String>);
-
-impl<'de> Deserialize<'de> for Params {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Unique;
-        impl<'de> Visitor<'de> for Unique {
-            type Value = Params;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of strings")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Params, A::Error> {
-                let mut params = BTreeMap::new();
-                while let Some((name, value)) = map.next_entry::<ParamName, String>()? {
-                    if params.len() >= MAX_PARAMS || params.insert(name, value).is_some() {
-                        return Err(de::Error::custom("a parameter given twice, or too many"));
-                    }
-                }
-                Ok(Params(params))
-            }
-        }
-        deserializer.deserialize_map(Unique)
-    }
-}
-
-/// A duration: whole seconds, or text such as `15m`.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Ttl {
-    Seconds(u32),
-    Text(String),
-}
-
-impl Ttl {
-    fn duration(&self) -> Option<Duration> {
-        let ttl = match self {
-            Self::Seconds(seconds) => Duration::from_secs((*seconds).into()),
-            Self::Text(text) => humantime::parse_duration(text).ok()?,
-        };
-        (!ttl.is_zero()).then_some(ttl)
-    }
-}
 
 /// The answer to `POST /v1/tasks`.
 #[derive(Serialize)]
@@ -182,43 +117,16 @@ async fn read_begin(
     }
     let key = idempotency_key(&request)?;
     let body = read_body(server, request.into_body()).await?;
-    let asked: BeginBody = serde_json::from_slice(&body).map_err(|e| Problem::invalid_request(not_a_task(&e)))?;
-    // A name that cannot be a scope gets the answer of a scope that is not there.
-    let scope = asked.scope.parse().map_err(|_| Problem::denied())?;
-    let ttl = match &asked.ttl {
-        Some(ttl) => Some(ttl.duration().ok_or_else(|| Problem::invalid_request("ttl is not a duration like 15m"))?),
-        None => None,
-    };
-    let parent = match &asked.parent {
-        Some(parent) => Some(parent.parse().map_err(|()| Problem::denied())?),
-        None => None,
-    };
-    bounded("task", asked.task.as_deref(), MAX_LABEL)?;
-    bounded("reason", asked.reason.as_deref(), MAX_REASON)?;
-    bounded("approval", asked.approval.as_deref(), MAX_REASON)?;
+    let asked = begin_body::parse(&body)?;
     Ok(BeginRequest {
         claimant,
-        ask: Ask { scope, params: asked.params.0, reason: asked.reason, approval: asked.approval, ttl },
-        label: asked.task,
+        ask: asked.ask,
+        label: asked.label,
         hold: asked.hold,
-        parent,
+        parent: asked.parent,
         idempotency: key.map(|key| Idempotency { key: sha256(key.as_bytes()), body: sha256(&body) }),
         request_id: id.to_owned(),
     })
-}
-
-/// Where the body stops being a task, and what one is. Never serde's own words: they quote the body, which may be a
-/// token in the wrong place.
-fn not_a_task(error: &serde_json::Error) -> String {
-    const MEMBERS: &str = "scope, task, params, ttl, hold, reason, approval, parent";
-    let (line, column) = (error.line(), error.column());
-    let what = if error.is_data() { "is not a task" } else { "is not JSON" };
-    format!("the body {what} at line {line}, column {column}: it is one object of {MEMBERS}, none of them twice")
-}
-
-fn bounded(name: &str, text: Option<&str>, max: usize) -> Result<(), Problem> {
-    let fits = text.is_none_or(|text| text.len() <= max && !text.chars().any(char::is_control));
-    if fits { Ok(()) } else { Err(Problem::invalid_request(format!("{name}: at most {max} bytes of printable text"))) }
 }
 
 fn idempotency_key(request: &Request<Incoming>) -> Result<Option<String>, Problem> {
