@@ -1,0 +1,143 @@
+//! What a hostile STS answers (threat T24): through the real client, an answer is a credential only if it is of the role
+//! and session that were asked for, and dies when it must.
+#![no_main]
+
+use std::cell::RefCell;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use libfuzzer_sys::fuzz_target;
+use sidemint::clock::{Clock, Timestamp};
+use sidemint::exchange::aws::{AwsSts, Settings};
+use sidemint::exchange::retry::{Jitter, Rate};
+use sidemint::exchange::{Cloud as _, MintOrder};
+use sidemint::policy::{AwsGrant, ProviderGrant, ResolvedGrant};
+use sidemint_fuzz::{FixedWorkloadApi, NOW, REPORT};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
+
+const STATUSES: [u16; 8] = [200, 400, 403, 429, 500, 503, 302, 204];
+const UPSTREAM: &str = "arn:aws:sts::111122223333:assumed-role/ledger/report.ledger-read.t-1";
+
+/// Stands still. Nobody waits for less than a time-out, and a time-out never comes: a hang is libFuzzer's to find.
+#[derive(Debug)]
+struct Still;
+
+#[async_trait]
+impl Clock for Still {
+    fn now(&self) -> Timestamp {
+        NOW
+    }
+    fn boot(&self) -> Duration {
+        Duration::from_secs(3600)
+    }
+    async fn sleep(&self, duration: Duration) {
+        if !duration.is_zero() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[derive(Debug)]
+struct AtOnce;
+
+impl Jitter for AtOnce {
+    fn fraction(&self) -> f64 {
+        0.0
+    }
+}
+
+type Answer = Arc<Mutex<Vec<u8>>>;
+
+struct Stage {
+    runtime: Runtime,
+    sts: AwsSts,
+    answer: Answer,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let answer = Answer::default();
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let settings = Settings {
+            sts_endpoint: Some(format!("http://{}", listener.local_addr().unwrap())),
+            rate: Rate { interval: Duration::ZERO, burst: 1_000_000 },
+            ..Settings::default()
+        };
+        let shared = Arc::clone(&answer);
+        runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let _ = stream.set_nodelay(true);
+                tokio::spawn(serve(stream, Arc::clone(&shared)));
+            }
+        });
+        let sts =
+            AwsSts::new(settings, FixedWorkloadApi::new(), Arc::new(Still)).unwrap().with_jitter(Arc::new(AtOnce));
+        Self { runtime, sts, answer }
+    }
+}
+
+/// Answers every request on `stream` with the answer of the moment.
+async fn serve(mut stream: TcpStream, answer: Answer) {
+    let mut seen = Vec::new();
+    loop {
+        let whole = seen.windows(4).position(|four| four == b"\r\n\r\n").and_then(|end| {
+            let head = String::from_utf8_lossy(&seen[..end]).to_ascii_lowercase();
+            let length = head.split("content-length:").nth(1)?.lines().next()?.trim().parse::<usize>().ok()?;
+            (seen.len() >= end + 4 + length).then_some(end + 4 + length)
+        });
+        match whole {
+            Some(length) => {
+                seen.drain(..length);
+                let bytes = answer.lock().unwrap().clone();
+                if stream.write_all(&bytes).await.is_err() {
+                    return;
+                }
+            }
+            None => match stream.read_buf(&mut seen).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            },
+        }
+    }
+}
+
+thread_local!(static STAGE: RefCell<Option<Stage>> = const { RefCell::new(None) });
+
+fuzz_target!(|data: &[u8]| {
+    let Some((status, body)) = data.split_first() else { return };
+    let status = STATUSES[usize::from(*status) % STATUSES.len()];
+    STAGE.with_borrow_mut(|stage| {
+        let stage = stage.get_or_insert_with(Stage::new);
+        let head = format!("HTTP/1.1 {status} X\r\ncontent-type: text/xml\r\ncontent-length: {}\r\n\r\n", body.len());
+        // 204 has no body, whatever is said of its length (RFC 9112 §6.3)
+        let (head, body) = if status == 204 { ("HTTP/1.1 204 X\r\n\r\n".into(), &[][..]) } else { (head, body) };
+        *stage.answer.lock().unwrap() = [head.as_bytes(), body].concat();
+        let order = MintOrder {
+            caller: REPORT.parse().unwrap(),
+            session_name: "report.ledger-read.t-1".into(),
+            grant: ResolvedGrant {
+                id: "ledger-read-aws".parse().unwrap(),
+                max_session: Duration::from_secs(3600),
+                provider: ProviderGrant::Aws(AwsGrant {
+                    role_arn: "arn:aws:iam::111122223333:role/ledger".into(),
+                    session_policy: None,
+                    region: None,
+                    audience: None,
+                }),
+            },
+            dead_by: NOW + Duration::from_secs(1200),
+            limit: Duration::from_secs(15),
+        };
+        let Ok(minted) = stage.runtime.block_on(stage.sts.mint(&order)) else { return };
+        assert_eq!((status, minted.upstream.as_str()), (200, UPSTREAM));
+        assert!(minted.usable_until > NOW && minted.usable_until <= NOW + Duration::from_secs(1185 + 30));
+        let sidemint::exchange::Credential::Aws(aws) = &minted.credential;
+        for secret in [&aws.access_key_id, &aws.secret_access_key, &aws.session_token] {
+            assert!(!secret.expose().is_empty() && secret.expose().bytes().all(|b| b.is_ascii_graphic()));
+        }
+    });
+});
