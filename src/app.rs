@@ -34,7 +34,7 @@ use crate::policy::repository::DirectorySource;
 use crate::policy::{DenialReason, LoadOptions, Problem, Tier};
 use crate::server::admin::Admin;
 use crate::server::mtls::{self, Mtls};
-use crate::server::{Listener, ListenerLimits, Server, serve};
+use crate::server::{Listener, ListenerLimits, Server, descriptors, serve};
 use crate::task::EndReason;
 use crate::timekeeper;
 
@@ -150,7 +150,7 @@ pub async fn build(config: &Config) -> Result<Bound, StartError> {
         journal: Arc::new(journal),
         audit,
         metrics: Arc::new(metrics()?),
-        limits: Limits { tasks: config.limits.tasks, mint: config.limits.mint, wait: config.limits.wait },
+        limits: limits(config),
         clock,
     };
     let broker = Broker::new(parts, recovered);
@@ -176,6 +176,19 @@ pub async fn build(config: &Config) -> Result<Bound, StartError> {
             shutdown: config.shutdown,
         },
     })
+}
+
+/// The broker's limits as configured.
+pub fn limits(config: &Config) -> Limits {
+    let limits = &config.limits;
+    Limits {
+        tasks: limits.tasks,
+        tasks_per_caller: limits.tasks_per_caller,
+        mints_per_caller: limits.mints_per_caller,
+        requests: limits.requests,
+        mint: limits.mint,
+        wait: limits.wait,
+    }
 }
 
 /// The metrics, with every word that the stages can put into a label.
@@ -298,7 +311,11 @@ impl Bound {
         let Self { broker, trusted, server, admin, policy, pod_task, mut listeners, mtls, settings } = self;
         let clock = Arc::clone(&broker.parts().clock);
         let (stop, stopping) = watch::channel(false);
-        let limits = ListenerLimits { connections: settings.connections, ..ListenerLimits::default() };
+        let limits = ListenerLimits {
+            connections: connections(&listeners, settings.connections),
+            metrics: Some(Arc::clone(&broker.parts().metrics)),
+            ..ListenerLimits::default()
+        };
 
         let mut serving = tokio::task::JoinSet::new();
         let mutual = listeners.mtls.zip(mtls).map(|((listener, address), mtls)| {
@@ -313,7 +330,7 @@ impl Bound {
                 let server = Arc::clone(&server);
                 async move { server.handle(request, peer).await }
             };
-            serving.spawn(serve(listener, limits, Arc::clone(&clock), stopping.clone(), handle));
+            serving.spawn(serve(listener, limits.clone(), Arc::clone(&clock), stopping.clone(), handle));
         }
         let operators = [Some(listeners.admin), listeners.admin_unix.as_mut().and_then(|s| s.listener.take())];
         for listener in operators.into_iter().flatten() {
@@ -322,7 +339,7 @@ impl Bound {
                 let admin = Arc::clone(&admin);
                 async move { admin.handle(request, peer).await }
             };
-            serving.spawn(serve(listener, limits, Arc::clone(&clock), stopping.clone(), handle));
+            serving.spawn(serve(listener, limits.clone(), Arc::clone(&clock), stopping.clone(), handle));
         }
 
         let mut background = tokio::task::JoinSet::new();
@@ -356,6 +373,18 @@ impl Bound {
             tracing::error!(%error, "the audit log ends without a checkpoint");
         }
     }
+}
+
+/// How many connections each listener may have: as configured, if the system has the descriptors for it.
+fn connections(listeners: &Listeners, wanted: usize) -> usize {
+    let optional = [listeners.unix.is_some(), listeners.admin_unix.is_some(), listeners.mtls.is_some()];
+    let count = 2 + optional.iter().filter(|is_there| **is_there).count();
+    let limit = descriptors::raise();
+    let connections = descriptors::connections(limit, count, wanted);
+    if connections < wanted {
+        tracing::warn!(connections, wanted, ?limit, "limits.connections is lowered: raise the limit on open files");
+    }
+    connections
 }
 
 async fn reload_on_demand(policy: Arc<PolicyCache>, clock: SharedClock, mut reload: watch::Receiver<()>) {

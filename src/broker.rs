@@ -10,6 +10,7 @@
 //! INVARIANT: decide → journal the intent → exchange → journal the outcome → look again → serve; never otherwise.
 
 mod begin;
+mod callers;
 mod end;
 mod error;
 mod mint;
@@ -44,10 +45,30 @@ pub use view::{Census, LeaseView, TaskView};
 pub struct Limits {
     /// The most tasks that are remembered, ended ones included.
     pub tasks: usize,
+    /// The most tasks that run at a time for one caller.
+    pub tasks_per_caller: usize,
+    /// The most credentials that are asked for in a minute for one caller.
+    pub mints_per_caller: u32,
+    /// The most requests that are answered at a time.
+    pub requests: usize,
     /// How long one exchange may take, its retries included.
     pub mint: Duration,
     /// How long a request waits for an exchange under way.
     pub wait: Duration,
+}
+
+impl Default for Limits {
+    /// Those of the configuration.
+    fn default() -> Self {
+        Self {
+            tasks: 10_000,
+            tasks_per_caller: 1000,
+            mints_per_caller: 600,
+            requests: 1024,
+            mint: Duration::from_secs(15),
+            wait: Duration::from_secs(10),
+        }
+    }
 }
 
 /// What the broker is made of; each member is a seam or plain code.
@@ -82,6 +103,7 @@ pub struct Broker {
     idempotent: tokio::sync::Mutex<()>,
     /// How many are being opened: they count as tasks, so that a crowd does not pass the limit together.
     opening: AtomicUsize,
+    callers: callers::Callers,
     /// Woken when the next thing to end may have come nearer.
     pub(crate) changed: tokio::sync::Notify,
 }
@@ -100,6 +122,7 @@ impl Broker {
             tasks.insert(Arc::new(Task::new(record, leases, None, now, boot)));
         }
         Arc::new(Self {
+            callers: callers::Callers::new(parts.limits.mints_per_caller),
             parts,
             tasks,
             idempotent: tokio::sync::Mutex::default(),

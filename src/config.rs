@@ -71,7 +71,10 @@ const KEYS: &[(&str, &str, Form)] = &[
     ("pod_task", "reason", Form::Text),
     ("pod_task", "params", Form::Map),
     ("limits", "tasks", Form::Number),
+    ("limits", "tasks_per_caller", Form::Number),
+    ("limits", "mints_per_caller", Form::Number),
     ("limits", "connections", Form::Number),
+    ("limits", "requests", Form::Number),
     ("limits", "mint", Form::Text),
     ("limits", "wait", Form::Text),
     ("limits", "upstream_rate", Form::Number),
@@ -224,8 +227,14 @@ pub struct PodTaskSettings {
 pub struct LimitSettings {
     /// Tasks that are remembered.
     pub tasks: usize,
+    /// Running tasks of one caller.
+    pub tasks_per_caller: usize,
+    /// Credentials asked for in a minute for one caller.
+    pub mints_per_caller: u32,
     /// Connections at a time, per listener.
     pub connections: usize,
+    /// Requests that are answered at a time.
+    pub requests: usize,
     /// How long one exchange may take.
     pub mint: Duration,
     /// How long a request waits for an exchange.
@@ -599,7 +608,10 @@ impl Raw {
         let second = Duration::from_secs(1);
         Ok(LimitSettings {
             tasks: size(section.number("tasks", 10_000, 1)?),
+            tasks_per_caller: size(section.number("tasks_per_caller", 1000, 1)?),
+            mints_per_caller: section.number("mints_per_caller", 600, 1)?,
             connections: size(section.number("connections", 1024, 1)?),
+            requests: size(section.number("requests", 1024, 1)?),
             mint: section.duration("mint", 15 * second, second)?,
             wait: section.duration("wait", 10 * second, second)?,
             upstream_rate: section.number("upstream_rate", 10, 1)?,

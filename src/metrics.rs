@@ -38,6 +38,67 @@ pub struct Words<'a> {
 /// Every status that the workload's listeners answer with.
 const STATUSES: [u16; 12] = [200, 201, 400, 401, 403, 404, 405, 409, 413, 415, 429, 503];
 
+/// What is bounded, and counted when a caller runs into the bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// A connection came while all places were taken.
+    Connections,
+    /// The system had no descriptor for a connection.
+    Descriptors,
+    /// A request came while as many as are allowed were being answered.
+    Requests,
+    /// The head of a request was too large or had too many fields.
+    HeadSize,
+    /// The head of a request was begun and not finished in time.
+    HeadTime,
+    /// A body was too large.
+    BodySize,
+    /// A body was not finished in time.
+    BodyTime,
+    /// An answer was not read in time.
+    AnswerTime,
+    /// Too many tasks.
+    Tasks,
+    /// Too many tasks of one caller.
+    TasksPerCaller,
+    /// Too many credentials in too short a time for one caller.
+    MintsPerCaller,
+}
+
+impl Limit {
+    /// Every limit.
+    pub const ALL: [Self; 11] = [
+        Self::Connections,
+        Self::Descriptors,
+        Self::Requests,
+        Self::HeadSize,
+        Self::HeadTime,
+        Self::BodySize,
+        Self::BodyTime,
+        Self::AnswerTime,
+        Self::Tasks,
+        Self::TasksPerCaller,
+        Self::MintsPerCaller,
+    ];
+
+    /// The word in the metric.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Descriptors => "descriptors",
+            Self::Requests => "requests",
+            Self::HeadSize => "head_size",
+            Self::HeadTime => "head_time",
+            Self::BodySize => "body_size",
+            Self::BodyTime => "body_time",
+            Self::AnswerTime => "answer_time",
+            Self::Tasks => "tasks",
+            Self::TasksPerCaller => "tasks_per_caller",
+            Self::MintsPerCaller => "mints_per_caller",
+        }
+    }
+}
+
 /// The counters and gauges of one sidecar.
 #[derive(Debug)]
 pub struct Metrics {
@@ -65,6 +126,7 @@ pub struct Metrics {
     suspensions: Vec<&'static str>,
     tls_handshakes: IntCounterVec,
     clock_untrusted: IntGauge,
+    limited: IntCounterVec,
 }
 
 /// Where a gauge of the whole sidecar stands; filled in by the broker when Prometheus asks.
@@ -188,6 +250,7 @@ impl Metrics {
                 .collect(),
             suspensions: words.suspensions.to_vec(),
             tls_handshakes: counter_vec(&r, "sidemint_tls_handshakes_total", "TLS handshakes.", &["outcome"])?,
+            limited: counter_vec(&r, "sidemint_limited_total", "Times that a caller ran into a limit.", &["limit"])?,
             registry: r,
         };
         metrics.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
@@ -217,6 +280,9 @@ impl Metrics {
         }
         self.no_leases();
         self.nothing_suspended();
+        for limit in Limit::ALL {
+            self.limited.with_label_values(&[limit.as_str()]).inc_by(0);
+        }
         for state in POLICY_STATES {
             self.policy_state.with_label_values(&[state]).set(0);
         }
@@ -247,6 +313,11 @@ impl Metrics {
     /// A TLS handshake ended.
     pub fn tls_handshake(&self, outcome: &'static str) {
         self.tls_handshakes.with_label_values(&[outcome]).inc();
+    }
+
+    /// A caller ran into a limit.
+    pub fn limited(&self, limit: Limit) {
+        self.limited.with_label_values(&[limit.as_str()]).inc();
     }
 
     /// A task was not allowed to begin.

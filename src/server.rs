@@ -7,9 +7,12 @@ pub mod admin;
 pub mod aws;
 pub mod begin_body;
 mod connection;
+mod crowd;
+pub mod descriptors;
 pub mod guard;
 pub mod mtls;
 pub mod problem;
+mod stall;
 pub mod tasks;
 
 use std::borrow::Cow;
@@ -24,12 +27,14 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use tokio::sync::Semaphore;
 
 use crate::audit::{Event, Kind};
 use crate::broker::Broker;
 use crate::clock::within;
-use crate::metrics::RequestMetrics;
+use crate::metrics::{Limit, RequestMetrics};
 
+use connection::Speaker;
 pub use connection::{Listener, ListenerLimits, Peer, serve};
 use problem::Problem;
 
@@ -52,6 +57,7 @@ pub struct Server {
     /// The address of the loopback listener, as workloads reach it.
     http: SocketAddr,
     ids: RequestIds,
+    requests: Semaphore,
     native: RequestMetrics,
     aws: RequestMetrics,
 }
@@ -85,9 +91,10 @@ impl Server {
     /// # Errors
     /// When the system gives no random bytes for request ids.
     pub fn new(broker: Arc<Broker>, http: SocketAddr) -> Result<Self, crate::identity::task_token::NoRandomness> {
+        let requests = Semaphore::new(broker.parts().limits.requests.min(Semaphore::MAX_PERMITS));
         let metrics = &broker.parts().metrics;
         let (native, aws) = (metrics.requests(Dialect::Native.as_str()), metrics.requests(Dialect::Aws.as_str()));
-        Ok(Self { ids: RequestIds::new()?, native, aws, broker, http })
+        Ok(Self { ids: RequestIds::new()?, requests, native, aws, broker, http })
     }
 
     /// Answers one request.
@@ -99,7 +106,13 @@ impl Server {
         let dialect = Dialect::of(&path);
         let request_id = self.ids.next();
         let id = request_id.as_str();
+        let turn = self.requests.try_acquire();
         let mut answer = match guard::check(&request, peer, self.http.port()) {
+            Ok(()) if turn.is_err() => {
+                self.broker.parts().metrics.limited(Limit::Requests);
+                let problem = Problem::rate_limited("Too many requests at once.", problem::SOON);
+                self.refuse(dialect, id, &problem, "as many requests as are allowed are being answered".into())
+            }
             Ok(()) if mtls::brings_foreign(&self.broker, &request) => {
                 let detail = "the token or JWT-SVID is of another workload than the connection's".into();
                 self.refuse(dialect, id, &Problem::unauthenticated(), detail)
@@ -238,14 +251,27 @@ fn normal(path: &str) -> String {
 }
 
 /// Reads a body within its limits of size and time.
-pub(crate) async fn read_body(server: &Server, body: Incoming) -> Result<Bytes, Problem> {
+pub(crate) async fn read_body(server: &Server, request: Request<Incoming>) -> Result<Bytes, Problem> {
+    let (parts, body) = request.into_parts();
+    let limited = |limit| server.broker.parts().metrics.limited(limit);
     let clock = &*server.broker.parts().clock;
     let whole = Limited::new(body, MAX_BODY).collect();
     match within(clock, BODY_LIMIT, whole).await {
-        Some(Ok(body)) => Ok(body.to_bytes()),
-        Some(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::too_large()),
+        Some(Ok(body)) => {
+            if let Some(speaker) = parts.extensions.get::<Speaker>() {
+                speaker.heard();
+            }
+            Ok(body.to_bytes())
+        }
+        Some(Err(error)) if error.is::<LengthLimitError>() => {
+            limited(Limit::BodySize);
+            Err(Problem::too_large())
+        }
         Some(Err(_)) => Err(Problem::invalid_request("the body could not be read")),
-        None => Err(Problem::invalid_request("the body took too long")),
+        None => {
+            limited(Limit::BodyTime);
+            Err(Problem::invalid_request("the body took too long"))
+        }
     }
 }
 

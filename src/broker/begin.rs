@@ -10,6 +10,7 @@ use crate::clock::Timestamp;
 use crate::identity::task_token::{self, TokenHash};
 use crate::identity::{Caller, Evidence};
 use crate::lease::journal::{self, Change};
+use crate::metrics::Limit;
 use crate::policy::{Ask, Permit};
 use crate::secret::Secret;
 use crate::task::{Decided, Idempotency, Task, TaskId, TaskRecord};
@@ -114,6 +115,10 @@ impl Broker {
         if let Some(grant) = permit.grants().iter().find(|g| !self.parts.clouds.contains_key(&g.provider.provider())) {
             return Err(BeginError::NoProvider(grant.provider.provider()));
         }
+        let (_opening, opening) = self.callers.open(caller.spiffe_id());
+        if self.tasks.running_of(caller.spiffe_id()) + opening > self.parts.limits.tasks_per_caller {
+            return Err(BeginError::TooManyOfCaller);
+        }
         if self.is_full() {
             self.make_room().await;
         }
@@ -208,6 +213,11 @@ impl Broker {
         error: BeginError,
     ) -> BeginError {
         self.parts.metrics.denied(error.kind());
+        match &error {
+            BeginError::TooMany => self.parts.metrics.limited(Limit::Tasks),
+            BeginError::TooManyOfCaller => self.parts.metrics.limited(Limit::TasksPerCaller),
+            _ => {}
+        }
         let policy = self.parts.policy.current();
         let rule_ids = match &error {
             BeginError::Denied(denial) => denial.rule_ids.as_slice(),

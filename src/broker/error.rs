@@ -42,6 +42,9 @@ pub enum BeginError {
     /// As many tasks as are allowed are remembered.
     #[error("too many tasks")]
     TooMany,
+    /// As many tasks of this caller run as may.
+    #[error("too many tasks of this caller")]
+    TooManyOfCaller,
     /// It could not be made durable.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -68,6 +71,7 @@ impl BeginError {
         "no_provider",
         "conflict",
         "too_many_tasks",
+        "too_many_tasks_of_caller",
         "not_recorded",
         "no_randomness",
         "clock_untrusted",
@@ -86,6 +90,7 @@ impl BeginError {
             Self::NoProvider(_) => "no_provider",
             Self::Conflict => "conflict",
             Self::TooMany => "too_many_tasks",
+            Self::TooManyOfCaller => "too_many_tasks_of_caller",
             Self::Journal(_) | Self::Audit(_) => "not_recorded",
             Self::NoRandomness(_) => "no_randomness",
             Self::ClockUntrusted(_) => "clock_untrusted",

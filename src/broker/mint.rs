@@ -11,6 +11,7 @@ use crate::clock::{Timestamp, within};
 use crate::exchange::{ExchangeError, MintOrder, Minted, Provider, Revocation};
 use crate::lease::journal::{self, Change, Receipt};
 use crate::lease::{Issued, LeaseId, LeaseRecord, LeaseState};
+use crate::metrics::Limit;
 use crate::policy::{Permit, ResolvedGrant};
 use crate::task::{EndReason, Flight, FlightResult, Task};
 
@@ -42,6 +43,10 @@ impl Broker {
             && self.parts.clock.boot() < *until
         {
             return Err(error.clone());
+        }
+        if let Err(wait) = self.callers.take_mint(task.owner(), self.parts.clock.boot()) {
+            self.parts.metrics.limited(Limit::MintsPerCaller);
+            return Err(MintError::TooOften(wait));
         }
         let (outcome, flight) = watch::channel(None);
         slot.flight = Some(flight.clone());

@@ -106,6 +106,11 @@ impl TokenBucket {
         Ok(wait)
     }
 
+    /// Whether nothing of it is spent, so that it could as well be a new one.
+    pub fn is_full(&self, now: Duration) -> bool {
+        self.full_at <= now
+    }
+
     /// Lets nobody through before `until`: the upstream said so (`Retry-After`).
     pub fn hold(&mut self, until: Duration) {
         self.full_at = self.full_at.max(until.saturating_add(self.slack()));

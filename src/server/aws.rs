@@ -3,7 +3,7 @@
 use std::io;
 
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use serde::Serialize;
@@ -122,7 +122,12 @@ pub(super) fn error(problem: &Problem) -> Answer {
     };
     let message = problem.detail();
     let wire = WireError { code, message, code_again: code, message_again: message };
-    let mut answer = super::json(problem.status(), &wire);
+    // Not 429: AWS's SDK for Rust takes it for final and never comes back.
+    let status = match problem.status() {
+        StatusCode::TOO_MANY_REQUESTS => StatusCode::SERVICE_UNAVAILABLE,
+        other => other,
+    };
+    let mut answer = super::json(status, &wire);
     problem.say_when(&mut answer);
     answer
 }

@@ -4,10 +4,12 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::Request;
-use hyper::body::Incoming;
+use http_body_util::Either;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -16,8 +18,11 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::Answer;
+use super::crowd::{Crowd, Place, Seat};
 use super::mtls::{Mtls, Session};
+use super::stall::{Seen, Stalling};
 use crate::clock::SharedClock;
+use crate::metrics::{Limit, Metrics};
 
 /// Who is at the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,21 +47,35 @@ pub enum Listener {
 }
 
 /// What one listener allows.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct ListenerLimits {
-    /// Connections at a time; more wait to be accepted.
+    /// Connections at a time. For one more, the one that has kept us waiting the longest is closed; it waits while there
+    /// is none.
     pub connections: usize,
     /// How long a client may take to send the head of a request; also how long an idle connection is kept.
     pub head: Duration,
+    /// How long the writing of an answer may stand still.
+    pub answer: Duration,
+    /// Where it is counted that a limit was met.
+    pub metrics: Option<Arc<Metrics>>,
+}
+
+impl ListenerLimits {
+    fn met(&self, limit: Limit) {
+        if let Some(metrics) = &self.metrics {
+            metrics.limited(limit);
+        }
+    }
 }
 
 impl Default for ListenerLimits {
     fn default() -> Self {
-        Self { connections: 1024, head: Duration::from_secs(5) }
+        Self { connections: 1024, head: Duration::from_secs(5), answer: Duration::from_secs(5), metrics: None }
     }
 }
 
 const MAX_HEADERS: usize = 64;
+/// A head is refused by the first read after so many bytes, which may be as large again.
 const MAX_HEAD: usize = 32 * 1024;
 /// How long the accept loop rests after the system had no descriptor to give.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
@@ -76,7 +95,8 @@ impl Listener {
         match self {
             Self::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                stream.set_nodelay(true)?;
+                // A peer that is gone already is found out soon enough.
+                let _ = stream.set_nodelay(true);
                 Ok((Accepted::Plain(Box::new(stream)), Peer::Tcp(peer)))
             }
             Self::Unix(listener) => {
@@ -85,7 +105,8 @@ impl Listener {
             }
             Self::Mtls(listener, mtls) => {
                 let (stream, peer) = listener.accept().await?;
-                stream.set_nodelay(true)?;
+                // A peer that is gone already is found out soon enough.
+                let _ = stream.set_nodelay(true);
                 Ok((Accepted::Mtls(stream, peer, Arc::clone(mtls)), Peer::Mtls(peer)))
             }
         }
@@ -105,16 +126,19 @@ pub async fn serve<H, F>(
     F: Future<Output = Answer> + Send + 'static,
 {
     let slots = Arc::new(Semaphore::new(limits.connections));
+    let crowd = Arc::new(Crowd::default());
     loop {
         let accepted = tokio::select! {
             () = stopped(&mut stop) => break,
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = accept(&listener, &slots, &crowd, &limits) => accepted,
         };
         let Some((accepted, peer, slot)) = accepted else {
             clock.sleep(EXHAUSTED_PAUSE).await;
             continue;
         };
-        tokio::spawn(converse(accepted, peer, slot, limits, stop.clone(), handle.clone()));
+        let place = Taken { _slot: slot, seat: crowd.enter() };
+        let (limits, clock) = (limits.clone(), Arc::clone(&clock));
+        tokio::spawn(converse(accepted, peer, place, limits, clock, stop.clone(), handle.clone()));
     }
     drop(listener);
     // Every slot free again means that every connection is closed.
@@ -127,22 +151,54 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-async fn accept(listener: &Listener, slots: &Arc<Semaphore>) -> Option<(Accepted, Peer, OwnedSemaphorePermit)> {
-    let slot = Arc::clone(slots).acquire_owned().await.ok()?;
-    match listener.accept().await {
-        Ok((accepted, peer)) => Some((accepted, peer, slot)),
+/// A connection's place: one of so many, and its seat in the crowd.
+struct Taken {
+    _slot: OwnedSemaphorePermit,
+    seat: Seat,
+}
+
+/// The next connection and its place; `None` where the system has none to give, or the connection was broken.
+async fn accept(
+    listener: &Listener,
+    slots: &Arc<Semaphore>,
+    crowd: &Crowd,
+    limits: &ListenerLimits,
+) -> Option<(Accepted, Peer, OwnedSemaphorePermit)> {
+    let (accepted, peer) = match listener.accept().await {
+        Ok(accepted) => accepted,
         Err(error) => {
             tracing::warn!(%error, "a connection could not be accepted");
-            None
+            if is_exhaustion(&error) {
+                limits.met(Limit::Descriptors);
+                crowd.make_room();
+            }
+            return None;
         }
-    }
+    };
+    let slot = match Arc::clone(slots).try_acquire_owned() {
+        Ok(slot) => slot,
+        Err(_) => {
+            limits.met(Limit::Connections);
+            crowd.make_room();
+            Arc::clone(slots).acquire_owned().await.ok()?
+        }
+    };
+    Some((accepted, peer, slot))
+}
+
+/// Whether the process or the system has as many open files as it may have.
+fn is_exhaustion(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let number = error.raw_os_error();
+    [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM].iter().any(|e| number == Some(e.raw_os_error()))
 }
 
 async fn converse<H, F>(
     accepted: Accepted,
     peer: Peer,
-    slot: OwnedSemaphorePermit,
+    taken: Taken,
     limits: ListenerLimits,
+    clock: SharedClock,
     mut stop: watch::Receiver<bool>,
     handle: H,
 ) where
@@ -151,18 +207,33 @@ async fn converse<H, F>(
 {
     let (stream, session): (Box<dyn Stream>, Option<Session>) = match accepted {
         Accepted::Plain(stream) => (stream, None),
-        Accepted::Mtls(stream, address, mtls) => match mtls.accept(stream, address).await {
-            Some((stream, session)) => (Box::new(stream), Some(session)),
-            None => return,
-        },
+        Accepted::Mtls(stream, address, mtls) => {
+            let shaken = tokio::select! {
+                shaken = mtls.accept(stream, address) => shaken,
+                () = taken.seat.sent_away() => None,
+            };
+            match shaken {
+                Some((stream, session)) => (Box::new(stream), Some(session)),
+                None => return,
+            }
+        }
     };
+    let (stream, seen) = Stalling::new(stream, clock, limits.answer);
     let who = session.as_ref().map(|session| Arc::clone(session.peer()));
     let service = service_fn(|mut request: Request<Incoming>| {
         if let Some(who) = &who {
             request.extensions_mut().insert(Arc::clone(who));
         }
+        hear(&mut request, taken.seat.place());
         let answer = handle(request, peer);
-        async { Ok::<_, Infallible>(answer.await) }
+        async {
+            let answer = answer.await;
+            // A stream is ours to go on with; after any other answer it is the client's turn.
+            if matches!(answer.body(), Either::Left(_)) {
+                taken.seat.wait();
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -193,10 +264,50 @@ async fn converse<H, F>(
             tracing::info!(reason = why.kind(), ?peer, "a connection of mutual TLS is over");
             return;
         }
+        () = taken.seat.sent_away() => {
+            tracing::debug!(?peer, "a connection made room for another");
+            return;
+        }
         ended = ended => ended,
     };
     if let Err(error) = ended {
+        if let Some(limit) = limit_met(&error, &seen) {
+            limits.met(limit);
+        }
         tracing::debug!(%error, ?peer, "a connection ended badly");
     }
-    drop(slot);
+}
+
+/// The head of a request is there. Without a body it is all that the client has to say; else whoever reads the body says
+/// when it was heard.
+fn hear(request: &mut Request<Incoming>, place: &Arc<Place>) {
+    if request.body().is_end_stream() {
+        place.heard();
+    } else {
+        request.extensions_mut().insert(Speaker(Arc::clone(place)));
+    }
+}
+
+/// In the extensions of a request whose body is still to be read.
+#[derive(Debug, Clone)]
+pub(super) struct Speaker(Arc<Place>);
+
+impl Speaker {
+    /// The body is there.
+    pub(super) fn heard(&self) {
+        self.0.heard();
+    }
+}
+
+/// The limit by which a connection ended, if it was one. That nothing came on an idle connection is none.
+fn limit_met(error: &hyper::Error, seen: &Seen) -> Option<Limit> {
+    if seen.stalled.load(Ordering::Acquire) {
+        Some(Limit::AnswerTime)
+    } else if error.is_parse_too_large() {
+        Some(Limit::HeadSize)
+    } else if error.is_timeout() && seen.unanswered.load(Ordering::Acquire) {
+        Some(Limit::HeadTime)
+    } else {
+        None
+    }
 }

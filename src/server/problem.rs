@@ -80,6 +80,12 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, "task_ended", "The task has ended.")
     }
 
+    /// 429, with the time after which to try again.
+    pub fn rate_limited(detail: &'static str, retry_after: Duration) -> Self {
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        Self { retry_after: Some(retry_after), ..Self::new(status, "rate_limited", detail) }
+    }
+
     /// 503, with the time after which to try again.
     pub fn unavailable(code: &'static str, detail: &'static str, retry_after: Duration) -> Self {
         let status = StatusCode::SERVICE_UNAVAILABLE;
@@ -134,7 +140,7 @@ impl Problem {
     }
 }
 
-const SOON: Duration = Duration::from_secs(1);
+pub(super) const SOON: Duration = Duration::from_secs(1);
 const LATER: Duration = Duration::from_secs(30);
 
 fn clock_untrusted() -> Problem {
@@ -159,10 +165,8 @@ impl From<&BeginError> for Problem {
                 "conflict",
                 "The idempotency key was used with another request, or its task has ended.",
             ),
-            BeginError::TooMany => Self {
-                retry_after: Some(LATER),
-                ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", "Too many tasks.")
-            },
+            BeginError::TooMany => Self::rate_limited("Too many tasks.", LATER),
+            BeginError::TooManyOfCaller => Self::rate_limited("Too many tasks of this workload run.", LATER),
             BeginError::Journal(_) | BeginError::Audit(_) | BeginError::NoRandomness(_) => {
                 Self::unavailable("unavailable", "The task could not be recorded.", SOON)
             }
@@ -212,6 +216,9 @@ impl From<&MintError> for Problem {
                 Self::unavailable("unavailable", "The sidecar cannot mint now.", SOON)
             }
             (MintError::ClockUntrusted(_), _) => clock_untrusted(),
+            (MintError::TooOften(wait), _) => {
+                Self::rate_limited("Too many new credentials for this workload in a minute.", *wait)
+            }
             (MintError::StillMinting, _) => {
                 Self::unavailable("provider_unavailable", "The provider has not answered yet.", SOON)
             }

@@ -116,7 +116,7 @@ async fn read_begin(
         return Err(Problem::unsupported_media_type());
     }
     let key = idempotency_key(&request)?;
-    let body = read_body(server, request.into_body()).await?;
+    let body = read_body(server, request).await?;
     let asked = begin_body::parse(&body)?;
     Ok(BeginRequest {
         claimant,

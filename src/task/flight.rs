@@ -87,6 +87,9 @@ pub enum MintError {
     /// Nobody knows what time it is.
     #[error("the time is in doubt: {0}")]
     ClockUntrusted(Distrust),
+    /// As many credentials were asked for in the last minute for this caller as may; holds when there is one again.
+    #[error("too many credentials for this caller, again in {} s", .0.as_secs_f64().ceil())]
+    TooOften(Duration),
     /// The exchange takes longer than the request waits; it goes on.
     #[error("the exchange is still under way")]
     StillMinting,
@@ -120,6 +123,7 @@ impl MintError {
             Self::NotRecorded(_) => "not_recorded",
             Self::ClockUntrusted(_) => "clock_untrusted",
             Self::StillMinting => "still_minting",
+            Self::TooOften(_) => "rate_limited",
         }
     }
 
@@ -128,6 +132,7 @@ impl MintError {
         const SOON: Duration = Duration::from_secs(1);
         match self {
             Self::NoPolicy | Self::NotRecorded(_) | Self::ClockUntrusted(_) | Self::StillMinting => Some(SOON),
+            Self::TooOften(wait) => Some(*wait),
             Self::Exchange(error) => match &**error {
                 ExchangeError::Unavailable { retry_after, .. } => Some(retry_after.unwrap_or(SOON)),
                 ExchangeError::Unusable { .. } | ExchangeError::NoSvid { passing: true, .. } => Some(SOON),

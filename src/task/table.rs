@@ -82,6 +82,12 @@ impl TaskTable {
         self.read().by_id.values().cloned().collect()
     }
 
+    /// How many tasks of `owner` run.
+    pub fn running_of(&self, owner: &SpiffeId) -> usize {
+        let maps = self.read();
+        maps.by_id.values().filter(|task| task.owner() == owner && task.ended().is_none()).count()
+    }
+
     /// How many tasks are remembered.
     pub fn len(&self) -> usize {
         self.read().by_id.len()

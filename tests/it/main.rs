@@ -21,6 +21,7 @@ mod begin;
 mod clock;
 mod end;
 mod journal;
+mod limits;
 mod metrics;
 mod mint;
 mod pod_task;

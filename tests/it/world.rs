@@ -80,6 +80,8 @@ pub(crate) struct Setup {
     pub(crate) policy: bool,
     pub(crate) reaper: bool,
     pub(crate) tasks: usize,
+    pub(crate) connections: usize,
+    pub(crate) limits: fn(&mut Limits),
     pub(crate) pod_task: Option<PodTaskSettings>,
     /// Whether the sidecar compares its clocks, as the real one does.
     pub(crate) guarded: bool,
@@ -93,6 +95,8 @@ impl Default for Setup {
             policy: true,
             reaper: false,
             tasks: 10_000,
+            connections: 4096,
+            limits: |_| {},
             pod_task: None,
             guarded: false,
         }
@@ -203,6 +207,8 @@ impl World {
         policy.reload_now(self.clock.now()).await;
         let machine: Arc<dyn Clock> = Arc::new(self.clock.clone());
         let trusted = self.setup.guarded.then(|| TrustedClock::start(Arc::clone(&machine), &state).unwrap());
+        let mut limits = Limits { tasks: self.setup.tasks, mint: secs(20), wait: secs(10), ..Limits::default() };
+        (self.setup.limits)(&mut limits);
         let parts = Parts {
             clock: trusted.clone().map_or(machine, |trusted| trusted as Arc<dyn Clock>),
             workload_api: Arc::clone(&self.api) as _,
@@ -212,7 +218,7 @@ impl World {
             journal: Arc::clone(&journal) as _,
             audit: Arc::new(Audit::to(Box::new(self.audit.clone())).unwrap()),
             metrics: Arc::new(sidemint::app::metrics().unwrap()),
-            limits: Limits { tasks: self.setup.tasks, mint: secs(20), wait: secs(10) },
+            limits,
         };
         let broker = Broker::new(parts, recovered);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -228,7 +234,11 @@ impl World {
             Arc::new(Admin::new(Arc::clone(&broker), Arc::clone(&policy), idle_api, pod_task.clone(), admin_address));
         let (stop, stopping) = watch::channel(false);
         let clock: Arc<dyn Clock> = Arc::new(self.clock.clone());
-        let limits = ListenerLimits { connections: 4096, ..ListenerLimits::default() };
+        let limits = ListenerLimits {
+            connections: self.setup.connections,
+            metrics: Some(Arc::clone(&broker.parts().metrics)),
+            ..ListenerLimits::default()
+        };
         let handle = {
             let server = Arc::clone(&server);
             move |request, peer| {
@@ -236,8 +246,13 @@ impl World {
                 async move { server.handle(request, peer).await }
             }
         };
-        let mut serving =
-            vec![tokio::spawn(serve(Listener::Tcp(listener), limits, Arc::clone(&clock), stopping.clone(), handle))];
+        let mut serving = vec![tokio::spawn(serve(
+            Listener::Tcp(listener),
+            limits.clone(),
+            Arc::clone(&clock),
+            stopping.clone(),
+            handle,
+        ))];
         let sockets = [Listener::Tcp(admin_listener), Listener::Unix(UnixListener::bind(&admin_socket).unwrap())];
         for listener in sockets {
             let admin = Arc::clone(&admin);
@@ -245,7 +260,7 @@ impl World {
                 let admin = Arc::clone(&admin);
                 async move { admin.handle(request, peer).await }
             };
-            serving.push(tokio::spawn(serve(listener, limits, Arc::clone(&clock), stopping.clone(), handle)));
+            serving.push(tokio::spawn(serve(listener, limits.clone(), Arc::clone(&clock), stopping.clone(), handle)));
         }
         let mut background = Vec::new();
         if self.setup.reaper {

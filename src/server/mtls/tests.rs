@@ -108,7 +108,7 @@ impl World {
             journal: Arc::new(journal),
             audit: Arc::new(Audit::to(Box::new(audit.clone())).unwrap()),
             metrics: Arc::new(crate::app::metrics().unwrap()),
-            limits: Limits { tasks: 100, mint: HOUR, wait: HOUR },
+            limits: Limits { tasks: 100, mint: HOUR, wait: HOUR, ..Limits::default() },
             clock: Arc::clone(&shared),
         };
         let broker = Broker::new(parts, recovered);
