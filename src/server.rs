@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
@@ -143,13 +143,16 @@ impl Server {
             (&Method::DELETE, ["v1", "tasks", task]) => tasks::end(self, &request, task, id).await,
             (&Method::POST, ["v1", "tasks", task, "hold"]) => tasks::hold(self, &request, task, id).await,
             (&Method::GET, ["v1", "tasks", task, "credentials"]) => tasks::credentials(self, &request, task, id).await,
-            (_, ["v1", "aws", "credentials"])
-            | (_, ["v1", "tasks"])
-            | (_, ["v1", "tasks", _])
-            | (_, ["v1", "tasks", _, "hold" | "credentials"]) => {
-                self.refuse(dialect, id, &Problem::method_not_allowed(), "method not allowed".into())
-            }
-            _ => self.refuse(dialect, id, &Problem::not_found(), "no such path".into()),
+            (_, segments) => match methods(segments) {
+                Some(methods) => {
+                    let problem = Problem::method_not_allowed();
+                    let mut answer = self.refuse(dialect, id, &problem, "method not allowed".into());
+                    // RFC 9110 §15.5.6: the answer must say which are
+                    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
+                    answer
+                }
+                None => self.refuse(dialect, id, &Problem::not_found(), "no such path".into()),
+            },
         }
     }
 
@@ -239,6 +242,17 @@ fn write_hex(digits: &mut [u8], mut value: u64) {
         *digit = if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 };
         value >>= 4;
     }
+}
+
+/// The methods that a path takes, where there is something at it.
+fn methods(segments: &[&str]) -> Option<&'static str> {
+    Some(match segments {
+        ["v1", "aws", "credentials"] | ["v1", "tasks", _, "credentials"] => "GET",
+        ["v1", "tasks"] => "GET, POST",
+        ["v1", "tasks", _] => "GET, DELETE",
+        ["v1", "tasks", _, "hold"] => "POST",
+        _ => return None,
+    })
 }
 
 /// SDKs join paths carelessly: a trailing slash and doubled slashes mean the same path.

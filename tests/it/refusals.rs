@@ -325,15 +325,17 @@ async fn requests_that_no_sdk_beside_us_sends() {
 async fn methods_and_paths_that_are_not_there() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
-    for (method, target) in [
-        ("OPTIONS", "/v1/tasks"),
-        ("PUT", "/v1/tasks"),
-        ("PATCH", &format!("/v1/tasks/{}", task.id)),
-        ("GET", &format!("/v1/tasks/{}/hold", task.id)),
-        ("TRACE", "/v1/tasks"),
+    for (method, target, allow) in [
+        ("OPTIONS", "/v1/tasks", "GET, POST"),
+        ("PUT", "/v1/tasks", "GET, POST"),
+        ("PATCH", &format!("/v1/tasks/{}", task.id), "GET, DELETE"),
+        ("GET", &format!("/v1/tasks/{}/hold", task.id), "POST"),
+        ("POST", &format!("/v1/tasks/{}/credentials", task.id), "GET"),
+        ("TRACE", "/v1/tasks", "GET, POST"),
     ] {
         let call = Call::new(method, target).bearer(&task.token);
-        refuses(&w, method, call, 405, "method_not_allowed", Request).await;
+        let reply = refuses(&w, method, call, 405, "method_not_allowed", Request).await;
+        assert_eq!(reply.header("allow"), Some(allow));
     }
     for target in
         ["/", "/v1", "/v2/tasks", "/v1/tasks/x/y", "/metrics", "/status", "/v1/gcp/token", "/latest/meta-data/"]
