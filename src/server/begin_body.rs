@@ -23,7 +23,7 @@ const MAX_PARAMS: usize = 32;
 pub struct Asked {
     /// Scope, parameters and the caller's words.
     pub ask: Ask,
-    /// A free word for the task: at most 128 bytes without control characters.
+    /// A free word for the task: at most 128 characters, none of them a control.
     pub label: Option<String>,
     /// Whether the task ends when nobody holds it.
     pub hold: bool,
@@ -147,8 +147,12 @@ fn not_a_task(error: &serde_json::Error) -> String {
 }
 
 fn bounded(name: &str, text: Option<&str>, max: usize) -> Result<(), Problem> {
-    let fits = text.is_none_or(|text| text.len() <= max && !text.chars().any(char::is_control));
-    if fits { Ok(()) } else { Err(Problem::invalid_request(format!("{name}: at most {max} bytes of printable text"))) }
+    let fits = text.is_none_or(|text| text.chars().count() <= max && !text.chars().any(char::is_control));
+    if fits {
+        Ok(())
+    } else {
+        Err(Problem::invalid_request(format!("{name}: at most {max} characters of printable text")))
+    }
 }
 
 #[cfg(test)]
