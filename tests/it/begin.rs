@@ -183,7 +183,7 @@ async fn texts_have_limits() {
             assert!(reply.json()["detail"].as_str().unwrap().starts_with(name));
         }
     }
-    for key in [String::new(), "k".repeat(256), "k\u{e9}".into()] {
+    for key in [String::new(), "k".repeat(256), "k\u{e9}".into(), "k\tk".into()] {
         let call = w.begin_call(&json!({ "scope": "archive" })).header("idempotency-key", &key);
         assert_eq!(w.send(call).await.status, 400, "{key:?}");
     }
