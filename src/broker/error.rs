@@ -61,7 +61,7 @@ pub enum BeginError {
 
 impl BeginError {
     /// The words of `sidemint_denials_total{reason}` beside those of [`crate::policy::DenialReason`].
-    pub const KINDS: [&'static str; 12] = [
+    pub const KINDS: [&'static str; 13] = [
         "not_ready",
         "unauthenticated",
         "parent_gone",
