@@ -24,13 +24,16 @@ impl Drop for Serve {
 /// Starts `sidemint serve`, and returns once it serves. As somebody else where we are root, from a copy of the program
 /// that they can read.
 fn serve() -> Serve {
-    let directory = tempfile::tempdir().unwrap();
+    // Not below TMPDIR, which may be somebody's own.
+    let directory = tempfile::tempdir_in("/tmp").unwrap();
     let root = fs::metadata(directory.path()).unwrap().uid() == 0;
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let program = directory.path().join("sidemint");
     fs::copy(env!("CARGO_BIN_EXE_sidemint"), &program).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     let policy = directory.path().join("policy");
     fs::create_dir(&policy).unwrap();
+    fs::set_permissions(&policy, fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = Command::new(&program);
     command
         .arg("serve")
