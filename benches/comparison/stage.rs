@@ -234,7 +234,8 @@ fn configuration(stage: &Stage, folder: &Path, http: SocketAddr, admin: SocketAd
          [identity]\nworkload_api = \"unix://{world}/workload-api.sock\"\n\
          [policy]\ndirectory = \"{world}/policy\"\ntrust = \"unsigned\"\n\
          [aws]\nsts_endpoint = \"{}\"\n[state]\ndirectory = \"{folder}/state\"\n[audit]\noutput = \"{folder}/audit.jsonl\"\n\
-         [limits]\ntasks = 20000\nconnections = 2048\nupstream_rate = 100000\nupstream_burst = 100000\n",
+         [limits]\ntasks = 20000\ntasks_per_caller = 20000\nmints_per_caller = 1000000\nconnections = 2048\n\
+         requests = 4096\nupstream_rate = 100000\nupstream_burst = 100000\n",
         stage.sts_endpoint,
     )
 }
