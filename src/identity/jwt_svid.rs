@@ -17,6 +17,8 @@ mod seen;
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vectors;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
