@@ -15,7 +15,9 @@ fuzz_target!(|data: &[u8]| {
             assert_eq!(body["hold"].as_bool().unwrap_or(false), asked.hold);
             let params = body["params"].as_object().map_or(0, |params| params.len());
             assert!(params == asked.ask.params.len() && params <= 32);
-            assert!(asked.label.is_none_or(|label| label.chars().count() <= 128 && !label.chars().any(char::is_control)));
+            assert!(
+                asked.label.is_none_or(|label| label.chars().count() <= 128 && !label.chars().any(char::is_control))
+            );
             assert!(asked.ask.reason.is_none_or(|reason| reason.chars().count() <= 512));
             assert!(asked.ask.ttl.is_none_or(|ttl| !ttl.is_zero()));
         }
