@@ -11,14 +11,6 @@
     reason = "a test ends by its first surprise; the lints see only #[test] functions as tests, not their helpers"
 )]
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test ends by its first surprise; the lints see only #[test] functions as tests, not their helpers"
-)]
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread;
