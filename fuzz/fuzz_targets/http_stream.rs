@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use sidemint::audit::{Audit, Output};
+use sidemint::audit::Audit;
 use sidemint::broker::{Broker, Parts};
 use sidemint::clock::{ManualClock, SharedClock};
 use sidemint::config::Config;
@@ -55,7 +55,7 @@ impl Stage {
                 policy: Arc::new(PolicyCache::new(source, LoadOptions::default())),
                 clouds: BTreeMap::new(),
                 journal: Arc::new(journal),
-                audit: Arc::new(Audit::open(&Output::Off).unwrap()),
+                audit: Arc::new(Audit::off()),
                 metrics: Arc::new(sidemint::app::metrics().unwrap()),
                 limits: sidemint::app::limits(&config()),
             };
