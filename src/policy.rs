@@ -4,6 +4,7 @@
 //! - [`cache`]: the policy in force, reloaded as a whole or not at all.
 //! - [`document`]: the TOML files, parsed into types that cannot hold nonsense.
 //! - [`session_policy`]: what narrows an AWS role, with the scope's parameters.
+//! - [`standing`]: until when the signatures speak: fresh, stale, expired.
 //! - [`rules`]: Cedar: the schema, the guardrails, one slice of rules per scope.
 //! - `load`: files → [`Policy`], where a bad file suspends its scope.
 //! - `lint`: what is allowed and still worth a second look.
@@ -17,6 +18,7 @@ mod load;
 pub mod repository;
 pub mod rules;
 pub mod session_policy;
+pub mod standing;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;

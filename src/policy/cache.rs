@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::repository::{PolicySource, PolicySourceError};
+use super::repository::{Fetched, PolicySource, PolicySourceError};
 use super::{LoadOptions, Policy, PolicyError, PolicyVersion, Problem};
 use crate::clock::{SharedClock, Timestamp};
 
@@ -131,11 +131,11 @@ impl PolicyCache {
         &self,
         seen: Option<&PolicyVersion>,
     ) -> Result<Option<(PolicyVersion, Result<Policy, PolicyError>)>, PolicySourceError> {
-        let Some(files) = self.source.fetch(seen).await? else { return Ok(None) };
+        let Fetched::New(files) = self.source.fetch(seen).await? else { return Ok(None) };
         let options = self.options.clone();
         let version = files.version.clone();
         let work = tokio::task::spawn_blocking(move || Policy::load_with(&files, &options));
-        let loaded = work.await.map_err(|_| PolicySourceError("loading the policy was cut off".to_owned()))?;
+        let loaded = work.await.map_err(|_| PolicySourceError::unavailable("loading the policy was cut off"))?;
         Ok(Some((version, loaded)))
     }
 

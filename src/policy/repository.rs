@@ -1,19 +1,27 @@
-//! Where policy files come from: the seam [`PolicySource`], and an unsigned directory behind it.
+//! Where policy files come from: the seam [`PolicySource`].
+//!
+//! - [`directory`]: an unsigned directory, for development.
+//! - [`fetch`]: the seam to the files of a signed repository.
+//! - [`metadata`]: what a publisher writes: TUF roles, keys, signatures.
+//! - [`sample`]: a whole signed repository in memory, for tests and benches.
+
+pub mod directory;
+pub mod fetch;
+pub mod metadata;
+#[cfg(any(test, feature = "dev"))]
+pub mod sample;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs;
-use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::PolicyVersion;
 pub use super::cache::PolicyCache;
-use super::document::Digest;
+pub use super::document::Digest;
+use super::standing::{RoleName, Standing};
+use super::{PolicyVersion, Problem};
+pub use directory::{DirectorySource, MAX_FILE, MAX_FILES, MAX_TOTAL};
 
 /// All policy files of one version, by path (`decisions/ledger-read.toml`), exactly as published.
 ///
@@ -25,6 +33,23 @@ pub struct PolicyFiles {
     pub files: BTreeMap<String, Bytes>,
     /// Their version: equal versions have equal files.
     pub version: PolicyVersion,
+    /// What the signatures say, where the files are signed.
+    pub signed: Option<Signed>,
+}
+
+/// What a signed source knows beside the files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signed {
+    /// The snapshot's version number.
+    pub snapshot: u64,
+    /// The version of the role `incident`: the kill list's epoch, which never goes back.
+    pub incident: u64,
+    /// Which role published each file.
+    pub publishers: BTreeMap<String, RoleName>,
+    /// Until when each role speaks.
+    pub standing: Standing,
+    /// Names that a role lists and that are not its own: not loaded, told.
+    pub stray: Vec<Problem>,
 }
 
 impl PolicyFiles {
@@ -32,246 +57,54 @@ impl PolicyFiles {
     pub fn unsigned(files: BTreeMap<String, Bytes>) -> Self {
         let mut whole = Vec::new();
         for (path, bytes) in &files {
-            // A path has no line break (see `Walk`), and a digest is of fixed length: no two sets write the same.
+            // A path has no line break (a source sees to it), and a digest is of fixed length: no two sets write the same.
             whole.extend_from_slice(format!("{} {path}\n", Digest::of(bytes)).as_bytes());
         }
         let hex = Digest::of(&whole).hex();
         let version = PolicyVersion(format!("dir-{}", hex.get(..16).unwrap_or(&hex)).into());
-        Self { files, version }
+        Self { files, version, signed: None }
     }
 }
 
 /// A source could not give policy files.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct PolicySourceError(pub String);
+#[error("{message}")]
+pub struct PolicySourceError {
+    /// What happened and what mends it.
+    pub message: String,
+    /// Whether something was there and was refused (a bad signature, a rollback), and not merely out of reach.
+    pub refused: bool,
+}
+
+impl PolicySourceError {
+    /// The source is out of reach.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self { message: message.into(), refused: false }
+    }
+
+    /// The source gave something that must not be believed.
+    pub fn refused(message: impl Into<String>) -> Self {
+        Self { message: message.into(), refused: true }
+    }
+}
+
+/// What a look at the source found.
+#[derive(Debug)]
+pub enum Fetched {
+    /// Still the files of the version that was seen, and nothing is to be said of them.
+    Unchanged,
+    /// Still the files of the version that was seen, and their signers speak until then (a heartbeat).
+    Confirmed(Standing),
+    /// Files of another version.
+    New(PolicyFiles),
+}
 
 /// The seam to where policy comes from.
 #[async_trait]
 pub trait PolicySource: Send + Sync + fmt::Debug {
-    /// The files as they are now, or `None` when they are still those of version `seen`.
-    async fn fetch(&self, seen: Option<&PolicyVersion>) -> Result<Option<PolicyFiles>, PolicySourceError>;
-}
-
-/// The largest policy file, in bytes.
-pub const MAX_FILE: u64 = 256 * 1024;
-/// The most bytes of all policy files together.
-pub const MAX_TOTAL: u64 = 64 * 1024 * 1024;
-/// The most policy files.
-pub const MAX_FILES: usize = 100_000;
-/// How deep folders may lie below one of [`FOLDERS`]: as deep as an id has segments.
-const MAX_DEPTH: usize = 8;
-/// How often files that change while they are read are read again.
-const ATTEMPTS: usize = 3;
-/// The folders that are read. `kill/` only so that a list which cannot be enforced is refused, not overlooked.
-const FOLDERS: [&str; 5] = ["boundaries", "decisions", "grants", "kill", "scopes"];
-
-/// A directory of unsigned policy files: whoever can write there decides. Links are followed as long as they stay inside
-/// (Kubernetes mounts a ConfigMap so); names that begin with a dot are ignored, as is all that is not `.toml` or `.cedar`.
-#[derive(Debug, Clone)]
-pub struct DirectorySource {
-    state: Arc<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    directory: PathBuf,
-    last: Mutex<Option<Last>>,
-}
-
-/// What was read last, and how the files looked.
-#[derive(Debug)]
-struct Last {
-    fingerprint: Fingerprint,
-    version: PolicyVersion,
-    /// Whether the files were read again after they had first looked like this. A file that is written twice within one
-    /// tick of the file system's clock looks the same both times; by the next poll the tick is over.
-    settled: bool,
-}
-
-type Fingerprint = BTreeMap<String, Stamp>;
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Stamp {
-    place: PathBuf,
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl DirectorySource {
-    /// A source over `directory`, which is read at each [`PolicySource::fetch`], not before.
-    pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self { state: Arc::new(State { directory: directory.into(), last: Mutex::new(None) }) }
-    }
-
-    /// Reads the files now. It blocks; commands use it, the sidecar fetches.
+    /// The files as they are now, or that they are still those of version `seen`.
     ///
     /// # Errors
-    /// Says which file or folder cannot be read, is too large or leads out of the directory.
-    pub fn read(&self) -> Result<PolicyFiles, PolicySourceError> {
-        self.state.read().map(|(files, _)| files)
-    }
+    /// When they cannot be had, or must not be believed; what is in force stays.
+    async fn fetch(&self, seen: Option<&PolicyVersion>) -> Result<Fetched, PolicySourceError>;
 }
-
-#[async_trait]
-impl PolicySource for DirectorySource {
-    async fn fetch(&self, seen: Option<&PolicyVersion>) -> Result<Option<PolicyFiles>, PolicySourceError> {
-        let (state, seen) = (Arc::clone(&self.state), seen.cloned());
-        let work = tokio::task::spawn_blocking(move || state.fetch(seen.as_ref()));
-        work.await.map_err(|_| PolicySourceError("reading the policy directory was cut off".to_owned()))?
-    }
-}
-
-impl State {
-    fn fetch(&self, seen: Option<&PolicyVersion>) -> Result<Option<PolicyFiles>, PolicySourceError> {
-        if self.looks_like(seen)? {
-            return Ok(None);
-        }
-        let (files, fingerprint) = self.read()?;
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let settled =
-            last.as_ref().is_some_and(|last| last.fingerprint == fingerprint && last.version == files.version);
-        *last = Some(Last { fingerprint, version: files.version.clone(), settled });
-        Ok(Some(files).filter(|files| seen != Some(&files.version)))
-    }
-
-    /// The cheap check: nothing has another time, size or place than when version `seen` was read.
-    fn looks_like(&self, seen: Option<&PolicyVersion>) -> Result<bool, PolicySourceError> {
-        let now = Walk::over(&self.directory)?;
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(last.as_ref().is_some_and(|last| last.settled && Some(&last.version) == seen && last.fingerprint == now))
-    }
-
-    /// Reads everything between two equal looks, so that no half of a change is taken.
-    fn read(&self) -> Result<(PolicyFiles, Fingerprint), PolicySourceError> {
-        for _ in 0..ATTEMPTS {
-            let before = Walk::over(&self.directory)?;
-            let files = read_all(&before);
-            if Walk::over(&self.directory)? == before {
-                return Ok((PolicyFiles::unsigned(files?), before));
-            }
-        }
-        Err(PolicySourceError(format!("{} changes while it is read", self.directory.display())))
-    }
-}
-
-fn read_all(fingerprint: &Fingerprint) -> Result<BTreeMap<String, Bytes>, PolicySourceError> {
-    let mut files = BTreeMap::new();
-    for (path, stamp) in fingerprint {
-        let failed = |error: std::io::Error| PolicySourceError(format!("{path}: cannot be read: {error}"));
-        let mut bytes = Vec::new();
-        // One byte more than allowed tells a file that grew since the look.
-        fs::File::open(&stamp.place).map_err(failed)?.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
-        if bytes.len() as u64 > MAX_FILE {
-            return Err(too_large(path));
-        }
-        files.insert(path.clone(), Bytes::from(bytes));
-    }
-    Ok(files)
-}
-
-fn too_large(path: &str) -> PolicySourceError {
-    PolicySourceError(format!("{path}: larger than {MAX_FILE} bytes"))
-}
-
-/// One look over a directory.
-struct Walk {
-    root: PathBuf,
-    found: Fingerprint,
-    total: u64,
-    entries: usize,
-}
-
-impl Walk {
-    fn over(directory: &Path) -> Result<Fingerprint, PolicySourceError> {
-        let root = fs::canonicalize(directory)
-            .map_err(|error| PolicySourceError(format!("{}: cannot be read: {error}", directory.display())))?;
-        let mut walk = Self { root, found: BTreeMap::new(), total: 0, entries: 0 };
-        for folder in FOLDERS {
-            walk.folder(&directory.join(folder), folder, 0)?;
-        }
-        Ok(walk.found)
-    }
-
-    fn folder(&mut self, place: &Path, path: &str, depth: usize) -> Result<(), PolicySourceError> {
-        let failed = |error: std::io::Error| PolicySourceError(format!("{path}: cannot be read: {error}"));
-        let entries = match self.inside(place, path) {
-            Ok(place) => fs::read_dir(place).map_err(failed)?,
-            Err(None) => return Ok(()),
-            Err(Some(error)) => return Err(error),
-        };
-        for entry in entries {
-            let entry = entry.map_err(failed)?;
-            self.entries += 1;
-            if self.entries > MAX_FILES {
-                return Err(PolicySourceError(format!("more than {MAX_FILES} policy files")));
-            }
-            let name = entry.file_name();
-            let Some(name) = name.to_str() else {
-                return Err(PolicySourceError(format!("{path}: has a file whose name is not UTF-8")));
-            };
-            if !name.starts_with('.') {
-                self.entry(&entry.path(), &format!("{path}/{name}"), depth)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn entry(&mut self, place: &Path, path: &str, depth: usize) -> Result<(), PolicySourceError> {
-        let place = match self.inside(place, path) {
-            Ok(place) => place,
-            Err(None) => return Ok(()),
-            Err(Some(error)) => return Err(error),
-        };
-        let failed = |error: std::io::Error| PolicySourceError(format!("{path}: cannot be read: {error}"));
-        let meta = fs::metadata(&place).map_err(failed)?;
-        if meta.is_dir() {
-            if depth + 1 >= MAX_DEPTH {
-                return Err(PolicySourceError(format!("{path}: folders are nested too deep")));
-            }
-            return self.folder(&place, path, depth + 1);
-        }
-        if !path.ends_with(".toml") && !path.ends_with(".cedar") {
-            return Ok(());
-        }
-        if !meta.is_file() || path.contains(['\n', '\r']) {
-            return Err(PolicySourceError(format!("{}: is no plain file", path.escape_debug())));
-        }
-        self.total += meta.len();
-        if meta.len() > MAX_FILE {
-            return Err(too_large(path));
-        }
-        if self.total > MAX_TOTAL {
-            return Err(PolicySourceError(format!("policy files are together larger than {MAX_TOTAL} bytes")));
-        }
-        let stamp = Stamp {
-            place,
-            device: meta.dev(),
-            inode: meta.ino(),
-            size: meta.len(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        };
-        self.found.insert(path.to_owned(), stamp);
-        Ok(())
-    }
-
-    /// Where `place` really is; an error when that is outside the directory, `None` when there is nothing.
-    fn inside(&self, place: &Path, path: &str) -> Result<PathBuf, Option<PolicySourceError>> {
-        match fs::canonicalize(place) {
-            Ok(real) if real.starts_with(&self.root) => Ok(real),
-            Ok(_) => Err(Some(PolicySourceError(format!("{path}: leads out of the policy directory")))),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => match fs::symlink_metadata(place) {
-                Ok(_) => Err(Some(PolicySourceError(format!("{path}: is a link that leads nowhere")))),
-                Err(_) => Err(None),
-            },
-            Err(error) => Err(Some(PolicySourceError(format!("{path}: cannot be read: {error}")))),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests;

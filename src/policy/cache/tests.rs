@@ -16,10 +16,10 @@ struct Fake {
 
 #[async_trait]
 impl PolicySource for Fake {
-    async fn fetch(&self, seen: Option<&PolicyVersion>) -> Result<Option<PolicyFiles>, PolicySourceError> {
+    async fn fetch(&self, seen: Option<&PolicyVersion>) -> Result<Fetched, PolicySourceError> {
         self.seen.lock().unwrap().push_back(seen.cloned());
-        let files = self.files.lock().unwrap().clone().ok_or_else(|| PolicySourceError("gone".to_owned()))?;
-        Ok(Some(files).filter(|files| seen != Some(&files.version)))
+        let files = self.files.lock().unwrap().clone().ok_or_else(|| PolicySourceError::unavailable("gone"))?;
+        Ok(if seen == Some(&files.version) { Fetched::Unchanged } else { Fetched::New(files) })
     }
 }
 

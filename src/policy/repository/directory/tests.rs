@@ -14,8 +14,15 @@ fn write(directory: &Path, file: &str, text: impl AsRef<[u8]>) {
     fs::write(place, text).unwrap();
 }
 
+fn files(fetched: Result<Fetched, PolicySourceError>) -> PolicyFiles {
+    match fetched.unwrap() {
+        Fetched::New(files) => files,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn read(directory: &Path) -> Result<Vec<String>, String> {
-    DirectorySource::new(directory).read().map(|read| read.files.into_keys().collect()).map_err(|error| error.0)
+    DirectorySource::new(directory).read().map(|read| read.files.into_keys().collect()).map_err(|error| error.message)
 }
 
 #[test]
@@ -107,12 +114,12 @@ async fn follows_the_links_of_a_kubernetes_config_map_and_their_swap() {
     symlink("..2026_1", root.join("..data")).unwrap();
     symlink("..data/decisions", root.join("decisions")).unwrap();
     let source = DirectorySource::new(root);
-    let first = source.fetch(None).await.unwrap().unwrap();
+    let first = files(source.fetch(None).await);
     assert_eq!(first.files["decisions/a.toml"], "one");
     // As the kubelet does it: a new link, renamed over the old one.
     symlink("..2026_2", root.join("..data_tmp")).unwrap();
     fs::rename(root.join("..data_tmp"), root.join("..data")).unwrap();
-    let second = source.fetch(Some(&first.version)).await.unwrap().unwrap();
+    let second = files(source.fetch(Some(&first.version)).await);
     assert_eq!(second.files["decisions/a.toml"], "two");
 }
 
@@ -120,31 +127,31 @@ async fn follows_the_links_of_a_kubernetes_config_map_and_their_swap() {
 async fn gives_files_only_when_they_are_not_those_that_were_seen() {
     let directory = directory();
     let source = DirectorySource::new(directory.path());
-    let first = source.fetch(None).await.unwrap().unwrap();
+    let first = files(source.fetch(None).await);
     for _ in 0..3 {
-        assert!(source.fetch(Some(&first.version)).await.unwrap().is_none());
+        assert!(matches!(source.fetch(Some(&first.version)).await, Ok(Fetched::Unchanged)));
     }
     // Whoever has seen nothing, or something else, gets them again.
-    assert_eq!(source.fetch(None).await.unwrap().unwrap().version, first.version);
+    assert_eq!(files(source.fetch(None).await).version, first.version);
     write(directory.path(), "decisions/finance/a.toml", "two");
-    let second = source.fetch(Some(&first.version)).await.unwrap().unwrap();
+    let second = files(source.fetch(Some(&first.version)).await);
     assert_ne!(second.version, first.version);
     // Touched, not changed.
     write(directory.path(), "decisions/finance/a.toml", "two");
-    assert!(source.fetch(Some(&second.version)).await.unwrap().is_none());
+    assert!(matches!(source.fetch(Some(&second.version)).await, Ok(Fetched::Unchanged)));
     fs::remove_file(directory.path().join("decisions/finance/a.toml")).unwrap();
-    assert!(source.fetch(Some(&second.version)).await.unwrap().unwrap().files.is_empty());
+    assert!(files(source.fetch(Some(&second.version)).await).files.is_empty());
 }
 
 #[tokio::test]
 async fn a_change_within_one_tick_of_the_file_system_is_seen_by_the_next_fetch() {
     let directory = directory();
     let source = DirectorySource::new(directory.path());
-    let first = source.fetch(None).await.unwrap().unwrap();
+    let first = files(source.fetch(None).await);
     // What a write in the same tick leaves behind: other bytes under a look that is known.
     write(directory.path(), "decisions/finance/a.toml", "two");
     let look = Walk::over(directory.path()).unwrap();
     source.state.last.lock().unwrap().as_mut().unwrap().fingerprint = look;
-    let second = source.fetch(Some(&first.version)).await.unwrap().unwrap();
+    let second = files(source.fetch(Some(&first.version)).await);
     assert_eq!(second.files["decisions/finance/a.toml"], "two");
 }
