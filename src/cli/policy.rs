@@ -1,6 +1,7 @@
-//! `sidemint policy lint|decide`: policy files, before a sidecar reads them.
+//! `sidemint policy lint|decide`: policy files, before a sidecar reads them; `trust`: what a sidecar is to believe.
 
 mod decide;
+mod trust;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -26,6 +27,8 @@ enum Command {
     Lint(LintArgs),
     /// Show what a scope's decision would be about, then write the digests of its scope and grants into it
     Decide(DecideArgs),
+    /// Begin to trust a signed policy repository: show its root and its owners, then remember it
+    Trust(trust::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -60,6 +63,7 @@ pub async fn run(args: Args) -> CliResult {
     match args.command {
         Command::Lint(args) => lint(&args, SystemClock.now()),
         Command::Decide(args) => decide::run(&args),
+        Command::Trust(args) => trust::run(&args, std::sync::Arc::new(SystemClock)).await,
     }
 }
 
