@@ -2,11 +2,13 @@
 //!
 //! - [`directory`]: an unsigned directory, for development.
 //! - [`fetch`]: the seam to the files of a signed repository.
+//! - [`http`]: those files behind HTTPS.
 //! - [`metadata`]: what a publisher writes: TUF roles, keys, signatures.
 //! - [`sample`]: a whole signed repository in memory, for tests and benches.
 
 pub mod directory;
 pub mod fetch;
+pub mod http;
 pub mod metadata;
 #[cfg(any(test, feature = "dev"))]
 pub mod sample;
