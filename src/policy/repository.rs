@@ -4,6 +4,7 @@
 //! - [`fetch`]: the seam to the files of a signed repository.
 //! - [`http`]: those files behind HTTPS.
 //! - [`metadata`]: what a publisher writes: TUF roles, keys, signatures.
+//! - [`schedule`]: when to look again.
 //! - [`sample`]: a whole signed repository in memory, for tests and benches.
 
 pub mod directory;
@@ -12,9 +13,11 @@ pub mod http;
 pub mod metadata;
 #[cfg(any(test, feature = "dev"))]
 pub mod sample;
+pub mod schedule;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -109,4 +112,9 @@ pub trait PolicySource: Send + Sync + fmt::Debug {
     /// # Errors
     /// When they cannot be had, or must not be believed; what is in force stays.
     async fn fetch(&self, seen: Option<&PolicyVersion>) -> Result<Fetched, PolicySourceError>;
+
+    /// How long the source asked to be left alone, counted from now; `None` when it did not.
+    fn retry_after(&self) -> Option<Duration> {
+        None
+    }
 }

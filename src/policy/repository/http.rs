@@ -36,6 +36,7 @@ use self::connect::{Connection, Place};
 use self::fault::Stage;
 use self::trust::Trust;
 use super::fetch::{Answer, Fetch, FetchError, Tag};
+use super::schedule::MAX_RETRY_AFTER;
 use crate::clock::{Clock, SharedClock, within};
 use crate::identity::SpiffeId;
 use crate::identity::workload_api::WorkloadApi;
@@ -43,8 +44,6 @@ use crate::identity::workload_api::WorkloadApi;
 pub use connect::{Proxy, ProxyError};
 pub use fault::{HttpFault, TlsFault};
 
-/// The longest that a server can ask us to stay away: a longer silence would be an outage of its own.
-pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
 /// How long a file may take at the least and at the most that can be configured.
 pub const TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(120);
 
@@ -301,31 +300,37 @@ impl HttpFetch {
         };
         let head = within(pace.clock, patience.min(pace.left(0)), sent).await;
         let response = head.ok_or(HttpFault::Slow(Stage::Answer))?.map_err(|error| HttpFault::of_head(&error))?;
-        let judged = self.judge(&response, ask);
-        let body = response.into_body();
-        match judged {
+        match self.judge(&response, ask) {
             Ok(Found::Body(tag)) => {
-                let bytes = read(body, ask.limit, pace).await?;
+                let bytes = read(response.into_body(), ask.limit, pace).await?;
                 self.keep(connection);
                 self.heard(None);
                 Ok(Answer::Body { bytes, tag })
             }
-            other => {
-                // What is said beside a status is not for us; it is only in the way of the next answer.
-                if read(body, MAX_DRAIN, pace).await.is_ok() {
-                    self.keep(connection);
-                }
-                match other? {
-                    Found::Absent(status) => {
-                        self.heard(Some(absence(ask.name, status)));
-                        Ok(Answer::Absent)
-                    }
-                    _ => {
-                        self.heard(None);
-                        Ok(Answer::Unchanged)
-                    }
-                }
+            Ok(Found::Unchanged) => {
+                self.drain(connection, response, pace).await;
+                self.heard(None);
+                Ok(Answer::Unchanged)
             }
+            Ok(Found::Absent(status)) => {
+                self.drain(connection, response, pace).await;
+                self.heard(Some(absence(ask.name, status)));
+                Ok(Answer::Absent)
+            }
+            Err(fault) => {
+                self.drain(connection, response, pace).await;
+                Err(fault)
+            }
+        }
+    }
+
+    /// What is said beside a status is not for us; it is only in the way of the next answer. Of a file that is not
+    /// wanted, or of a long page, nothing is read.
+    async fn drain(&self, connection: Connection, response: Response<Incoming>, pace: &Pace<'_>) {
+        let is_long = response.body().size_hint().lower() > MAX_DRAIN;
+        if response.status() != StatusCode::OK && !is_long && read(response.into_body(), MAX_DRAIN, pace).await.is_ok()
+        {
+            self.keep(connection);
         }
     }
 

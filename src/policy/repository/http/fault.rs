@@ -117,7 +117,7 @@ pub enum HttpFault {
     Busy {
         /// 429 or 503.
         status: u16,
-        /// How long it asks to be left alone, at most [`super::MAX_RETRY_AFTER`].
+        /// How long it asks to be left alone, at most [`MAX_RETRY_AFTER`](super::super::schedule::MAX_RETRY_AFTER).
         retry_after: Option<Duration>,
     },
     /// Another status.

@@ -232,7 +232,7 @@ fn parse_pem(path: &Path, pem: &[u8]) -> Result<RootCertStore, HttpError> {
 
 /// The clock of the rest of the sidecar, for the ends of certificates.
 #[derive(Debug)]
-struct Time(SharedClock);
+pub(super) struct Time(pub(super) SharedClock);
 
 impl TimeProvider for Time {
     fn current_time(&self) -> Option<UnixTime> {
