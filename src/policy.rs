@@ -453,6 +453,8 @@ pub mod kind {
     pub const DIGEST_MISMATCH: &str = "digest_mismatch";
     /// A file's name is no id, or its folder is not one that this version enforces.
     pub const FILE_NAME: &str = "file_name";
+    /// A role lists it that does not own it.
+    pub const NOT_OWNER: &str = "not_owner";
     /// The source itself cannot be read.
     pub const UNREADABLE: &str = "unreadable";
     /// Allowed, and worth a second look.
@@ -472,7 +474,7 @@ pub struct Problem {
 
 impl Problem {
     /// Every kind, for metrics that must exist before they first happen.
-    pub const KINDS: [&'static str; 11] = [
+    pub const KINDS: [&'static str; 12] = [
         kind::PARSE,
         kind::UNKNOWN_SCHEMA,
         kind::INVALID,
@@ -482,6 +484,7 @@ impl Problem {
         kind::UNDECIDED,
         kind::DIGEST_MISMATCH,
         kind::FILE_NAME,
+        kind::NOT_OWNER,
         kind::UNREADABLE,
         kind::WARNING,
     ];
