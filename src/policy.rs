@@ -2,7 +2,9 @@
 //!
 //! - [`repository`]: the seam to where policy files come from, and the directory that is one such place.
 //! - [`cache`]: the policy in force, reloaded as a whole or not at all.
+//! - [`charter`]: `owners/`: who answers for what, until when, and how stale a policy may get.
 //! - [`document`]: the TOML files, parsed into types that cannot hold nonsense.
+//! - [`kill`]: `kill/`: what is stopped now.
 //! - [`session_policy`]: what narrows an AWS role, with the scope's parameters.
 //! - [`standing`]: until when the signatures speak: fresh, stale, expired.
 //! - [`rules`]: Cedar: the schema, the guardrails, one slice of rules per scope.
@@ -12,7 +14,9 @@
 //! A decision is a pure function of (policy snapshot, caller, ask, now).
 
 pub mod cache;
+pub mod charter;
 pub mod document;
+pub mod kill;
 mod lint;
 mod load;
 pub mod repository;
