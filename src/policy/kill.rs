@@ -3,6 +3,7 @@
 //! A list is read whole or not at all: a bad one refuses its version, and the last good list stays.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -60,6 +61,13 @@ impl Stop {
     /// Whether it stops anything at `now`.
     pub fn in_force(&self, now: Timestamp) -> bool {
         self.until.is_none_or(|until| now < until)
+    }
+}
+
+/// For the audit log.
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "kill list entry {}: {}", self.id, self.reason)
     }
 }
 
@@ -188,7 +196,7 @@ impl KillList {
         self.stops.iter().filter(|stop| stop.in_force(now)).count()
     }
 
-    /// The first entry that stops `subject` at `now`, in the order of the file. `parts` tells what its scope is made of,
+    /// The first entry in the order of the file that stops `subject` at `now`. `parts` tells what its scope is made of,
     /// where that is known; it is asked only if some entry is about that.
     pub(super) fn stop<P: Parts>(
         &self,
