@@ -23,8 +23,8 @@ pub const MAX_FILES: usize = 100_000;
 const MAX_DEPTH: usize = 8;
 /// How often files that change while they are read are read again.
 const ATTEMPTS: usize = 3;
-/// The folders that are read. `kill/` only so that a list which cannot be enforced is refused, not overlooked.
-const FOLDERS: [&str; 5] = ["boundaries", "decisions", "grants", "kill", "scopes"];
+/// The folders that are read.
+const FOLDERS: [&str; 6] = ["boundaries", "decisions", "grants", "kill", "owners", "scopes"];
 
 /// A directory of unsigned policy files: whoever can write there decides. Links are followed as long as they stay inside
 /// (Kubernetes mounts a ConfigMap so); names that begin with a dot are ignored, as is all that is not `.toml` or `.cedar`.
