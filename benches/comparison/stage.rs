@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::digest::{SHA256, digest};
 use sidemint::clock::{Clock as _, SharedClock, SystemClock};
 use sidemint::dev::Running;
-use sidemint::dev::authority::{self, Authority, workload_api};
+use sidemint::dev::authority::{self, Authority};
 use sidemint::dev::cloud::{self, Cloud, http, iam, sts};
+use sidemint::identity::workload_api;
+use sidemint::identity::workload_api::client::X509Material;
 
 use crate::load::Client;
 
@@ -32,7 +34,7 @@ pub(crate) struct Stage {
     _running: [Running; 2],
     folder: tempfile::TempDir,
     // last, since what runs must be dropped before
-    _runtime: tokio::runtime::Runtime,
+    runtime: tokio::runtime::Runtime,
 }
 
 impl Stage {
@@ -52,7 +54,7 @@ impl Stage {
                 jwt_ttl: authority::Settings::JWT_TTL,
             };
             let authority = Authority::new(settings, Arc::clone(&clock))?;
-            let running = workload_api::serve(&authority, &folder.path().join("workload-api.sock"))?;
+            let running = authority::workload_api::serve(&authority, &folder.path().join("workload-api.sock"))?;
             let keys = Arc::clone(&authority);
             let cloud = Cloud::new(cloud_settings(&endpoint)?, Arc::new(move || keys.jwks()), Arc::clone(&clock));
             let sts = http::serve(&cloud, listener, sts::MAX_BODY, sts::answer)?;
@@ -63,7 +65,7 @@ impl Stage {
             std::fs::create_dir_all(path.parent().ok_or("a file without a folder")?)?;
             std::fs::write(path, text)?;
         }
-        Ok(Self { authority, cloud, sts_endpoint, _running: running, folder, _runtime: runtime })
+        Ok(Self { authority, cloud, sts_endpoint, _running: running, folder, runtime })
     }
 
     /// A JWT-SVID of the workload for the sidecar.
@@ -71,6 +73,18 @@ impl Stage {
         let token = self.authority.jwt_svid(&WORKLOAD.parse()?, &["sidemint".to_owned()])?;
         // exposed: it is sent to the sidecar under test, as a workload would
         Ok(token.ok_or("no such identity")?.expose().to_owned())
+    }
+
+    /// The workload's X.509-SVID, which is the sidecar's too.
+    pub(crate) fn x509_svid(&self) -> Fallible<X509Material> {
+        let endpoint = format!("unix://{}", self.socket().display()).parse()?;
+        let client = workload_api::client::Client::new(endpoint, Arc::new(SystemClock));
+        let svids = self.runtime.block_on(client.fetch_x509_svids(Duration::from_secs(5)))?;
+        Ok(svids.into_iter().next().ok_or("no X.509-SVID")?)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("workload-api.sock")
     }
 }
 
@@ -143,6 +157,7 @@ fn digest_of(text: &str) -> String {
 /// The real `sidemint serve`, a process of its own. Killed when dropped.
 pub(crate) struct Sidecar {
     pub(crate) http: SocketAddr,
+    pub(crate) mtls: SocketAddr,
     admin: SocketAddr,
     child: Child,
     log: PathBuf,
@@ -163,16 +178,16 @@ impl Sidecar {
     /// Starts it beside `stage`, on `core` where one is given, and returns once it is ready.
     pub(crate) fn start(stage: &Stage, core: Option<usize>) -> Fallible<Self> {
         let folder = tempfile::tempdir()?;
-        let (http, admin) = free_addresses()?;
+        let [http, mtls, admin] = free_addresses()?;
         let config = folder.path().join("sidemint.toml");
-        std::fs::write(&config, configuration(stage, folder.path(), http, admin))?;
+        std::fs::write(&config, configuration(stage, folder.path(), [http, mtls, admin]))?;
         let log = folder.path().join("serve.log");
         let mut command = Command::new(binary()?);
         command.arg("serve").arg("--config").arg(&config).env_clear().stdin(Stdio::null());
         command.stdout(Stdio::null()).stderr(File::create(&log)?);
         let began = Instant::now();
         let child = spawn_on(core, &mut command)?;
-        let mut sidecar = Self { http, admin, child, log, ready_after: Duration::ZERO, _folder: folder };
+        let mut sidecar = Self { http, mtls, admin, child, log, ready_after: Duration::ZERO, _folder: folder };
         sidecar.wait_until_ready(began)?;
         sidecar.ready_after = began.elapsed();
         Ok(sidecar)
@@ -192,6 +207,14 @@ impl Sidecar {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// A counter of its metrics, given as the text before the number.
+    pub(crate) fn counted(&self, name: &str) -> Fallible<f64> {
+        let answer = Client::connect(self.admin)?.send("GET", "/metrics", &[], "")?;
+        let text = String::from_utf8(answer.body)?;
+        let number = text.lines().find_map(|line| line.strip_prefix(name)).ok_or("no such metric")?;
+        Ok(number.trim().parse()?)
     }
 
     /// Its process.
@@ -221,16 +244,18 @@ impl Drop for Sidecar {
     }
 }
 
-/// Two free loopback addresses. Another process may take them before the sidecar does; then it says so and ends.
-fn free_addresses() -> Fallible<(SocketAddr, SocketAddr)> {
-    let (one, two) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
-    Ok((one.local_addr()?, two.local_addr()?))
+/// Free loopback addresses. Another process may take them before the sidecar does; then it says so and ends.
+fn free_addresses() -> Fallible<[SocketAddr; 3]> {
+    let free = || TcpListener::bind("127.0.0.1:0");
+    let held = [free()?, free()?, free()?];
+    let [http, mtls, admin] = &held;
+    Ok([http.local_addr()?, mtls.local_addr()?, admin.local_addr()?])
 }
 
-fn configuration(stage: &Stage, folder: &Path, http: SocketAddr, admin: SocketAddr) -> String {
+fn configuration(stage: &Stage, folder: &Path, [http, mtls, admin]: [SocketAddr; 3]) -> String {
     let (world, folder) = (stage.folder.path().display(), folder.display());
     format!(
-        "[server]\nhttp = \"{http}\"\n[admin]\nhttp = \"{admin}\"\n\
+        "[server]\nhttp = \"{http}\"\n[mtls]\naddress = \"{mtls}\"\n[admin]\nhttp = \"{admin}\"\n\
          [identity]\nworkload_api = \"unix://{world}/workload-api.sock\"\n\
          [policy]\ndirectory = \"{world}/policy\"\ntrust = \"unsigned\"\n\
          [aws]\nsts_endpoint = \"{}\"\n[state]\ndirectory = \"{folder}/state\"\n[audit]\noutput = \"{folder}/audit.jsonl\"\n\
