@@ -6,7 +6,7 @@
 //! - [`report`]: rows, bars, the table and the file.
 //! - [`stage`]: a Workload API, an STS, policy files, and the real `sidemint serve` between them.
 //! - [`load`]: HTTP clients that cost as little as possible.
-//! - [`serving`], [`handshakes`], [`process`], [`inside`]: the measurements.
+//! - [`serving`], [`handshakes`], [`process`], [`policy`], [`inside`]: the measurements.
 
 #![allow(clippy::disallowed_methods, reason = "a measurement reads the clock; the product never does")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the table is what this program is for")]
@@ -14,6 +14,7 @@
 mod handshakes;
 mod inside;
 mod load;
+mod policy;
 mod process;
 mod report;
 mod serving;
@@ -25,7 +26,7 @@ use report::{Bar, Measured, Outcome, Row};
 type Measure = fn() -> Outcome;
 
 /// Every row, in the order of the table.
-const ROWS: [(&str, &str, Bar, Measure); 13] = [
+const ROWS: [(&str, &str, Bar, Measure); 16] = [
     ("serve_throughput_vs_hyper", "ratio", Bar::AtLeast(0.85), serving::throughput),
     ("serve_p99_vs_hyper", "ratio", Bar::AtMost(1.5), serving::tail),
     ("jwt_first_seen_vs_raw", "ratio", Bar::AtMost(1.5), inside::jwt_first_seen),
@@ -39,6 +40,9 @@ const ROWS: [(&str, &str, Bar, Measure); 13] = [
     ("task_bytes", "KiB", Bar::AtMost(2.0), process::task_bytes),
     ("ready_after_workload_api", "ms", Bar::AtMost(150.0), process::ready),
     ("binary_size", "MiB", Bar::AtMost(24.0), process::binary_size),
+    ("policy_load_10000", "s", Bar::AtMost(3.0), policy::load),
+    ("policy_rss_10000", "MiB", Bar::AtMost(128.0), policy::rss),
+    ("policy_reload_serving_p99", "ratio", Bar::AtMost(3.0), policy::reload_serving),
 ];
 
 fn main() -> std::process::ExitCode {

@@ -41,7 +41,7 @@ pub(crate) fn idle_rss() -> Outcome {
 }
 
 /// The resident memory of a process, in bytes.
-fn resident(pid: u32) -> Fallible<f64> {
+pub(crate) fn resident(pid: u32) -> Fallible<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
     Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? * 1024.0)

@@ -6,16 +6,18 @@ use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
+use bytes::Bytes;
 use sidemint::clock::{Clock as _, SharedClock, SystemClock};
 use sidemint::dev::Running;
 use sidemint::dev::authority::{self, Authority};
 use sidemint::dev::cloud::{self, Cloud, http, iam, sts};
 use sidemint::identity::workload_api;
 use sidemint::identity::workload_api::client::X509Material;
+use sidemint::policy::repository::sample::Sample;
 
 use crate::load::Client;
 
@@ -33,6 +35,8 @@ pub(crate) struct Stage {
     sts_endpoint: String,
     _running: [Running; 2],
     folder: tempfile::TempDir,
+    /// Who signs the policy, where it is signed.
+    publisher: Option<Mutex<Sample>>,
     // last, since what runs must be dropped before
     runtime: tokio::runtime::Runtime,
 }
@@ -65,7 +69,43 @@ impl Stage {
             std::fs::create_dir_all(path.parent().ok_or("a file without a folder")?)?;
             std::fs::write(path, text)?;
         }
-        Ok(Self { authority, cloud, sts_endpoint, _running: running, folder, runtime })
+        Ok(Self { authority, cloud, sts_endpoint, _running: running, folder, publisher: None, runtime })
+    }
+
+    /// The same with a signed policy repository.
+    pub(crate) fn signed(scopes: usize) -> Fallible<Self> {
+        let mut stage = Self::new(0)?;
+        let sample = signed_policy(scopes)?;
+        sample.write_to(&stage.repository())?;
+        std::fs::write(stage.folder.path().join("root.json"), sample.anchor())?;
+        stage.publisher = Some(Mutex::new(sample));
+        Ok(stage)
+    }
+
+    fn repository(&self) -> PathBuf {
+        self.folder.path().join("repository")
+    }
+
+    /// Publishes a new version that differs in the purpose of one scope alone (which suspends it; it is none in use).
+    pub(crate) fn publish_change(&self) -> Fallible<()> {
+        let mut sample =
+            self.publisher.as_ref().ok_or("the policy is not signed")?.lock().map_err(|_| "the publisher crashed")?;
+        let (path, text) = sample.files.iter().rfind(|(path, _)| path.starts_with("scopes/")).ok_or("no scope")?;
+        let (path, text) = (path.clone(), [text, &b"# another word\n"[..]].concat());
+        sample.files.insert(path, text.into());
+        sample.publish(SystemClock.now())?;
+        Ok(sample.write_to(&self.repository())?)
+    }
+
+    /// `[policy]` of the sidecar's configuration.
+    fn policy(&self) -> String {
+        let world = self.folder.path().display();
+        match self.publisher {
+            None => format!("directory = \"{world}/policy\"\ntrust = \"unsigned\""),
+            Some(_) => format!(
+                "repository = \"{world}/repository\"\nroot = \"{world}/root.json\"\nminimum_version = 1\npoll = \"500ms\""
+            ),
+        }
     }
 
     /// A JWT-SVID of the workload for the sidecar.
@@ -149,6 +189,21 @@ unless { context.verified.trust_domain == "dev.test" };
     files
 }
 
+/// The same files with their owners, signed and published once.
+pub(crate) fn signed_policy(scopes: usize) -> Fallible<Sample> {
+    let mut files: BTreeMap<String, Bytes> =
+        policy_files(scopes).into_iter().map(|(path, text)| (path, text.into())).collect();
+    files.insert("owners/charter.toml".to_owned(), "schema = 1\n".into());
+    for owner in ["identity-governance", "finance-data"] {
+        let text = format!("schema = 1\nname = \"{owner}\"\nmail = \"{owner}@dev.test\"\n");
+        files.insert(format!("owners/{owner}.toml"), text.into());
+    }
+    files.insert("kill/list.toml".to_owned(), "schema = 1\n".into());
+    let mut sample = Sample::new(files, &[])?;
+    sample.publish(SystemClock.now())?;
+    Ok(sample)
+}
+
 fn digest_of(text: &str) -> String {
     let digits: String = digest(&SHA256, text.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{digits}")
@@ -202,7 +257,7 @@ impl Sidecar {
             if let Some(status) = self.child.try_wait()? {
                 return Err(format!("it ended with {status}: {}", std::fs::read_to_string(&self.log)?).into());
             }
-            if began.elapsed() > Duration::from_secs(15) {
+            if began.elapsed() > Duration::from_secs(60) {
                 return Err(format!("it is not ready: {}", std::fs::read_to_string(&self.log)?).into());
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -257,10 +312,11 @@ fn configuration(stage: &Stage, folder: &Path, [http, mtls, admin]: [SocketAddr;
     format!(
         "[server]\nhttp = \"{http}\"\n[mtls]\naddress = \"{mtls}\"\n[admin]\nhttp = \"{admin}\"\n\
          [identity]\nworkload_api = \"unix://{world}/workload-api.sock\"\n\
-         [policy]\ndirectory = \"{world}/policy\"\ntrust = \"unsigned\"\n\
+         [policy]\n{}\n\
          [aws]\nsts_endpoint = \"{}\"\n[state]\ndirectory = \"{folder}/state\"\n[audit]\noutput = \"{folder}/audit.jsonl\"\n\
          [limits]\ntasks = 20000\ntasks_per_caller = 20000\nmints_per_caller = 1000000\nconnections = 2048\n\
          requests = 4096\nupstream_rate = 100000\nupstream_burst = 100000\n",
+        stage.policy(),
         stage.sts_endpoint,
     )
 }
