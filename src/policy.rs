@@ -5,6 +5,7 @@
 //! - [`document`]: the TOML files, parsed into types that cannot hold nonsense.
 //! - [`session_policy`]: what narrows an AWS role, with the scope's parameters.
 //! - [`standing`]: until when the signatures speak: fresh, stale, expired.
+//! - [`publish`]: how owners sign and publish a version: the working repository behind `sidemint policy`.
 //! - [`rules`]: Cedar: the schema, the guardrails, one slice of rules per scope.
 //! - `load`: files → [`Policy`], where a bad file suspends its scope.
 //! - `lint`: what is allowed and still worth a second look.
@@ -15,6 +16,7 @@ pub mod cache;
 pub mod document;
 mod lint;
 mod load;
+pub mod publish;
 pub mod repository;
 pub mod rules;
 pub mod session_policy;

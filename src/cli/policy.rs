@@ -1,19 +1,27 @@
-//! `sidemint policy lint|decide`: policy files, before a sidecar reads them.
+//! `sidemint policy …`: policy files, before a sidecar reads them: written, tested, decided on, signed, published.
 
 mod decide;
+mod heartbeat;
+mod new;
+mod publish;
+mod sign;
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Subcommand;
 use serde_json::json;
 
 use super::{CliError, CliResult, Exit, Output, plain, print};
 use crate::clock::{Clock as _, SystemClock, Timestamp};
+use crate::policy::publish::PublishError;
+use crate::policy::publish::keys::{KeySource, SIGNER_TIMEOUT};
+use crate::policy::publish::release::OnlineKeys;
 use crate::policy::repository::{DirectorySource, PolicyFiles, PolicySourceError};
 use crate::policy::{Policy, PolicyError, Problem, ScopeId};
 
-/// Check policy files, and decide on them.
+/// Write, test, decide on, sign and publish policy.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -22,10 +30,89 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Make a working repository: keys for every role, and one scope that is decided on and signed
+    New(new::Args),
     /// Check a policy directory: every problem, every suspended scope, and what is worth a second look
     Lint(LintArgs),
     /// Show what a scope's decision would be about, then write the digests of its scope and grants into it
     Decide(DecideArgs),
+    /// Add one key holder's signature to one role, from the folder as it is
+    Sign(sign::Args),
+    /// Check what was signed as sidecars will, then publish it
+    Publish(publish::Args),
+    /// Say that what is published is still the newest: sign a new timestamp over it
+    Heartbeat(heartbeat::Args),
+}
+
+/// A time to go by.
+#[derive(Debug, clap::Args)]
+struct Time {
+    /// Go by this time (RFC 3339, UTC) instead of now; for drills
+    #[arg(long, value_name = "TIME", hide_short_help = true)]
+    at: Option<Timestamp>,
+}
+
+impl Time {
+    fn now(&self) -> Timestamp {
+        self.at.unwrap_or_else(|| SystemClock.now())
+    }
+}
+
+/// One key.
+#[derive(Debug, clap::Args)]
+struct Signer {
+    /// The private key: PKCS#8 PEM, Ed25519 or P-256
+    #[arg(long, value_name = "FILE.pem", conflicts_with = "signer")]
+    key: Option<PathBuf>,
+    /// A command that signs: it gets the bytes on standard input and prints the signature in hex or base64
+    #[arg(long, value_name = "COMMAND")]
+    signer: Option<String>,
+    /// How long the command may take
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, requires = "signer")]
+    signer_timeout: Option<Duration>,
+}
+
+impl Signer {
+    fn source(&self) -> Option<KeySource> {
+        let timeout = self.signer_timeout.unwrap_or(SIGNER_TIMEOUT);
+        let command = self.signer.clone().map(|command| KeySource::Command { command, timeout });
+        self.key.clone().map(KeySource::File).or(command)
+    }
+}
+
+/// The keys that sign at publication.
+#[derive(Debug, clap::Args)]
+struct Online {
+    /// The private key of the role snapshot; may be repeated [default: DIR/keys/NAME.pem]
+    #[arg(long, value_name = "FILE.pem")]
+    snapshot_key: Vec<PathBuf>,
+    /// A command that signs for snapshot
+    #[arg(long, value_name = "COMMAND")]
+    snapshot_signer: Vec<String>,
+    /// The private key of the role timestamp; may be repeated [default: DIR/keys/NAME.pem]
+    #[arg(long, value_name = "FILE.pem")]
+    timestamp_key: Vec<PathBuf>,
+    /// A command that signs for timestamp
+    #[arg(long, value_name = "COMMAND")]
+    timestamp_signer: Vec<String>,
+}
+
+impl Online {
+    fn keys(&self) -> OnlineKeys {
+        OnlineKeys {
+            snapshot: sources(&self.snapshot_key, &self.snapshot_signer),
+            timestamp: sources(&self.timestamp_key, &self.timestamp_signer),
+        }
+    }
+}
+
+fn sources(files: &[PathBuf], commands: &[String]) -> Vec<KeySource> {
+    let command = |command: &String| KeySource::Command { command: command.clone(), timeout: SIGNER_TIMEOUT };
+    files.iter().cloned().map(KeySource::File).chain(commands.iter().map(command)).collect()
+}
+
+fn failed(error: PublishError) -> CliError {
+    CliError::new(Exit::Failed, error.to_string())
 }
 
 #[derive(Debug, clap::Args)]
@@ -60,10 +147,14 @@ pub async fn run(args: Args) -> CliResult {
     match args.command {
         Command::Lint(args) => lint(&args, SystemClock.now()),
         Command::Decide(args) => decide::run(&args),
+        Command::New(args) => new::run(&args).await,
+        Command::Sign(args) => sign::run(&args).await,
+        Command::Publish(args) => publish::run(&args).await,
+        Command::Heartbeat(args) => heartbeat::run(&args).await,
     }
 }
 
-fn read(directory: &std::path::Path) -> Result<PolicyFiles, CliError> {
+fn read(directory: &Path) -> Result<PolicyFiles, CliError> {
     let failed = |error: PolicySourceError| CliError::new(Exit::Failed, error.to_string());
     let files = DirectorySource::new(directory).read().map_err(failed)?;
     if files.files.is_empty() {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use cedar_policy::Policy as Rule;
 
 use super::document::{Decision, Digest, DocumentError, Grant, GrantId, GrantProvider, ParamName, Scope, ScopeId};
-use super::repository::PolicyFiles;
+use super::repository::{PolicyFiles, TESTS};
 use super::rules::{Engine, RuleProblem, Rules, Validators};
 use super::{ActiveScope, Policy, PolicyError, Problem, kind, lint};
 
@@ -90,7 +90,7 @@ fn parsed<T>(bytes: &Bytes, parse: impl Fn(&[u8]) -> Result<T, DocumentError>) -
 fn sort(files: &PolicyFiles) -> Result<Sorted<'_>, PolicyError> {
     let mut sorted = Sorted::default();
     let mut whole = Vec::new();
-    for (path, bytes) in &files.files {
+    for (path, bytes) in files.files.iter().filter(|(path, _)| !path.ends_with(TESTS)) {
         let Some((folder, name)) = path.split_once('/') else {
             sorted.stray.push(unplaced(path));
             continue;

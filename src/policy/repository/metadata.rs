@@ -49,12 +49,12 @@ pub struct KeyValue {
 }
 
 impl PublicKey {
-    fn ed25519(raw: &[u8]) -> Self {
+    pub(in crate::policy) fn ed25519(raw: &[u8]) -> Self {
         let public = raw.iter().map(|byte| format!("{byte:02x}")).collect();
         Self { keytype: "ed25519".to_owned(), scheme: "ed25519".to_owned(), keyval: KeyValue { public } }
     }
 
-    fn p256(point: &[u8]) -> Self {
+    pub(in crate::policy) fn p256(point: &[u8]) -> Self {
         // RFC 5480: id-ecPublicKey, prime256v1, an uncompressed point.
         const SPKI: [u8; 26] = [
             0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48,
@@ -287,17 +287,29 @@ impl Envelope {
         Self { signed, signatures: Vec::new() }
     }
 
+    /// What is signed: canonical JSON (specification §4.2.1).
+    ///
+    /// # Errors
+    /// When the role has a number that is no integer.
+    pub fn message(&self) -> Result<Vec<u8>, MetadataError> {
+        to_canonical_bytes(&self.signed).map_err(|error| MetadataError(error.to_string()))
+    }
+
     /// Adds `signer`'s signature, or replaces the one it gave before.
     ///
     /// # Errors
     /// When the signer fails, or the role has a number that is no integer.
     pub fn sign(&mut self, signer: &dyn Signer) -> Result<(), MetadataError> {
-        let message = to_canonical_bytes(&self.signed).map_err(|error| MetadataError(error.to_string()))?;
-        let sig = signer.sign(&message)?.iter().map(|byte| format!("{byte:02x}")).collect();
-        let keyid = signer.public().id();
+        let signature = signer.sign(&self.message()?)?;
+        self.add(signer.public(), &signature);
+        Ok(())
+    }
+
+    /// Adds the signature of `key`, or replaces the one it gave before.
+    pub fn add(&mut self, key: &PublicKey, signature: &[u8]) {
+        let (keyid, sig) = (key.id(), signature.iter().map(|byte| format!("{byte:02x}")).collect());
         self.signatures.retain(|signature| signature.keyid != keyid);
         self.signatures.push(Signature { keyid, sig });
-        Ok(())
     }
 
     /// The file's bytes.
