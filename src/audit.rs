@@ -29,7 +29,8 @@ use crate::clock::{SharedClock, Timestamp};
 use crate::id::{LeaseId, TaskId};
 use crate::identity::{Proof, SpiffeId};
 use crate::lease::record::LeaseEnding;
-use crate::policy::{ParamName, Provider, ScopeId, Tier};
+use crate::policy::standing::Lapse;
+use crate::policy::{Digests, ParamName, Provider, ScopeId, Tier};
 
 use self::chain::{Head, MAX_LINE};
 use self::key::{PublicKey, SigningKey};
@@ -164,6 +165,12 @@ pub struct Event<'a> {
     /// The rules that permitted or forbade.
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     pub rule_ids: &'a [String],
+    /// The exact files decided on, by path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digests: Option<&'a Digests>,
+    /// The signer of the policy that had lapsed when it was decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stale: Option<&'a Lapse>,
     /// When the task must end, UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Timestamp>,
@@ -212,6 +219,8 @@ impl Event<'_> {
             tier: None,
             policy_version: None,
             rule_ids: &[],
+            digests: None,
+            stale: None,
             deadline: None,
             provider: None,
             lease: None,

@@ -33,10 +33,12 @@ use crate::lease::journal::Journal;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::policy::cache::PolicyCache;
-use crate::task::{Decided, EndReason, Ending, Task, TaskId, TaskTable};
+use crate::policy::kill::Subject;
+use crate::task::{EndReason, Ending, Task, TaskId, TaskTable};
 
 pub use crate::task::MintError;
 pub use begin::{BeginRequest, Begun, Claimant};
+pub use end::Stop;
 pub use error::{BeginError, CredentialsError, FindError};
 pub use view::{Census, LeaseView, TaskView};
 
@@ -180,13 +182,14 @@ impl Broker {
 
     /// Ends a task: no longer served from this moment, revoked by class, and an honest word on what is left.
     /// A task that has ended already answers as it did the first time.
-    pub async fn end(self: &Arc<Self>, task: &Arc<Task>, reason: EndReason, request_id: Option<&str>) -> Ending {
+    pub async fn end(self: &Arc<Self>, task: &Arc<Task>, stop: impl Into<Stop>, request_id: Option<&str>) -> Ending {
+        let Stop { reason, detail } = stop.into();
         let (ending, first) = self.stop_serving(task, reason);
         if first {
             let (broker, task, ended) = (Arc::clone(self), Arc::clone(task), ending.clone());
             let request_id = request_id.map(str::to_owned);
             detached(async move {
-                broker.record_end(&task, &ended, request_id.as_deref()).await;
+                broker.record_end(&task, &ended, detail, request_id.as_deref()).await;
                 broker.end_children(&task).await;
             })
             .await;
@@ -225,45 +228,49 @@ impl Broker {
     ) -> Result<(), EndReason> {
         match self.reason_to_end_at(task, now, boot) {
             None => Ok(()),
-            Some(reason) => Err(self.end(task, reason, None).await.reason),
+            Some(stop) => Err(self.end(task, stop, None).await.reason),
         }
     }
 
     /// Why `task` must not be served now, if anything speaks against it. Decides again when the policy has changed.
-    fn reason_to_end(&self, task: &Task) -> Option<EndReason> {
+    fn reason_to_end(&self, task: &Task) -> Option<Stop> {
         self.reason_to_end_at(task, self.now(), self.parts.clock.boot())
     }
 
     /// The same at `now`, `boot` after the machine's start.
-    fn reason_to_end_at(&self, task: &Task, now: Timestamp, boot: Duration) -> Option<EndReason> {
+    fn reason_to_end_at(&self, task: &Task, now: Timestamp, boot: Duration) -> Option<Stop> {
         let policy = self.parts.policy.current();
         let orphan = self.parent_is_over(task, now, boot);
         let mut state = task.state();
         if let Some(ending) = &state.ending {
-            return Some(ending.reason);
+            return Some(ending.reason.into());
+        }
+        // Asked each time: an entry is in force, or past, whatever version is.
+        if let Some(stop) = policy.as_ref().and_then(|policy| killed(policy, task, now)) {
+            return Some(stop);
         }
         if orphan {
-            return Some(EndReason::ParentEnded);
+            return Some(EndReason::ParentEnded.into());
         }
         if let Some(reason) = task.overdue(&state, now, boot) {
-            return Some(reason);
+            return Some(reason.into());
         }
         let identities = self.parts.workload_api.identities();
         if identities.known && identities.svid(task.owner(), now).is_none() {
-            return Some(EndReason::IdentityWithdrawn);
+            return Some(EndReason::IdentityWithdrawn.into());
         }
         let policy = policy?;
         if state.decided.as_ref().is_some_and(|decided| decided.version == *policy.version()) {
             return None;
         }
-        match policy.decide(&task.caller(), &task.begun().ask, now) {
-            Ok(permit) => {
-                state.decided = Some(Decided::from(&permit));
+        match policy.still_permits(&task.caller(), &task.begun().ask, task.id(), now) {
+            Ok(kept) => {
+                state.decided = Some(kept.into());
                 None
             }
             Err(denial) => {
                 tracing::info!(task = %task.id(), reason = denial.reason.as_str(), "no longer permitted");
-                Some(EndReason::PolicyChanged)
+                Some(denial.into())
             }
         }
     }
@@ -329,6 +336,13 @@ impl Broker {
     pub fn policy(&self) -> Option<Arc<Policy>> {
         self.parts.policy.current()
     }
+}
+
+/// The entry of the kill list that stops `task`.
+fn killed(policy: &Policy, task: &Task, now: Timestamp) -> Option<Stop> {
+    let subject = Subject { scope: &task.begun().ask.scope, spiffe_id: task.owner(), task: Some(task.id()) };
+    let entry = policy.stopped(subject, now)?;
+    Some(Stop { reason: EndReason::Killed, detail: Some(entry.to_string()) })
 }
 
 /// Does `work` to its end, also when whoever waits for it goes away: a caller that hangs up must not leave a task that

@@ -2,7 +2,9 @@
 //!
 //! - [`repository`]: the seam to where policy files come from, and the directory that is one such place.
 //! - [`cache`]: the policy in force, reloaded as a whole or not at all.
+//! - [`charter`]: `owners/`: who answers for what, until when, and how stale a policy may get.
 //! - [`document`]: the TOML files, parsed into types that cannot hold nonsense.
+//! - [`kill`]: `kill/`: what is stopped now.
 //! - [`session_policy`]: what narrows an AWS role, with the scope's parameters.
 //! - [`standing`]: until when the signatures speak: fresh, stale, expired.
 //! - [`publish`]: how owners sign and publish a version: the working repository behind `sidemint policy`.
@@ -13,7 +15,10 @@
 //! A decision is a pure function of (policy snapshot, caller, ask, now).
 
 pub mod cache;
+pub mod charter;
+mod denial;
 pub mod document;
+pub mod kill;
 mod lint;
 mod load;
 pub mod publish;
@@ -27,15 +32,21 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeMap as _;
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::clock::Timestamp;
+use crate::id::TaskId;
 use crate::identity::Caller;
 
-use document::{Decision, Grant, GrantProvider, Scope};
+use charter::Charter;
+pub use denial::{Denial, DenialReason};
+use document::{Decision, Digest, Grant, GrantProvider, Scope};
 pub use document::{GrantId, ParamName, Provider, ScopeId, Tier};
+use kill::{KillList, Stop, Subject};
 pub use load::LoadOptions;
 use rules::{Engine, Slice, Verdict};
+use standing::{Freshness, Lapse, PolicyState, RoleName, Signers, Standing};
 
 /// What a caller asks for when it begins a task. Everything in it is the caller's word (`context.asserted`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,6 +127,8 @@ pub struct Permit {
     pub(in crate::policy) tier: Tier,
     pub(in crate::policy) caps: Caps,
     pub(in crate::policy) grants: Vec<ResolvedGrant>,
+    pub(in crate::policy) digests: Arc<Digests>,
+    pub(in crate::policy) stale: Option<Lapse>,
 }
 
 impl Permit {
@@ -143,6 +156,54 @@ impl Permit {
     pub fn grants(&self) -> &[ResolvedGrant] {
         &self.grants
     }
+    /// The exact files that were decided on.
+    pub fn digests(&self) -> &Digests {
+        &self.digests
+    }
+    /// The signer that had lapsed when it was decided, where one had: to be audited.
+    pub fn stale(&self) -> Option<&Lapse> {
+        self.stale.as_ref()
+    }
+}
+
+/// What lets a running task go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// The policy under which it was decided again.
+    pub policy_version: PolicyVersion,
+    /// The `@id`s of the rules that permitted.
+    pub rule_ids: Vec<String>,
+    /// Idle time after which the task ends, where the decision sets one.
+    pub idle: Option<Duration>,
+}
+
+/// The exact files of one scope that were decided on. Serialises as a map from path to digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Digests {
+    /// The scope.
+    pub id: ScopeId,
+    /// `decisions/S.toml`.
+    pub decision: Digest,
+    /// `decisions/S.cedar`.
+    pub rules: Digest,
+    /// `scopes/S.toml`.
+    pub scope: Digest,
+    /// `grants/G.toml`.
+    pub grants: Box<[(GrantId, Digest)]>,
+}
+
+impl Serialize for Digests {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(3 + self.grants.len()))?;
+        let mut put = |path: &str, digest: &Digest| map.serialize_entry(path, &digest.to_string());
+        put(&format!("decisions/{}.cedar", self.id), &self.rules)?;
+        put(&format!("decisions/{}.toml", self.id), &self.decision)?;
+        for (id, digest) in &self.grants {
+            put(&format!("grants/{id}.toml"), digest)?;
+        }
+        put(&format!("scopes/{}.toml", self.id), &self.scope)?;
+        map.end()
+    }
 }
 
 /// Which policy a decision used. Equal versions decide equally.
@@ -156,86 +217,31 @@ impl fmt::Display for PolicyVersion {
     }
 }
 
-/// Why a task may not begin. [`DenialReason`] is the closed set of words for metrics and audit; the detail is for the
-/// audit log only and never reaches the caller.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Denial {
-    /// The kind of refusal.
-    pub reason: DenialReason,
-    /// The whole story, for the audit log.
-    pub detail: String,
-    /// The `@id`s of the rules that forbade, where a rule did.
-    pub rule_ids: Vec<String>,
-}
-
-/// The closed set of reasons for which a task may not begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum DenialReason {
-    /// No such scope.
-    UnknownScope,
-    /// The scope is there but suspended: a bad file, or a digest that does not match its decision.
-    ScopeSuspended,
-    /// No rule permits it.
-    NotPermitted,
-    /// A rule or boundary forbids it.
-    Forbidden,
-    /// A guardrail of the binary forbids it (overdue review, expired exception …).
-    Guardrail,
-    /// The tier needs an approval that was not given. Told to the caller as `approval_required`.
-    ApprovalRequired,
-    /// Parameters missing, unknown, too long or with characters that are not allowed. Told as `invalid_request`.
-    InvalidParameters,
-    /// A `ttl` over the decision's `max_task`. Told as `invalid_request`.
-    TtlTooLong,
-    /// A rule failed to evaluate; an error in a decision is a denial.
-    EvaluationError,
-    /// No policy is loaded, or it is past its end.
-    PolicyExpired,
-}
-
-impl DenialReason {
-    /// Every reason, for metrics that must exist before they first happen.
-    pub const ALL: [Self; 10] = [
-        Self::UnknownScope,
-        Self::ScopeSuspended,
-        Self::NotPermitted,
-        Self::Forbidden,
-        Self::Guardrail,
-        Self::ApprovalRequired,
-        Self::InvalidParameters,
-        Self::TtlTooLong,
-        Self::EvaluationError,
-        Self::PolicyExpired,
-    ];
-
-    /// The stable word for metrics and audit.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::UnknownScope => "unknown_scope",
-            Self::ScopeSuspended => "scope_suspended",
-            Self::NotPermitted => "not_permitted",
-            Self::Forbidden => "forbidden",
-            Self::Guardrail => "guardrail",
-            Self::ApprovalRequired => "approval_required",
-            Self::InvalidParameters => "invalid_parameters",
-            Self::TtlTooLong => "ttl_too_long",
-            Self::EvaluationError => "evaluation_error",
-            Self::PolicyExpired => "policy_expired",
-        }
-    }
-}
-
-/// One immutable, validated policy: every scope sliced and ready to decide. Shared as `Arc<Policy>`; one per request.
+/// One immutable, validated policy: every scope sliced and ready to decide, until when its signers speak, and what is
+/// stopped. Shared as `Arc<Policy>`; one per request.
 #[derive(Debug)]
 pub struct Policy {
+    content: Arc<Content>,
+    /// Until when its signers speak; `None` where nobody signs: then it is always fresh.
+    standing: Option<Standing>,
+    /// Until then everything is fresh, so that a decision asks no further.
+    fresh_until: Timestamp,
+    kill: Arc<KillList>,
+}
+
+/// What the files of one version say.
+#[derive(Debug)]
+struct Content {
     version: PolicyVersion,
     engine: Engine,
+    charter: Charter,
     active: BTreeMap<ScopeId, Arc<ActiveScope>>,
     /// The same, for decisions: among 10,000 names a tree compares some thirty, scattered over memory.
     by_id: HashMap<ScopeId, Arc<ActiveScope>>,
     suspended: BTreeMap<ScopeId, Vec<Problem>>,
     stray: Vec<Problem>,
     warnings: Vec<Problem>,
+    signers: Option<Signers>,
 }
 
 /// A scope whose decision, scope file and grants all resolved, each with the digest decided on.
@@ -245,6 +251,44 @@ struct ActiveScope {
     scope: Scope,
     grants: Vec<(GrantId, Arc<Grant>)>,
     slice: Slice,
+    ends: Ends,
+    digests: Arc<Digests>,
+    /// Whose word it rests on, beside the roles that everything rests on; empty where nobody signs.
+    roles: Arc<[RoleName]>,
+}
+
+/// When a scope stops by itself, beside what its decision says.
+#[derive(Debug, Clone, Default)]
+struct Ends {
+    /// The owner whose leaving stops it first, where one leaves.
+    owner: Option<Leaver>,
+}
+
+/// An owner who leaves, or has left.
+#[derive(Debug, Clone)]
+struct Leaver {
+    id: String,
+    active_until: Timestamp,
+    /// With the grace of the scope's tier.
+    stops_at: Timestamp,
+}
+
+impl Ends {
+    /// The earliest of all, so that one comparison judges time.
+    fn earliest(&self, decision: &Decision) -> Timestamp {
+        let owner = self.owner.as_ref().map(|leaver| leaver.stops_at);
+        [Some(decision.review_until), decision.expires_at, owner].into_iter().flatten().min().unwrap_or(Timestamp::MAX)
+    }
+}
+
+impl kill::Parts for &ActiveScope {
+    fn grants(&self) -> impl Iterator<Item = (&GrantId, Provider)> {
+        self.grants.iter().map(|(id, grant)| (id, grant.provider.provider()))
+    }
+
+    fn owners(&self) -> [&str; 2] {
+        [&self.decision.decision_owner, &self.scope.business_owner]
+    }
 }
 
 impl Policy {
@@ -265,59 +309,201 @@ impl Policy {
         load::load(files, options)
     }
 
+    fn new(content: Content, standing: Option<Standing>, kill: KillList) -> Self {
+        Self::of(Arc::new(content), standing, Arc::new(kill))
+    }
+
+    fn of(content: Arc<Content>, standing: Option<Standing>, kill: Arc<KillList>) -> Self {
+        let ends = standing.iter().flat_map(|standing| standing.ends.values());
+        let fresh_until = ends.copied().min().unwrap_or(Timestamp::MAX);
+        Self { content, standing, fresh_until, kill }
+    }
+
+    /// The same version, whose signers now speak until `standing` (a heartbeat). `None` where it says nothing of a role
+    /// that spoke before, or where nobody signs.
+    pub fn confirmed(&self, standing: Standing) -> Option<Self> {
+        let all = self.standing.as_ref()?.ends.keys().all(|role| standing.ends.contains_key(role));
+        all.then(|| Self::of(Arc::clone(&self.content), Some(standing), Arc::clone(&self.kill)))
+    }
+
+    /// The same version under another kill list.
+    pub fn with_kill_list(&self, kill: Arc<KillList>) -> Self {
+        Self::of(Arc::clone(&self.content), self.standing.clone(), kill)
+    }
+
+    /// What is stopped now.
+    pub fn kill_list(&self) -> &Arc<KillList> {
+        &self.kill
+    }
+
     /// The version that decisions will name.
     pub fn version(&self) -> &PolicyVersion {
-        &self.version
+        &self.content.version
+    }
+
+    /// The version number of the snapshot, where the policy is signed.
+    pub fn snapshot(&self) -> Option<u64> {
+        self.content.signers.as_ref().map(Signers::snapshot)
+    }
+
+    /// Until when each role speaks, where the policy is signed.
+    pub fn standing(&self) -> Option<&Standing> {
+        self.standing.as_ref()
+    }
+
+    /// The same by the nine roles that design.md fixes, UTC: a department counts as the role that it is part of, and the
+    /// earliest end is told. Empty where nobody signs.
+    pub fn ends(&self) -> BTreeMap<&'static str, Timestamp> {
+        match (&self.content.signers, &self.standing) {
+            (Some(signers), Some(standing)) => signers.ends(standing),
+            _ => BTreeMap::new(),
+        }
+    }
+
+    /// How good the policy as a whole is at `now`: expired when no scope can begin any more, stale when some signer has
+    /// lapsed.
+    pub fn state(&self, now: Timestamp) -> PolicyState {
+        match (&self.content.signers, &self.standing) {
+            (Some(signers), Some(standing)) => signers.state(standing, &self.content.charter, now),
+            _ => PolicyState::Unsigned,
+        }
+    }
+
+    /// What the owners agreed on for everybody.
+    pub fn charter(&self) -> &Charter {
+        &self.content.charter
     }
 
     /// May `caller` begin a task as `ask` says, at `now`? Pure: the same four values give the same answer.
     ///
     /// The order of the questions is part of the answer: whoever the rules do not permit never learns what a scope's
-    /// parameters, caps or tier are (requirement G15).
+    /// parameters, caps or tier are, nor that it is there (requirement G15). So that a signer has lapsed is told last.
     ///
     /// # Errors
     /// A [`Denial`]: anything that is not a clear permit.
     pub fn decide(&self, caller: &Caller, ask: &Ask, now: Timestamp) -> Result<Permit, Denial> {
+        self.decide_for(caller, ask, None, now)
+    }
+
+    /// As [`Policy::decide`], for a task that runs already and wants a credential.
+    ///
+    /// # Errors
+    /// As [`Policy::decide`].
+    pub fn decide_for(
+        &self,
+        caller: &Caller,
+        ask: &Ask,
+        task: Option<&TaskId>,
+        now: Timestamp,
+    ) -> Result<Permit, Denial> {
+        let (active, rule_ids) = self.judge(caller, ask, task, now)?;
+        let stale = match self.freshness(active, now) {
+            Freshness::Fresh => None,
+            Freshness::Stale(lapse) => Some(lapse),
+            Freshness::Expired(lapse) => return Err(self.expired(active, &lapse)),
+        };
+        Ok(Permit {
+            scope: ask.scope.clone(),
+            policy_version: self.version().clone(),
+            rule_ids,
+            tier: active.decision.tier,
+            caps: active.decision.caps,
+            grants: active.grants.iter().map(|(id, grant)| resolve(id, grant, &ask.params)).collect(),
+            digests: Arc::clone(&active.digests),
+            stale,
+        })
+    }
+
+    /// May the running `task` of `caller`, begun as `ask` says, go on at `now`? A lapsed signer ends nothing that runs
+    /// (design §4): what it signed is still the last word there is.
+    ///
+    /// # Errors
+    /// Why it must end.
+    pub fn still_permits(&self, caller: &Caller, ask: &Ask, task: &TaskId, now: Timestamp) -> Result<Kept, Denial> {
+        let (active, rule_ids) = self.judge(caller, ask, Some(task), now)?;
+        Ok(Kept { policy_version: self.version().clone(), rule_ids, idle: active.decision.caps.idle })
+    }
+
+    /// The entry of the kill list that stops `subject` at `now`.
+    pub fn stopped(&self, subject: Subject<'_>, now: Timestamp) -> Option<&Stop> {
+        self.kill.stop(subject, || self.content.by_id.get(subject.scope).map(|active| &**active), now)
+    }
+
+    /// Everything that a decision asks but how fresh it is.
+    fn judge(
+        &self,
+        caller: &Caller,
+        ask: &Ask,
+        task: Option<&TaskId>,
+        now: Timestamp,
+    ) -> Result<(&ActiveScope, Vec<String>), Denial> {
+        let subject = Subject { scope: &ask.scope, spiffe_id: caller.spiffe_id(), task };
+        if let Some(stop) = self.stopped(subject, now) {
+            return Err(Denial::new(DenialReason::Killed, stop.to_string()));
+        }
         let active = self.find(&ask.scope)?;
+        match self.ask_rules(active, caller, ask, now) {
+            Ok(rule_ids) => Ok((active, rule_ids)),
+            Err(denial) => Err(denial.about(&active.digests)),
+        }
+    }
+
+    fn ask_rules(
+        &self,
+        active: &ActiveScope,
+        caller: &Caller,
+        ask: &Ask,
+        now: Timestamp,
+    ) -> Result<Vec<String>, Denial> {
+        let engine = &self.content.engine;
         active.check_params(ask).map_err(|detail| {
-            let reason = match active.slice.names(&self.engine, caller) {
+            let reason = match active.slice.names(engine, caller) {
                 true => DenialReason::InvalidParameters,
                 false => DenialReason::NotPermitted,
             };
             Denial::new(reason, detail)
         })?;
         let ttl = ask.ttl.unwrap_or(active.decision.caps.max_task);
-        let question = self.engine.question(&active.slice, caller, ask, whole_seconds(ttl), now);
+        let question = engine.question(&active.slice, caller, ask, whole_seconds(ttl), now);
         let question = question.map_err(|detail| Denial::new(DenialReason::EvaluationError, detail))?;
-        let rule_ids = match self.engine.ask_all(&active.slice, &question) {
+        let rule_ids = match engine.ask_all(&active.slice, &question) {
             Verdict::Permit(rule_ids) => rule_ids,
             Verdict::Deny(_) | Verdict::Error(_) => return Err(self.why_not(active, &question)),
         };
         active.check_ttl(ttl)?;
-        Ok(Permit {
-            scope: ask.scope.clone(),
-            policy_version: self.version.clone(),
-            rule_ids,
-            tier: active.decision.tier,
-            caps: active.decision.caps,
-            grants: active.grants.iter().map(|(id, grant)| resolve(id, grant, &ask.params)).collect(),
-        })
+        Ok(rule_ids)
+    }
+
+    fn freshness(&self, active: &ActiveScope, now: Timestamp) -> Freshness {
+        match &self.standing {
+            Some(standing) if now >= self.fresh_until => {
+                standing.at(now, self.content.charter.max_staleness(active.decision.tier), active.roles.iter())
+            }
+            _ => Freshness::Fresh,
+        }
+    }
+
+    fn expired(&self, active: &ActiveScope, lapse: &Lapse) -> Denial {
+        let tier = active.decision.tier;
+        let most = humantime::format_duration(self.content.charter.max_staleness(tier));
+        let detail = format!("{lapse}, longer than max_staleness of {}, {most}", tier.as_str());
+        Denial::new(DenialReason::PolicyExpired, detail).about(&active.digests)
     }
 
     fn find(&self, id: &ScopeId) -> Result<&ActiveScope, Denial> {
-        if let Some(active) = self.by_id.get(id) {
+        if let Some(active) = self.content.by_id.get(id) {
             return Ok(active);
         }
-        Err(match self.suspended.get(id).map(Vec::as_slice) {
+        Err(match self.content.suspended.get(id).map(Vec::as_slice) {
             Some([problem, ..]) => Denial::new(DenialReason::ScopeSuspended, problem.to_string()),
             Some([]) => Denial::new(DenialReason::ScopeSuspended, "suspended".to_owned()),
-            None => Denial::new(DenialReason::UnknownScope, format!("policy {} has no such scope", self.version)),
+            None => Denial::new(DenialReason::UnknownScope, format!("policy {} has no such scope", self.version())),
         })
     }
 
     /// Why rules and guardrails together did not permit: first the scope's own rules, then the guardrails.
     fn why_not(&self, active: &ActiveScope, question: &rules::Question) -> Denial {
-        match self.engine.ask_rules(&active.slice, question) {
+        match self.content.engine.ask_rules(&active.slice, question) {
             Verdict::Permit(_) => {}
             Verdict::Deny(rule_ids) if rule_ids.is_empty() => {
                 return Denial::new(DenialReason::NotPermitted, "no rule permits it");
@@ -325,12 +511,16 @@ impl Policy {
             Verdict::Deny(rule_ids) => return Denial::by_rules(DenialReason::Forbidden, rule_ids),
             Verdict::Error(detail) => return Denial::new(DenialReason::EvaluationError, detail),
         }
-        match self.engine.ask_guardrails(&active.slice, question) {
+        match self.content.engine.ask_guardrails(&active.slice, question) {
             // Only what an approval would mend is told as such.
             Ok(ids) if !ids.is_empty() && ids.iter().all(|id| id == rules::APPROVAL_REQUIRED) => {
                 Denial::by_rules(DenialReason::ApprovalRequired, ids)
             }
-            Ok(ids) if !ids.is_empty() => Denial::by_rules(DenialReason::Guardrail, ids),
+            Ok(ids) if !ids.is_empty() => {
+                let told: Vec<_> = ids.iter().map(|id| active.told(id)).collect();
+                let detail = format!("forbidden by {}", told.join(", "));
+                Denial { rule_ids: ids, ..Denial::new(DenialReason::Guardrail, detail) }
+            }
             Ok(_) => Denial::new(DenialReason::EvaluationError, "rules and guardrails permit apart and not together"),
             Err(detail) => Denial::new(DenialReason::EvaluationError, detail),
         }
@@ -338,46 +528,68 @@ impl Policy {
 
     /// The scopes that are suspended, with the problems of each.
     pub fn suspended(&self) -> &BTreeMap<ScopeId, Vec<Problem>> {
-        &self.suspended
+        &self.content.suspended
     }
 
     /// Problems that belong to no scope: a file whose name is no id, a grant that is broken and that nobody decided on.
     pub fn stray(&self) -> &[Problem] {
-        &self.stray
+        &self.content.stray
     }
 
     /// What is allowed and still worth a second look; for `policy lint`.
     pub fn warnings(&self) -> &[Problem] {
-        &self.warnings
+        &self.content.warnings
     }
 
     /// How many scopes can decide.
     pub fn active(&self) -> usize {
-        self.active.len()
+        self.content.active.len()
     }
 
     /// The scopes that can decide, in order.
     pub fn scopes(&self) -> impl Iterator<Item = &ScopeId> {
-        self.active.keys()
+        self.content.active.keys()
     }
 
     /// The tier of an active scope, for what is told of a task in metrics and views.
     pub fn tier(&self, scope: &ScopeId) -> Option<Tier> {
-        self.active.get(scope).map(|active| active.decision.tier)
+        self.content.active.get(scope).map(|active| active.decision.tier)
     }
 
     /// The decisions whose review or end is near or past at `now`; for `policy lint`.
     pub fn due(&self, now: Timestamp) -> Vec<Problem> {
-        self.active.iter().filter_map(|(id, active)| lint::due(id, &active.decision, now)).collect()
+        let due = |(id, active): (&ScopeId, &Arc<ActiveScope>)| {
+            [lint::due(id, &active.decision, now), lint::leaving(id, active.ends.owner.as_ref(), now)]
+        };
+        self.content.active.iter().flat_map(due).flatten().collect()
+    }
+
+    /// How many scopes have stopped because an owner of theirs left.
+    pub fn orphaned(&self, now: Timestamp) -> usize {
+        let gone = |active: &&Arc<ActiveScope>| active.ends.owner.as_ref().is_some_and(|leaver| leaver.stops_at <= now);
+        self.content.active.values().filter(gone).count()
     }
 
     /// Governance's word on an active scope.
     pub fn decision(&self, scope: &ScopeId) -> Option<&Decision> {
-        self.active.get(scope).map(|active| &active.decision)
+        self.content.active.get(scope).map(|active| &active.decision)
     }
 }
 
 impl ActiveScope {
+    /// A guardrail's id, with what of this scope it speaks of.
+    fn told(&self, id: &str) -> String {
+        let decision = &self.decision;
+        match (id, &self.ends.owner, decision.expires_at) {
+            (rules::REVIEW_OVERDUE, ..) => {
+                format!("{id} (review due by {}, stopped at {})", decision.review_by, decision.review_until)
+            }
+            (rules::EXPIRED, _, Some(at)) => format!("{id} (ended at {at})"),
+            (rules::OWNER_GONE, Some(leaver), _) => format!("{id} ({leaver})"),
+            _ => id.to_owned(),
+        }
+    }
+
     fn check_params(&self, ask: &Ask) -> Result<(), String> {
         if let Some(name) = ask.params.keys().find(|name| !self.scope.params.contains_key(*name)) {
             return Err(format!("unknown parameter {name}"));
@@ -407,6 +619,12 @@ impl ActiveScope {
     }
 }
 
+impl fmt::Display for Leaver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the owner {} is active until {}; their scopes stop at {}", self.id, self.active_until, self.stops_at)
+    }
+}
+
 /// Fills an ask's parameters, which were accepted, into a grant.
 fn resolve(id: &GrantId, grant: &Grant, params: &BTreeMap<ParamName, String>) -> ResolvedGrant {
     let provider = match &grant.provider {
@@ -423,16 +641,6 @@ fn resolve(id: &GrantId, grant: &Grant, params: &BTreeMap<ParamName, String>) ->
 /// Rounded up, so that a rule which caps `ttl` never sees less than what is asked.
 fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))
-}
-
-impl Denial {
-    fn new(reason: DenialReason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into(), rule_ids: Vec::new() }
-    }
-
-    fn by_rules(reason: DenialReason, rule_ids: Vec<String>) -> Self {
-        Self { reason, detail: format!("forbidden by {}", rule_ids.join(", ")), rule_ids }
-    }
 }
 
 /// The closed set of words for [`Problem::kind`].
@@ -455,6 +663,10 @@ pub mod kind {
     pub const DIGEST_MISMATCH: &str = "digest_mismatch";
     /// A file's name is no id, or its folder is not one that this version enforces.
     pub const FILE_NAME: &str = "file_name";
+    /// A role lists a file that another one owns: it is not loaded.
+    pub const NOT_OWNER: &str = "not_owner";
+    /// It names an owner who has no file below `owners/`.
+    pub const OWNER: &str = "owner";
     /// The source itself cannot be read.
     pub const UNREADABLE: &str = "unreadable";
     /// Allowed, and worth a second look.
@@ -474,7 +686,7 @@ pub struct Problem {
 
 impl Problem {
     /// Every kind, for metrics that must exist before they first happen.
-    pub const KINDS: [&'static str; 11] = [
+    pub const KINDS: [&'static str; 13] = [
         kind::PARSE,
         kind::UNKNOWN_SCHEMA,
         kind::INVALID,
@@ -484,6 +696,8 @@ impl Problem {
         kind::UNDECIDED,
         kind::DIGEST_MISMATCH,
         kind::FILE_NAME,
+        kind::NOT_OWNER,
+        kind::OWNER,
         kind::UNREADABLE,
         kind::WARNING,
     ];

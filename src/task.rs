@@ -17,7 +17,7 @@ use crate::clock::{Deadline, Timestamp};
 use crate::identity::task_token::TokenHash;
 use crate::identity::{Caller, SpiffeId};
 use crate::lease::LeaseRecord;
-use crate::policy::{Permit, PolicyVersion};
+use crate::policy::{Kept, Permit, PolicyVersion};
 
 pub use crate::id::TaskId;
 pub use flight::{Flight, FlightResult, MintError, ProviderSlot, Slots};
@@ -46,6 +46,12 @@ impl From<&Permit> for Decided {
     fn from(permit: &Permit) -> Self {
         let rule_ids = permit.rule_ids().into();
         Self { version: permit.policy_version().clone(), rule_ids, idle: permit.caps().idle }
+    }
+}
+
+impl From<Kept> for Decided {
+    fn from(kept: Kept) -> Self {
+        Self { version: kept.policy_version, rule_ids: kept.rule_ids.into(), idle: kept.idle }
     }
 }
 

@@ -129,7 +129,7 @@ impl Broker {
         let set_from = self.parts.clock.earliest();
         let record = new_record(request, caller, &permit, parent.as_deref(), hash, set_from)?;
         let decided = Decided::from(&permit);
-        self.audit_permit(request, &record, Some(&decided), None).await?;
+        self.audit_permit(request, &record, Some(&decided), Some(&permit), None).await?;
         journal::record(&*self.parts.journal, vec![Change::Task(Box::new(record.clone()))]).await?;
         let task = self.run(record, decided);
         Ok(Begun { task, token })
@@ -168,7 +168,7 @@ impl Broker {
         let (token, hash) = task_token::generate()?;
         let record = TaskRecord { token: hash, ..task.begun().clone() };
         let decided = task.state().decided.clone();
-        self.audit_permit(request, &record, decided.as_ref(), Some("idempotency_key")).await?;
+        self.audit_permit(request, &record, decided.as_ref(), None, Some("idempotency_key")).await?;
         journal::record(&*self.parts.journal, vec![Change::Task(Box::new(record))]).await?;
         self.tasks.replace_token(&task, hash);
         if task.ended().is_some() {
@@ -184,6 +184,7 @@ impl Broker {
         request: &BeginRequest,
         record: &TaskRecord,
         decided: Option<&Decided>,
+        permit: Option<&Permit>,
         reason: Option<&str>,
     ) -> Result<(), BeginError> {
         let event = Event {
@@ -199,6 +200,8 @@ impl Broker {
             tier: Some(record.tier),
             policy_version: Some(&decided.map_or(&record.policy_version, |decided| &decided.version).0),
             rule_ids: decided.map_or(&[], |decided| &decided.rule_ids),
+            digests: permit.map(Permit::digests),
+            stale: permit.and_then(Permit::stale),
             deadline: Some(record.deadline),
             ..Event::new(self.now(), Kind::Decision, "permit")
         };
@@ -219,9 +222,9 @@ impl Broker {
             _ => {}
         }
         let policy = self.parts.policy.current();
-        let rule_ids = match &error {
-            BeginError::Denied(denial) => denial.rule_ids.as_slice(),
-            _ => &[],
+        let (rule_ids, digests) = match &error {
+            BeginError::Denied(denial) => (denial.rule_ids.as_slice(), denial.digests.as_deref()),
+            _ => (&[][..], None),
         };
         let event = Event {
             request_id: Some(&request.request_id),
@@ -234,6 +237,7 @@ impl Broker {
             stated_reason: request.ask.reason.as_deref(),
             policy_version: policy.as_ref().map(|policy| &*policy.version().0),
             rule_ids,
+            digests,
             ..Event::new(self.now(), Kind::Decision, "deny")
         };
         match self.parts.audit.record(&event).await {

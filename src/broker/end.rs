@@ -10,7 +10,37 @@ use super::Broker;
 use crate::audit::{Event, Kind};
 use crate::lease::journal::{self, Change};
 use crate::lease::{LeaseEnding, LeaseRecord, LeaseState, Outcome};
+use crate::policy::{Denial, DenialReason};
 use crate::task::{EndReason, Ending, REMEMBER, Task, TaskState};
+
+/// Why a task ends, and the whole story for the audit log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    /// The word.
+    pub reason: EndReason,
+    /// What callers are never told.
+    pub detail: Option<String>,
+}
+
+impl From<EndReason> for Stop {
+    fn from(reason: EndReason) -> Self {
+        Self { reason, detail: None }
+    }
+}
+
+impl From<Denial> for Stop {
+    fn from(denial: Denial) -> Self {
+        let reason = match denial.reason {
+            DenialReason::Killed => EndReason::Killed,
+            _ => EndReason::PolicyChanged,
+        };
+        let detail = match reason {
+            EndReason::Killed => denial.detail,
+            _ => format!("{}: {}", denial.reason.as_str(), denial.detail),
+        };
+        Self { reason, detail: Some(detail) }
+    }
+}
 
 impl Broker {
     /// From here on nothing of the task is served. Returns its ending, and whether this call brought it.
@@ -37,7 +67,13 @@ impl Broker {
     }
 
     /// Makes an ending durable, counts and audits it.
-    pub(super) async fn record_end(&self, task: &Arc<Task>, ending: &Ending, request_id: Option<&str>) {
+    pub(super) async fn record_end(
+        &self,
+        task: &Arc<Task>,
+        ending: &Ending,
+        detail: Option<String>,
+        request_id: Option<&str>,
+    ) {
         self.parts.metrics.task_ended(ending.reason.as_str());
         for lease in &ending.leases {
             self.parts.metrics.residual(lease.provider.as_str(), lease.usable_until.since(ending.ended_at));
@@ -47,6 +83,7 @@ impl Broker {
         let event = Event {
             request_id,
             reason: Some(ending.reason.as_str()),
+            detail,
             task: Some(task.id()),
             label: record.label.as_deref(),
             spiffe_id: Some(task.owner()),

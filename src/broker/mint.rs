@@ -12,8 +12,8 @@ use crate::exchange::{ExchangeError, MintOrder, Minted, Provider, Revocation};
 use crate::lease::journal::{self, Change, Receipt};
 use crate::lease::{Issued, LeaseId, LeaseRecord, LeaseState};
 use crate::metrics::Limit;
-use crate::policy::{Permit, ResolvedGrant};
-use crate::task::{EndReason, Flight, FlightResult, Task};
+use crate::policy::{DenialReason, Permit, ResolvedGrant};
+use crate::task::{Flight, FlightResult, Task};
 
 /// A credential that would die sooner than this is not worth asking for.
 const SHORTEST_LIFE: Duration = Duration::from_secs(5);
@@ -133,9 +133,16 @@ impl Broker {
         let now = self.now();
         let policy = self.parts.policy.current().ok_or(MintError::NoPolicy)?;
         // Decided anew for every credential: what depends on the date alone must not wait for a new policy version.
-        let Ok(permit) = policy.decide(&task.caller(), &task.begun().ask, now) else {
-            self.end(task, EndReason::PolicyChanged, Some(request_id)).await;
-            return Err(MintError::TaskEnded(EndReason::PolicyChanged));
+        let permit = match policy.decide_for(&task.caller(), &task.begun().ask, Some(task.id()), now) {
+            Ok(permit) => permit,
+            // What is live is served to its own end (design §4): a policy that is not renewed ends no task.
+            Err(denial) if denial.reason == DenialReason::PolicyExpired => {
+                return Err(MintError::PolicyExpired(denial.detail.into()));
+            }
+            Err(denial) => {
+                let ending = self.end(task, denial, Some(request_id)).await;
+                return Err(MintError::TaskEnded(ending.reason));
+            }
         };
         let grant = grant_at(&permit, provider).ok_or(MintError::NoGrant(provider))?;
         let cloud = self.parts.clouds.get(&provider).ok_or(MintError::NoGrant(provider))?;
@@ -159,9 +166,9 @@ impl Broker {
         };
         let receipt = self.record_issued(task, &lease, &minted).await?;
         self.audit_minted(task, &lease, &minted, &permit, request_id).await?;
-        if let Some(reason) = self.reason_to_end(task) {
-            self.end(task, reason, Some(request_id)).await;
-            return Err(MintError::TaskEnded(reason));
+        if let Some(stop) = self.reason_to_end(task) {
+            let ending = self.end(task, stop, Some(request_id)).await;
+            return Err(MintError::TaskEnded(ending.reason));
         }
         // Its ends could not be fixed on a clock that jumped meanwhile.
         self.parts.clock.trusted().map_err(MintError::ClockUntrusted)?;
@@ -258,6 +265,7 @@ impl Broker {
             tier: Some(permit.tier()),
             policy_version: Some(&permit.policy_version().0),
             rule_ids: permit.rule_ids(),
+            stale: permit.stale(),
             provider: Some(minted.credential.provider()),
             lease: Some(lease),
             session_name: Some(task.session_name()),

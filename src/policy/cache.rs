@@ -1,13 +1,16 @@
 //! The policy in force: polled from its source, loaded whole, swapped atomically. A version that is refused changes
-//! nothing; the last good one stays.
+//! nothing; the last good one stays. One thing is taken of it even so: a kill list that is good in itself.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use serde::Serialize;
 use tokio::sync::watch;
 
+use super::kill::KillList;
 use super::repository::{Fetched, PolicySource, PolicySourceError};
-use super::{LoadOptions, Policy, PolicyError, PolicyVersion, Problem};
+use super::standing::Standing;
+use super::{LoadOptions, Policy, PolicyVersion, Problem, kind, load};
 use crate::clock::{SharedClock, Timestamp};
 
 /// How one refresh ended; the label of `sidemint_policy_refreshes_total{outcome}`.
@@ -49,6 +52,17 @@ pub struct RefreshStatus {
     pub problems: Vec<Problem>,
     /// How many ended so, in the order of [`RefreshOutcome::ALL`].
     pub counts: [u64; 4],
+    /// The last time that something was refused, also where it was mended since.
+    pub refused: Option<Refusal>,
+}
+
+/// A version that was refused.
+#[derive(Debug, Clone, Serialize)]
+pub struct Refusal {
+    /// When it was last seen, UTC.
+    pub at: Timestamp,
+    /// What was wrong with it.
+    pub problems: Vec<Problem>,
 }
 
 /// The policy in force and the way it is kept current. Share it as `Arc<PolicyCache>`.
@@ -58,8 +72,27 @@ pub struct PolicyCache {
     options: LoadOptions,
     current: watch::Sender<Option<Arc<Policy>>>,
     status: Mutex<RefreshStatus>,
-    /// One refresh at a time; holds the version that was refused last, so that it is not loaded again and again.
-    refreshing: tokio::sync::Mutex<Option<PolicyVersion>>,
+    /// One refresh at a time.
+    refreshing: tokio::sync::Mutex<Known>,
+}
+
+/// What one refresh leaves for the next.
+#[derive(Debug, Default)]
+struct Known {
+    /// The version that was refused last, so that it is not loaded again and again.
+    refused: Option<PolicyVersion>,
+    /// The newest kill list: that of the policy in force, or of a version that was refused for something else.
+    kill: Option<Arc<KillList>>,
+    /// Whether the policy in force stands under a kill list of another version.
+    borrowed: bool,
+}
+
+/// What a look at the source came to.
+enum Loaded {
+    Unchanged,
+    Confirmed(Standing),
+    Good(Policy),
+    Bad(PolicyVersion, Vec<Problem>, Option<KillList>),
 }
 
 impl PolicyCache {
@@ -79,7 +112,7 @@ impl PolicyCache {
         self.current.borrow().clone()
     }
 
-    /// Tells of every new version; for deciding running tasks again.
+    /// Tells of every new version and every new kill list, not of heartbeats; for deciding running tasks again.
     pub fn subscribe(&self) -> watch::Receiver<Option<Arc<Policy>>> {
         self.current.subscribe()
     }
@@ -92,30 +125,64 @@ impl PolicyCache {
     /// Refreshes now; at start, at each poll and on SIGHUP. Callers at the same time wait for each other. It is safe to
     /// drop: nothing is swapped then.
     pub async fn reload_now(&self, now: Timestamp) -> RefreshOutcome {
-        let mut refused = self.refreshing.lock().await;
-        let seen = refused.clone().or_else(|| self.current().map(|policy| policy.version().clone()));
-        let (outcome, problems) = match self.fetch(seen.as_ref()).await {
-            // What was refused is still there, and still wrong.
-            Ok(None) if refused.is_some() => (RefreshOutcome::Refused, self.lock().problems.clone()),
-            Ok(None) => (RefreshOutcome::Unchanged, Vec::new()),
-            Ok(Some((_, Ok(policy)))) => {
-                *refused = None;
-                self.current.send_replace(Some(Arc::new(policy)));
-                (RefreshOutcome::Loaded, Vec::new())
+        let mut known = self.refreshing.lock().await;
+        let (outcome, problems) = match self.fetch(known.seen(self.current())).await {
+            // What was refused is still there, and still wrong; the last good one has no more than its own end.
+            Ok(Loaded::Unchanged | Loaded::Confirmed(_)) if known.refused.is_some() => {
+                (RefreshOutcome::Refused, self.lock().problems.clone())
             }
-            Ok(Some((version, Err(error)))) => {
-                *refused = Some(version);
-                (RefreshOutcome::Refused, error.problems)
+            Ok(Loaded::Unchanged) => (RefreshOutcome::Unchanged, Vec::new()),
+            Ok(Loaded::Confirmed(standing)) => self.confirm(standing),
+            Ok(Loaded::Good(policy)) => self.adopt(&mut known, policy),
+            Ok(Loaded::Bad(version, problems, kill)) => {
+                known.refused = Some(version);
+                self.stop_more(&mut known, kill);
+                (RefreshOutcome::Refused, problems)
             }
             Err(error) => {
-                let problem = Problem::new("(source)", super::kind::UNREADABLE, error.to_string());
+                let problem = Problem::new("(source)", kind::UNREADABLE, error.to_string());
                 // What was refused need not be what is there next.
-                *refused = None;
-                (RefreshOutcome::Unavailable, vec![problem])
+                known.refused = None;
+                let outcome = if error.refused { RefreshOutcome::Refused } else { RefreshOutcome::Unavailable };
+                (outcome, vec![problem])
             }
         };
         self.record(now, outcome, problems);
         outcome
+    }
+
+    /// A heartbeat: the same version, whose signers speak for longer. Nobody is told, since nothing is to be decided.
+    fn confirm(&self, standing: Standing) -> (RefreshOutcome, Vec<Problem>) {
+        let Some(confirmed) = self.current().and_then(|policy| policy.confirmed(standing)) else {
+            let message = "the source confirms a version that is not in force, or not all of its roles";
+            return (RefreshOutcome::Refused, vec![Problem::new("(source)", kind::INVALID, message)]);
+        };
+        self.current.send_if_modified(|current| {
+            *current = Some(Arc::new(confirmed));
+            false
+        });
+        (RefreshOutcome::Unchanged, Vec::new())
+    }
+
+    /// Puts a version into force, unless its kill list is older than one that was seen (requirement I6).
+    fn adopt(&self, known: &mut Known, policy: Policy) -> (RefreshOutcome, Vec<Problem>) {
+        if let Err(problem) = known.goes_on(policy.kill_list()) {
+            known.refused = Some(policy.version().clone());
+            return (RefreshOutcome::Refused, vec![problem]);
+        }
+        *known = Known { refused: None, kill: Some(Arc::clone(policy.kill_list())), borrowed: false };
+        self.current.send_replace(Some(Arc::new(policy)));
+        (RefreshOutcome::Loaded, Vec::new())
+    }
+
+    /// Takes the kill list of a version that was refused for something else, where it has one that is good.
+    fn stop_more(&self, known: &mut Known, kill: Option<KillList>) {
+        let Some(kill) = kill.filter(|kill| known.goes_on(kill).is_ok()).map(Arc::new) else { return };
+        if let Some(policy) = self.current().filter(|policy| **policy.kill_list() != *kill) {
+            known.borrowed = true;
+            self.current.send_replace(Some(Arc::new(policy.with_kill_list(Arc::clone(&kill)))));
+        }
+        known.kill = Some(kill);
     }
 
     /// Refreshes every `poll`, for ever; the first time after one `poll`. Drop it to stop.
@@ -127,22 +194,27 @@ impl PolicyCache {
     }
 
     /// Fetches and loads off the runtime's threads: ten thousand scopes take a good part of a second.
-    async fn fetch(
-        &self,
-        seen: Option<&PolicyVersion>,
-    ) -> Result<Option<(PolicyVersion, Result<Policy, PolicyError>)>, PolicySourceError> {
-        let Fetched::New(files) = self.source.fetch(seen).await? else { return Ok(None) };
+    async fn fetch(&self, seen: Option<PolicyVersion>) -> Result<Loaded, PolicySourceError> {
+        let files = match self.source.fetch(seen.as_ref()).await? {
+            Fetched::Unchanged => return Ok(Loaded::Unchanged),
+            Fetched::Confirmed(standing) => return Ok(Loaded::Confirmed(standing)),
+            Fetched::New(files) => files,
+        };
         let options = self.options.clone();
-        let version = files.version.clone();
-        let work = tokio::task::spawn_blocking(move || Policy::load_with(&files, &options));
-        let loaded = work.await.map_err(|_| PolicySourceError::unavailable("loading the policy was cut off"))?;
-        Ok(Some((version, loaded)))
+        let work = tokio::task::spawn_blocking(move || match Policy::load_with(&files, &options) {
+            Ok(policy) => Loaded::Good(policy),
+            Err(error) => Loaded::Bad(files.version.clone(), error.problems, load::kill_list(&files).ok()),
+        });
+        work.await.map_err(|_| PolicySourceError::unavailable("loading the policy was cut off"))
     }
 
     fn record(&self, now: Timestamp, outcome: RefreshOutcome, problems: Vec<Problem>) {
         let mut status = self.lock();
         for (known, count) in RefreshOutcome::ALL.iter().zip(status.counts.iter_mut()) {
             *count += u64::from(*known == outcome);
+        }
+        if outcome == RefreshOutcome::Refused {
+            status.refused = Some(Refusal { at: now, problems: problems.clone() });
         }
         status.at = Some(now);
         status.outcome = Some(outcome);
@@ -151,6 +223,30 @@ impl PolicyCache {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, RefreshStatus> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Known {
+    /// The version that the source need not give again.
+    fn seen(&self, current: Option<Arc<Policy>>) -> Option<PolicyVersion> {
+        match &self.refused {
+            Some(version) => Some(version.clone()),
+            // Only the files have the kill list that belongs to it.
+            None if self.borrowed => None,
+            None => current.map(|policy| policy.version().clone()),
+        }
+    }
+
+    /// Whether a kill list may follow the newest one.
+    fn goes_on(&self, next: &KillList) -> Result<(), Problem> {
+        let newest = self.kill.as_ref().and_then(|kill| kill.epoch());
+        if next.epoch() >= newest {
+            return Ok(());
+        }
+        let version = |epoch: Option<u64>| epoch.map_or("none".to_owned(), |epoch| epoch.to_string());
+        let message =
+            format!("goes back: version {} of the role incident, after {}", version(next.epoch()), version(newest));
+        Err(Problem::new(super::kill::LIST, kind::INVALID, message))
     }
 }
 

@@ -69,7 +69,7 @@ impl fmt::Display for Provider {
 #[error("must be {0}")]
 pub struct NameError(&'static str);
 
-fn is_segment(segment: &str, max: usize) -> bool {
+pub(super) fn is_segment(segment: &str, max: usize) -> bool {
     let first = segment.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let allowed = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_');
     first && segment.len() <= max && segment.bytes().all(allowed)
@@ -175,6 +175,11 @@ impl Digest {
         let mut hash = [0; 32];
         hash.copy_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref());
         Self(hash)
+    }
+
+    /// The 32 bytes.
+    pub fn bytes(&self) -> &[u8; 32] {
+        &self.0
     }
 
     /// The 64 hex digits alone.
@@ -582,7 +587,7 @@ fn is_region(region: &str) -> bool {
 }
 
 /// Parses TOML of schema 1. The schema is judged first, so that a newer file says so rather than "unknown key".
-fn read<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, DocumentError> {
+pub(super) fn read<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, DocumentError> {
     #[derive(Deserialize)]
     struct Probe {
         schema: Option<toml::Value>,
@@ -610,7 +615,7 @@ pub(super) fn located(text: &str, error: &toml::de::Error) -> String {
     }
 }
 
-fn duration(key: &str, text: &str, least: Duration, most: Duration) -> Result<Duration, DocumentError> {
+pub(super) fn duration(key: &str, text: &str, least: Duration, most: Duration) -> Result<Duration, DocumentError> {
     let parsed = humantime::parse_duration(text)
         .map_err(|_| DocumentError::invalid(format!("{key} must be a duration such as \"20m\" or \"8h\"")))?;
     if parsed < least || parsed > most {
@@ -630,7 +635,7 @@ fn end_of_day(key: &str, date: toml::value::Datetime) -> Result<Timestamp, Docum
 }
 
 /// A date (its end, UTC) or a date-time in UTC.
-fn instant(key: &str, at: toml::value::Datetime) -> Result<Timestamp, DocumentError> {
+pub(super) fn instant(key: &str, at: toml::value::Datetime) -> Result<Timestamp, DocumentError> {
     if at.time.is_none() {
         return end_of_day(key, at);
     }
@@ -653,7 +658,7 @@ fn owner(key: &str, id: String) -> Result<String, DocumentError> {
     }
 }
 
-fn text(key: &str, text: String) -> Result<String, DocumentError> {
+pub(super) fn text(key: &str, text: String) -> Result<String, DocumentError> {
     if text.trim().is_empty() || text.len() > 2048 {
         return Err(DocumentError::invalid(format!("{key} must say something, in at most 2048 bytes")));
     }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::document::{Decision, Grant, GrantId, GrantProvider, Scope, ScopeId};
 use super::rules::Rules;
 use super::session_policy::SessionPolicy;
-use super::{Problem, kind};
+use super::{Leaver, Problem, kind};
 use crate::clock::Timestamp;
 
 /// The warnings of one active scope.
@@ -50,6 +50,13 @@ pub(super) fn due(id: &ScopeId, decision: &Decision, now: Timestamp) -> Option<P
         () if due.since(now) <= SOON => warn(format!("review due by {due}")),
         () => None,
     }
+}
+
+/// An owner who leaves soon, or has left.
+pub(super) fn leaving(id: &ScopeId, leaver: Option<&Leaver>, now: Timestamp) -> Option<Problem> {
+    let leaver = leaver.filter(|leaver| leaver.active_until.since(now) <= SOON)?;
+    let message = format!("{leaver}: name another owner");
+    Some(Problem::new(format!("decisions/{id}.toml"), kind::WARNING, message))
 }
 
 /// A permit on identity alone (requirement G14), or one that leaves a parameter to the caller.

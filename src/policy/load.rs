@@ -1,5 +1,5 @@
-//! Policy files → [`Policy`]. A bad decision, scope or grant suspends its scope; a bad boundary, or a file that must work
-//! everywhere and that this version cannot enforce, refuses the whole.
+//! Policy files → [`Policy`]. A bad decision, scope or grant suspends its scope; a bad boundary, owner or kill list, which
+//! must work everywhere, refuses the whole.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -7,10 +7,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cedar_policy::Policy as Rule;
 
-use super::document::{Decision, Digest, DocumentError, Grant, GrantId, GrantProvider, ParamName, Scope, ScopeId};
-use super::repository::{PolicyFiles, TESTS};
+use super::charter::{self, Owners};
+use super::document::{
+    Decision, Digest, DocumentError, Grant, GrantId, GrantProvider, ParamName, Provider, Scope, ScopeId,
+};
+use super::kill::{self, KillList};
+use super::repository::{PolicyFiles, Signed, TESTS};
 use super::rules::{Engine, RuleProblem, Rules, Validators};
-use super::{ActiveScope, Policy, PolicyError, Problem, kind, lint};
+use super::standing::{RoleName, Signers, WHOLE};
+use super::{ActiveScope, Content, Digests, Ends, Leaver, Policy, PolicyError, Problem, kind, lint};
 
 /// What local configuration narrows a policy to. It can take scopes away, never add or change any (requirement G03).
 #[derive(Debug, Clone, Default)]
@@ -43,7 +48,8 @@ struct Sorted<'a> {
 }
 
 pub(super) fn load(files: &PolicyFiles, options: &LoadOptions) -> Result<Policy, PolicyError> {
-    let sorted = sort(files)?;
+    let sorted = sort(files);
+    let (owners, kill) = everywhere(files)?;
     let scopes: BTreeMap<ScopeId, Parsed<Scope>> =
         sorted.scopes.iter().map(|(id, bytes)| (id.clone(), parsed(bytes, Scope::parse))).collect();
     let grants: BTreeMap<GrantId, Parsed<Arc<Grant>>> = sorted
@@ -55,19 +61,125 @@ pub(super) fn load(files: &PolicyFiles, options: &LoadOptions) -> Result<Policy,
     let mut warnings = Vec::new();
     let boundaries = boundaries(&engine, &sorted, &scopes, &mut warnings)?;
 
-    let mut loader = Loader { engine, sorted, scopes, grants, boundaries, validators: Validators::default(), warnings };
+    let publishers = Publishers::of(files.signed.as_ref());
+    let mut signers = files.signed.as_ref().map(|signed| Signers::new(signed.snapshot, &signed.publishers));
+    warnings.extend(unknown_providers(&kill));
+    let validators = Validators::default();
+    let mut loader = Loader { engine, sorted, scopes, grants, boundaries, owners, publishers, validators, warnings };
     let mut active = BTreeMap::new();
     let mut suspended = BTreeMap::new();
     for id in loader.every_scope(options) {
         match loader.scope(&id) {
-            Ok(scope) => drop(active.insert(id, Arc::new(scope))),
+            Ok(scope) => {
+                if let Some(signers) = &mut signers {
+                    signers.rest(scope.decision.tier, &scope.roles);
+                }
+                active.insert(id, Arc::new(scope));
+            }
             Err(problems) => drop(suspended.insert(id, problems)),
         }
     }
-    let stray = loader.stray(options);
-    let Loader { engine, warnings, .. } = loader;
+    let mut stray = loader.stray(options);
+    stray.extend(files.signed.iter().flat_map(|signed| signed.stray.iter().cloned()));
+    let Loader { engine, warnings, owners: Owners { charter, .. }, .. } = loader;
     let by_id = active.iter().map(|(id, scope)| (id.clone(), Arc::clone(scope))).collect();
-    Ok(Policy { version: files.version.clone(), engine, active, by_id, suspended, stray, warnings })
+    let content =
+        Content { version: files.version.clone(), engine, charter, active, by_id, suspended, stray, warnings, signers };
+    Ok(Policy::new(content, files.signed.as_ref().map(|signed| signed.standing.clone()), kill))
+}
+
+/// The kill list alone, of a version that may be bad elsewhere.
+pub(super) fn kill_list(files: &PolicyFiles) -> Result<KillList, Vec<Problem>> {
+    let problems = files.signed.iter().flat_map(|signed| unsigned_files(&files.files, signed));
+    let problems: Vec<_> = problems.filter(|problem| problem.file.starts_with("kill/")).collect();
+    if problems.is_empty() { KillList::read(&files.files, epoch(files)) } else { Err(problems) }
+}
+
+fn epoch(files: &PolicyFiles) -> Option<u64> {
+    files.signed.as_ref().map(|signed| signed.incident)
+}
+
+/// What speaks of every scope; all problems at once.
+fn everywhere(files: &PolicyFiles) -> Result<(Owners, KillList), PolicyError> {
+    let mut problems = Vec::new();
+    let mut keep = |found: Vec<Problem>| problems.extend(found);
+    let owners = Owners::read(&files.files, files.signed.is_some()).map_err(&mut keep).ok();
+    let kill = KillList::read(&files.files, epoch(files)).map_err(&mut keep).ok();
+    if let Some(signed) = &files.signed {
+        keep(unsigned_files(&files.files, signed));
+    }
+    match (owners, kill) {
+        (Some(owners), Some(kill)) if problems.is_empty() => Ok((owners, kill)),
+        _ => Err(refused(problems)),
+    }
+}
+
+/// Whatever of a signed version nobody vouches for. A source sees to it that there is nothing; judged here again, since
+/// a role without an end would be taken for one that speaks for ever.
+fn unsigned_files(files: &BTreeMap<String, Bytes>, signed: &Signed) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let speaks = |role: &str| signed.standing.ends.contains_key(role);
+    for role in WHOLE.iter().filter(|role| !speaks(role)) {
+        problems.push(Problem::new("(signatures)", kind::NOT_OWNER, format!("the role {role} says nothing")));
+    }
+    for path in files.keys() {
+        if !signed.publishers.get(path).is_some_and(|role| speaks(role)) {
+            problems.push(Problem::new(path, kind::NOT_OWNER, "no role that speaks has published it"));
+        }
+    }
+    problems
+}
+
+/// Entries of a kill list that stop nothing here: right in a fleet of several versions, and perhaps a slip.
+fn unknown_providers(kill: &KillList) -> Vec<Problem> {
+    let known = |word: &str| Provider::ALL.iter().any(|provider| provider.as_str() == word);
+    let unknown = kill.stops().iter().filter_map(|stop| match &stop.target {
+        kill::Target::Provider(word) if !known(word) => Some((&stop.id, word)),
+        _ => None,
+    });
+    unknown
+        .map(|(id, word)| {
+            let message = format!("entry {id}: this version knows no provider {word}, so the entry stops nothing here");
+            Problem::new(kill::LIST, kind::WARNING, message)
+        })
+        .collect()
+}
+
+/// Which role published what, for files that are signed. Combinations of roles are kept once: there are few.
+#[derive(Default)]
+struct Publishers<'a> {
+    by_path: Option<&'a BTreeMap<String, RoleName>>,
+    /// Whoever published something that speaks of every scope.
+    everywhere: BTreeSet<RoleName>,
+    combinations: BTreeSet<Arc<[RoleName]>>,
+}
+
+impl<'a> Publishers<'a> {
+    fn of(signed: Option<&'a Signed>) -> Self {
+        let Some(signed) = signed else { return Self::default() };
+        let everywhere = |path: &str| {
+            let folder = path.split('/').next().unwrap_or_default();
+            ["boundaries", charter::FOLDER, kill::FOLDER].contains(&folder)
+        };
+        let roles = signed.publishers.iter().filter(|(path, _)| everywhere(path)).map(|(_, role)| Arc::clone(role));
+        let everywhere = roles.filter(|role| !WHOLE.contains(&&**role)).collect();
+        Self { by_path: Some(&signed.publishers), everywhere, combinations: BTreeSet::new() }
+    }
+
+    /// The roles that a scope with these files rests on.
+    fn roles(&mut self, paths: impl Iterator<Item = String>) -> Arc<[RoleName]> {
+        let Some(by_path) = self.by_path else { return Arc::new([]) };
+        let own = paths.filter_map(|path| by_path.get(&path).cloned());
+        let roles: BTreeSet<RoleName> = own.chain(self.everywhere.iter().cloned()).collect();
+        let roles: Arc<[RoleName]> = roles.into_iter().collect();
+        match self.combinations.get(&roles) {
+            Some(known) => Arc::clone(known),
+            None => {
+                self.combinations.insert(Arc::clone(&roles));
+                roles
+            }
+        }
+    }
 }
 
 fn refused(problems: Vec<Problem>) -> PolicyError {
@@ -86,10 +198,9 @@ fn parsed<T>(bytes: &Bytes, parse: impl Fn(&[u8]) -> Result<T, DocumentError>) -
     Parsed { digest: Digest::of(bytes), content: parse(bytes) }
 }
 
-/// Sorts the files by folder. A `kill/` list must stop things everywhere, so a version that cannot read one refuses.
-fn sort(files: &PolicyFiles) -> Result<Sorted<'_>, PolicyError> {
+/// Sorts the files by folder. Those of `owners/` and `kill/` are read apart.
+fn sort(files: &PolicyFiles) -> Sorted<'_> {
     let mut sorted = Sorted::default();
-    let mut whole = Vec::new();
     for (path, bytes) in files.files.iter().filter(|(path, _)| !path.ends_with(TESTS)) {
         let Some((folder, name)) = path.split_once('/') else {
             sorted.stray.push(unplaced(path));
@@ -104,18 +215,14 @@ fn sort(files: &PolicyFiles) -> Result<Sorted<'_>, PolicyError> {
             ("decisions", Some((id, "cedar"))) => place(&mut sorted.rules, id, bytes),
             ("scopes", Some((id, "toml"))) => place(&mut sorted.scopes, id, bytes),
             ("grants", Some((id, "toml"))) => place(&mut sorted.grants, id, bytes),
-            ("kill", _) => {
-                let message = "this version cannot enforce a kill list: remove the file, or use a version that can";
-                whole.push(Problem::new(path, kind::FILE_NAME, message));
-                true
-            }
+            (charter::FOLDER | kill::FOLDER, _) => true,
             _ => false,
         };
         if !placed {
             sorted.stray.push(unplaced(path));
         }
     }
-    if whole.is_empty() { Ok(sorted) } else { Err(refused(whole)) }
+    sorted
 }
 
 fn place<'a, K: std::str::FromStr + Ord>(map: &mut BTreeMap<K, &'a Bytes>, id: &str, bytes: &'a Bytes) -> bool {
@@ -125,8 +232,8 @@ fn place<'a, K: std::str::FromStr + Ord>(map: &mut BTreeMap<K, &'a Bytes>, id: &
 }
 
 fn unplaced(path: &str) -> Problem {
-    let message = "is not read: files are boundaries/B.cedar, decisions/S.toml, decisions/S.cedar, scopes/S.toml and \
-                   grants/G.toml; S and G are 1 to 8 segments of a-z 0-9 - _ joined by '/'";
+    let message = "is not read: files are owners/ID.toml, boundaries/B.cedar, decisions/S.toml, decisions/S.cedar, \
+                   scopes/S.toml, grants/G.toml and kill/list.toml; S and G are 1 to 8 segments of a-z 0-9 - _ joined by '/'";
     Problem::new(path, kind::FILE_NAME, message)
 }
 
@@ -169,6 +276,8 @@ struct Loader<'a> {
     scopes: BTreeMap<ScopeId, Parsed<Scope>>,
     grants: BTreeMap<GrantId, Parsed<Arc<Grant>>>,
     boundaries: Vec<Rule>,
+    owners: Owners,
+    publishers: Publishers<'a>,
     validators: Validators,
     warnings: Vec<Problem>,
 }
@@ -186,27 +295,73 @@ impl Loader<'_> {
         let mut problems = Vec::new();
         let scope = keep(self.scope_file(id), &mut problems);
         let decision = keep(self.decision_file(id), &mut problems);
-        if let (Some((digest, _)), Some(decision)) = (&scope, &decision) {
+        if let (Some((digest, _)), Some((_, decision))) = (&scope, &decision) {
             problems.extend(judge(id, &format!("scopes/{id}.toml"), decision.scope, *digest));
         }
-        let grants = match &decision {
-            Some(decision) => self.grants_of(id, decision, scope.as_ref().map(|(_, scope)| scope), &mut problems),
-            None => Vec::new(),
-        };
+        let mut grants = Vec::new();
+        if let Some((_, decision)) = &decision {
+            grants = self.grants_of(id, decision, scope.as_ref().map(|(_, scope)| scope), &mut problems);
+        }
+        let ends = self.ends(
+            id,
+            decision.as_ref().map(|(_, decision)| decision),
+            scope.as_ref().map(|(_, scope)| scope),
+            &mut problems,
+        );
         let rules = match &scope {
             Some((_, scope)) => self.rules_of(id, scope, &mut problems),
             None => None,
         };
-        let (Some((_, scope)), Some(decision), Some(rules)) = (scope, decision, rules) else { return Err(problems) };
-        let slice = self.engine.slice(id, &decision, &rules, &self.boundaries);
+        let (Some((scope_digest, scope)), Some((decision_digest, decision)), Some((rules_digest, rules))) =
+            (scope, decision, rules)
+        else {
+            return Err(problems);
+        };
+        let slice = self.engine.slice(id, &decision, &ends, &rules, &self.boundaries);
         let slice = keep(slice.map_err(|problem| of_rule(&rules_path(id), problem)), &mut problems);
-        match slice {
-            Some(slice) if problems.is_empty() => {
-                self.warnings.extend(lint::scope(id, &decision, &scope, &grants, &rules));
-                Ok(ActiveScope { decision, scope, grants, slice })
+        let Some(slice) = slice.filter(|_| problems.is_empty()) else { return Err(problems) };
+        let digests = Digests {
+            id: id.clone(),
+            decision: decision_digest,
+            rules: rules_digest,
+            scope: scope_digest,
+            grants: grants.iter().map(|(grant, digest, _)| (grant.clone(), *digest)).collect(),
+        };
+        let grants: Vec<_> = grants.into_iter().map(|(id, _, grant)| (id, grant)).collect();
+        let own = [decision_path(id), rules_path(id), format!("scopes/{id}.toml")].into_iter();
+        let roles = self.publishers.roles(own.chain(grants.iter().map(|(grant, _)| format!("grants/{grant}.toml"))));
+        self.warnings.extend(lint::scope(id, &decision, &scope, &grants, &rules));
+        Ok(ActiveScope { decision, scope, grants, slice, ends, digests: Arc::new(digests), roles })
+    }
+
+    /// When the first of a scope's owners leaves. Whoever it names must be an owner, where there are any.
+    fn ends(
+        &self,
+        id: &ScopeId,
+        decision: Option<&Decision>,
+        scope: Option<&Scope>,
+        problems: &mut Vec<Problem>,
+    ) -> Ends {
+        let Some(owners) = &self.owners.by_id else { return Ends::default() };
+        let governance = decision.map(|decision| (decision_path(id), "decision_owner", &decision.decision_owner));
+        let business = scope.map(|scope| (format!("scopes/{id}.toml"), "business_owner", &scope.business_owner));
+        let mut ends = Ends::default();
+        for (file, key, name) in governance.into_iter().chain(business) {
+            let Some(owner) = owners.get(name) else {
+                let message = format!(
+                    "{key} {name} has no file owners/{name}.toml: name an owner who is there. (The file of one who leaves \
+                     stays, with active_until.)"
+                );
+                problems.push(Problem::new(file, kind::OWNER, message));
+                continue;
+            };
+            let (Some(active_until), Some(decision)) = (owner.active_until, decision) else { continue };
+            let stops_at = active_until + self.owners.charter.orphan_grace(decision.tier);
+            if ends.owner.as_ref().is_none_or(|other| stops_at < other.stops_at) {
+                ends.owner = Some(Leaver { id: name.clone(), active_until, stops_at });
             }
-            _ => Err(problems),
         }
+        ends
     }
 
     fn scope_file(&self, id: &ScopeId) -> Result<(Digest, Scope), Problem> {
@@ -220,10 +375,13 @@ impl Loader<'_> {
         }
     }
 
-    fn decision_file(&self, id: &ScopeId) -> Result<Decision, Problem> {
+    fn decision_file(&self, id: &ScopeId) -> Result<(Digest, Decision), Problem> {
         let file = decision_path(id);
         match self.sorted.decisions.get(id) {
-            Some(bytes) => Decision::parse(bytes).map_err(|error| of_document(file, &error)),
+            Some(bytes) => match Decision::parse(bytes) {
+                Ok(decision) => Ok((Digest::of(bytes), decision)),
+                Err(error) => Err(of_document(file, &error)),
+            },
             None => {
                 let message = "nobody decided on this scope: identity governance writes this file";
                 Err(Problem::new(file, kind::UNDECIDED, message))
@@ -231,7 +389,7 @@ impl Loader<'_> {
         }
     }
 
-    fn rules_of(&mut self, id: &ScopeId, scope: &Scope, problems: &mut Vec<Problem>) -> Option<Rules> {
+    fn rules_of(&mut self, id: &ScopeId, scope: &Scope, problems: &mut Vec<Problem>) -> Option<(Digest, Rules)> {
         let file = rules_path(id);
         let Some(bytes) = self.sorted.rules.get(id) else {
             let message = "the file is not there, and without a rule nobody may begin this scope";
@@ -240,7 +398,7 @@ impl Loader<'_> {
         };
         let params = scope.params.keys().cloned().collect();
         match self.engine.decision(&mut self.validators, bytes, id, &params) {
-            Ok(rules) => Some(rules),
+            Ok(rules) => Some((Digest::of(bytes), rules)),
             Err(found) => {
                 problems.extend(found.into_iter().map(|problem| of_rule(&file, problem)));
                 None
@@ -254,7 +412,7 @@ impl Loader<'_> {
         decision: &Decision,
         scope: Option<&Scope>,
         problems: &mut Vec<Problem>,
-    ) -> Vec<(GrantId, Arc<Grant>)> {
+    ) -> Vec<(GrantId, Digest, Arc<Grant>)> {
         let mut resolved = Vec::new();
         let mut providers = BTreeMap::new();
         for (name, decided) in &decision.grants {
@@ -281,7 +439,7 @@ impl Loader<'_> {
             if let (Some(policy), Some(scope)) = (&aws.session_policy, scope) {
                 problems.extend(policy.check_params(&scope.params).err().map(|error| of_document(file, &error)));
             }
-            resolved.push((name.clone(), Arc::clone(grant)));
+            resolved.push((name.clone(), *digest, Arc::clone(grant)));
         }
         resolved
     }

@@ -17,14 +17,20 @@ use cedar_policy::{
     PolicyId, PolicySet, PrincipalConstraint, Request, ResourceConstraint, Response, RestrictedExpression, Schema,
     ValidationMode, Validator,
 };
-use serde_json::{Value as Json, json};
 
 use super::document::{self, ParamName, ScopeId};
-use super::{Ask, kind};
+use super::{Ask, Ends, kind};
 use crate::clock::Timestamp;
 use crate::identity::{Caller, Proof, SpiffeId};
 
 const GUARDRAILS: &str = include_str!("guardrails.cedar");
+const GUARDRAILS_FOLDED: &str = include_str!("guardrails-folded.cedar");
+/// The guardrail on a review that is overdue.
+pub(super) const REVIEW_OVERDUE: &str = "guardrail-review-overdue";
+/// The guardrail on a decision that has ended.
+pub(super) const EXPIRED: &str = "guardrail-expired";
+/// The guardrail on a scope whose owner has left.
+pub(super) const OWNER_GONE: &str = "guardrail-owner-gone";
 /// The guardrail whose refusal callers are told as `approval_required`.
 pub(super) const APPROVAL_REQUIRED: &str = "guardrail-approval-required";
 /// What only the binary's own rules may begin their `@id` with.
@@ -127,7 +133,9 @@ fn schema_text(params: &BTreeSet<ParamName>, optional: &str) -> String {
     format!(
         r#"
 entity Workload;
-entity Scope = {{ tier: String, kind: String, review_until: datetime, expires_at?: datetime }};
+entity Scope = {{
+  tier: String, kind: String, review_until: datetime, expires_at?: datetime, owner_until?: datetime, ends_at: datetime
+}};
 action begin appliesTo {{
   principal: [Workload],
   resource: [Scope],
@@ -192,8 +200,9 @@ impl Engine {
         let rules = parse(GUARDRAILS.as_bytes()).map_err(first)?;
         validate(&validator(&BTreeSet::new(), "")?, &rules).map_err(first)?;
         let guardrails = policy_set(&rules)?;
-        let folded = fold(&rules)?;
-        validate(&validator(&BTreeSet::new(), "")?, std::slice::from_ref(&folded)).map_err(first)?;
+        let folded = parse(GUARDRAILS_FOLDED.as_bytes()).map_err(first)?;
+        validate(&validator(&BTreeSet::new(), "")?, &folded).map_err(first)?;
+        let folded = folded.into_iter().next().ok_or_else(|| problem("the folded guardrails are gone"))?;
         Ok(Self { names, authorizer: Authorizer::new(), guardrails, folded, verified: ArcSwapOption::empty() })
     }
 
@@ -251,6 +260,7 @@ impl Engine {
         &self,
         scope: &ScopeId,
         decision: &document::Decision,
+        ends: &Ends,
         rules: &Rules,
         boundaries: &[Rule],
     ) -> Result<Slice, RuleProblem> {
@@ -259,7 +269,11 @@ impl Engine {
             ("tier".to_owned(), RestrictedExpression::new_string(decision.tier.as_str().to_owned())),
             ("kind".to_owned(), RestrictedExpression::new_string(decision.kind.as_str().to_owned())),
             ("review_until".to_owned(), datetime(decision.review_until)),
+            ("ends_at".to_owned(), datetime(ends.earliest(decision))),
         ]);
+        if let Some(leaver) = &ends.owner {
+            attributes.insert("owner_until".to_owned(), datetime(leaver.stops_at));
+        }
         if let Some(at) = decision.expires_at {
             attributes.insert("expires_at".to_owned(), datetime(at));
         }
@@ -347,35 +361,6 @@ impl Engine {
             Verdict::Permit(ids) => Err(format!("guardrails permitted: {ids:?}")),
             Verdict::Error(error) => Err(error),
         }
-    }
-}
-
-/// Folds `forbid` rules of the same head with one `when` each into one rule, which forbids when any of them does. Where
-/// it neither forbids nor fails, every condition was evaluated and none holds.
-fn fold(rules: &[Rule]) -> Result<Rule, RuleProblem> {
-    let json = |rule: &Rule| rule.to_json().map_err(|error| problem(error.to_string()));
-    let head = |rule: &Json| ["effect", "principal", "action", "resource"].map(|member| rule.get(member).cloned());
-    let mut rules = rules.iter().map(json);
-    let mut folded = rules.next().ok_or_else(|| problem("there is nothing to fold"))??;
-    let mut condition = only_condition(&folded)?;
-    for rule in rules {
-        let rule = rule?;
-        if head(&rule) != head(&folded) {
-            return Err(problem("guardrails have different heads"));
-        }
-        condition = json!({ "||": { "left": condition, "right": only_condition(&rule)? } });
-    }
-    let members = folded.as_object_mut().ok_or_else(|| problem("a rule is an object"))?;
-    members.insert("conditions".into(), json!([{ "kind": "when", "body": condition }]));
-    members.insert("annotations".into(), json!({ "id": FOLDED }));
-    Rule::from_json(Some(PolicyId::new(FOLDED)), folded).map_err(|error| problem(error.to_string()))
-}
-
-/// The one `when` of a rule in Cedar's JSON.
-fn only_condition(rule: &Json) -> Result<Json, RuleProblem> {
-    match rule.get("conditions").and_then(Json::as_array).map(Vec::as_slice) {
-        Some([only]) if only.get("kind") == Some(&json!("when")) => Ok(only.get("body").cloned().unwrap_or_default()),
-        _ => Err(problem("a guardrail needs exactly one when")),
     }
 }
 

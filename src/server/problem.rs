@@ -147,6 +147,10 @@ fn clock_untrusted() -> Problem {
     Problem::unavailable("unavailable", "The sidecar's clock is in doubt: nothing begins and nothing is minted.", LATER)
 }
 
+fn policy_expired() -> Problem {
+    Problem::unavailable("policy_expired", "The policy is past its end and could not be renewed.", LATER)
+}
+
 impl From<&BeginError> for Problem {
     fn from(error: &BeginError) -> Self {
         match error {
@@ -182,14 +186,13 @@ impl From<&Denial> for Problem {
             DenialReason::ApprovalRequired => {
                 Self::new(StatusCode::FORBIDDEN, "approval_required", "This scope needs an approval.")
             }
-            DenialReason::PolicyExpired => {
-                Self::unavailable("policy_expired", "The policy is past its end and could not be renewed.", LATER)
-            }
+            DenialReason::PolicyExpired => policy_expired(),
             DenialReason::UnknownScope
             | DenialReason::ScopeSuspended
             | DenialReason::NotPermitted
             | DenialReason::Forbidden
             | DenialReason::Guardrail
+            | DenialReason::Killed
             | DenialReason::EvaluationError => Self::denied(),
         }
     }
@@ -216,6 +219,7 @@ impl From<&MintError> for Problem {
                 Self::unavailable("unavailable", "The sidecar cannot mint now.", SOON)
             }
             (MintError::ClockUntrusted(_), _) => clock_untrusted(),
+            (MintError::PolicyExpired(_), _) => policy_expired(),
             (MintError::TooOften(wait), _) => {
                 Self::rate_limited("Too many new credentials for this workload in a minute.", *wait)
             }

@@ -75,6 +75,9 @@ pub enum MintError {
     /// No policy is loaded.
     #[error("no policy is loaded")]
     NoPolicy,
+    /// A signer of the policy has lapsed for too long; holds the whole story.
+    #[error("the policy has expired: {0}")]
+    PolicyExpired(Arc<str>),
     /// So little of the task is left that no credential would be of use.
     #[error("too little of the task is left")]
     TooLate,
@@ -97,7 +100,7 @@ pub enum MintError {
 
 impl MintError {
     /// Every word of [`MintError::kind`], and the one for success.
-    pub const OUTCOMES: [&'static str; 12] = [
+    pub const OUTCOMES: [&'static str; 13] = [
         "minted",
         "unavailable",
         "refused",
@@ -107,6 +110,7 @@ impl MintError {
         "no_grant",
         "task_ended",
         "no_policy",
+        "policy_expired",
         "too_late",
         "not_recorded",
         "clock_untrusted",
@@ -118,6 +122,7 @@ impl MintError {
             Self::NoGrant(_) => "no_grant",
             Self::TaskEnded(_) => "task_ended",
             Self::NoPolicy => "no_policy",
+            Self::PolicyExpired(_) => "policy_expired",
             Self::TooLate => "too_late",
             Self::Exchange(error) => error.kind(),
             Self::NotRecorded(_) => "not_recorded",
@@ -131,7 +136,11 @@ impl MintError {
     pub fn retry_after(&self) -> Option<Duration> {
         const SOON: Duration = Duration::from_secs(1);
         match self {
-            Self::NoPolicy | Self::NotRecorded(_) | Self::ClockUntrusted(_) | Self::StillMinting => Some(SOON),
+            Self::NoPolicy
+            | Self::PolicyExpired(_)
+            | Self::NotRecorded(_)
+            | Self::ClockUntrusted(_)
+            | Self::StillMinting => Some(SOON),
             Self::TooOften(wait) => Some(*wait),
             Self::Exchange(error) => match &**error {
                 ExchangeError::Unavailable { retry_after, .. } => Some(retry_after.unwrap_or(SOON)),

@@ -25,6 +25,8 @@ pub enum EndReason {
     Idle,
     /// Policy no longer permits it.
     PolicyChanged,
+    /// The kill list stops it.
+    Killed,
     /// The Workload API no longer gives its identity to this sidecar.
     IdentityWithdrawn,
     /// Its parent task ended.
@@ -37,12 +39,13 @@ pub enum EndReason {
 
 impl EndReason {
     /// Every reason.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Done,
         Self::HoldGone,
         Self::Deadline,
         Self::Idle,
         Self::PolicyChanged,
+        Self::Killed,
         Self::IdentityWithdrawn,
         Self::ParentEnded,
         Self::Operator,
@@ -57,6 +60,7 @@ impl EndReason {
             Self::Deadline => "deadline",
             Self::Idle => "idle",
             Self::PolicyChanged => "policy_changed",
+            Self::Killed => "killed",
             Self::IdentityWithdrawn => "identity_withdrawn",
             Self::ParentEnded => "parent_ended",
             Self::Operator => "operator",

@@ -23,7 +23,7 @@ pub const MAX_FILES: usize = 100_000;
 const MAX_DEPTH: usize = 8;
 /// How often files that change while they are read are read again.
 const ATTEMPTS: usize = 3;
-/// The folders that are read. `kill/` only so that a list which cannot be enforced is refused, not overlooked.
+/// The folders that are read.
 const FOLDERS: [&str; 6] = ["boundaries", "decisions", "grants", "kill", "owners", "scopes"];
 /// Table tests lie beside the decisions and are no policy: they are neither read nor published.
 pub const TESTS: &str = ".tests.toml";

@@ -28,7 +28,7 @@ fn read(directory: &Path) -> Result<Vec<String>, String> {
 #[test]
 fn reads_policy_files_of_the_known_folders_only() {
     let directory = directory();
-    for file in ["boundaries/b.cedar", "scopes/a.toml", "grants/g.toml", "kill/list.toml"] {
+    for file in ["boundaries/b.cedar", "scopes/a.toml", "grants/g.toml", "kill/list.toml", "owners/o.toml"] {
         write(directory.path(), file, "x");
     }
     for file in [
@@ -45,7 +45,14 @@ fn reads_policy_files_of_the_known_folders_only() {
     let found = read(directory.path()).unwrap();
     assert_eq!(
         found,
-        ["boundaries/b.cedar", "decisions/finance/a.toml", "grants/g.toml", "kill/list.toml", "scopes/a.toml"]
+        [
+            "boundaries/b.cedar",
+            "decisions/finance/a.toml",
+            "grants/g.toml",
+            "kill/list.toml",
+            "owners/o.toml",
+            "scopes/a.toml"
+        ]
     );
 }
 

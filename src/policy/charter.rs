@@ -1,0 +1,306 @@
+//! `owners/`: the charter (`owners/charter.toml`) and who the owners are (`owners/ID.toml`). All owners sign it together
+//! (design §4), so a bad file here refuses the whole version.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ED25519, ParsedPublicKey};
+use bytes::Bytes;
+use rustls::pki_types::SubjectPublicKeyInfoDer;
+use rustls::pki_types::pem::PemObject as _;
+use serde::Deserialize;
+
+use super::document::{self, DocumentError, Tier};
+use super::{Problem, kind};
+use crate::clock::Timestamp;
+
+/// The folder of the charter and the owners.
+pub const FOLDER: &str = "owners";
+/// The charter's own file.
+pub const CHARTER: &str = "owners/charter.toml";
+/// The most owners.
+pub const MAX_OWNERS: usize = 10_000;
+/// The most keys of one owner.
+pub const MAX_KEYS: usize = 16;
+/// How long the policy may have lapsed, where the charter says nothing: `baseline`.
+pub const DEFAULT_STALENESS: Duration = Duration::from_secs(24 * 3600);
+/// The same, `elevated`.
+pub const DEFAULT_STALENESS_ELEVATED: Duration = Duration::from_secs(3600);
+/// The shortest `max_staleness`.
+pub const MIN_STALENESS: Duration = Duration::from_secs(60);
+/// The longest `max_staleness`.
+pub const MAX_STALENESS: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long scopes go on after their owner left, where the charter says nothing.
+pub const DEFAULT_ORPHAN_GRACE: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The longest `orphan_grace`.
+pub const MAX_ORPHAN_GRACE: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// `owners/charter.toml`: what the owners agreed on for everybody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Charter {
+    baseline: Duration,
+    elevated: Duration,
+    break_glass: Duration,
+    orphan_grace: Duration,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawCharter {
+    #[serde(rename = "schema")]
+    _schema: i64,
+    #[serde(default)]
+    max_staleness: RawStaleness,
+    orphan_grace: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawStaleness {
+    baseline: Option<String>,
+    elevated: Option<String>,
+    break_glass: Option<String>,
+}
+
+impl Default for Charter {
+    /// What holds where there is no charter.
+    fn default() -> Self {
+        Self {
+            baseline: DEFAULT_STALENESS,
+            elevated: DEFAULT_STALENESS_ELEVATED,
+            break_glass: DEFAULT_STALENESS,
+            orphan_grace: DEFAULT_ORPHAN_GRACE,
+        }
+    }
+}
+
+impl Charter {
+    /// Reads the bytes of the charter.
+    ///
+    /// # Errors
+    /// Anything unknown, missing or out of its range.
+    pub fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
+        let raw: RawCharter = document::read(bytes)?;
+        let staleness = |tier: &str, text: Option<String>, default| match text {
+            Some(text) => document::duration(&format!("max_staleness.{tier}"), &text, MIN_STALENESS, MAX_STALENESS),
+            None => Ok(default),
+        };
+        let orphan_grace = match &raw.orphan_grace {
+            Some(text) => document::duration("orphan_grace", text, Duration::ZERO, MAX_ORPHAN_GRACE)?,
+            None => DEFAULT_ORPHAN_GRACE,
+        };
+        Ok(Self {
+            baseline: staleness("baseline", raw.max_staleness.baseline, DEFAULT_STALENESS)?,
+            elevated: staleness("elevated", raw.max_staleness.elevated, DEFAULT_STALENESS_ELEVATED)?,
+            break_glass: staleness("break-glass", raw.max_staleness.break_glass, DEFAULT_STALENESS)?,
+            orphan_grace,
+        })
+    }
+
+    /// For how long a signed policy may have lapsed before scopes of `tier` neither begin nor mint. It is also the window
+    /// in which whoever controls the way to the repository could withhold a kill.
+    pub const fn max_staleness(&self, tier: Tier) -> Duration {
+        match tier {
+            Tier::Baseline => self.baseline,
+            Tier::Elevated => self.elevated,
+            Tier::BreakGlass => self.break_glass,
+        }
+    }
+
+    /// For how long scopes of `tier` go on after one of their owners left; nothing for `elevated` (requirement G05).
+    pub const fn orphan_grace(&self, tier: Tier) -> Duration {
+        match tier {
+            Tier::Elevated => Duration::ZERO,
+            Tier::Baseline | Tier::BreakGlass => self.orphan_grace,
+        }
+    }
+}
+
+/// A public key that an owner approves with.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum OwnerKey {
+    /// Ed25519: the 32 bytes of RFC 8032.
+    Ed25519([u8; 32]),
+    /// P-256: the uncompressed point, 65 bytes (SEC 1).
+    P256(Box<[u8; 65]>),
+}
+
+impl fmt::Debug for OwnerKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, bytes): (_, &[u8]) = match self {
+            Self::Ed25519(bytes) => ("ed25519", bytes),
+            Self::P256(bytes) => ("p256", bytes.as_slice()),
+        };
+        write!(f, "{name}:{}", document::Digest::of(bytes).hex().get(..16).unwrap_or_default())
+    }
+}
+
+/// What precedes the key in a `SubjectPublicKeyInfo` (RFC 8410 §4, RFC 5480 §2).
+const ED25519_SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+const P256_SPKI: [u8; 26] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
+    0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+];
+
+impl OwnerKey {
+    /// Reads 64 lower-case hex digits (Ed25519) or the PEM of a `SubjectPublicKeyInfo` (Ed25519 or P-256), which is what
+    /// `openssl pkey -pubout` writes.
+    ///
+    /// # Errors
+    /// Anything else, and a P-256 point that is not on the curve.
+    pub fn parse(text: &str) -> Result<Self, DocumentError> {
+        let wrong = || {
+            DocumentError::invalid(
+                "keys are 64 lower-case hex digits (ed25519) or a PEM public key (BEGIN PUBLIC KEY), ed25519 or P-256",
+            )
+        };
+        let key = match hex(text.trim()) {
+            Some(bytes) => Self::Ed25519(bytes),
+            None => {
+                let der = SubjectPublicKeyInfoDer::from_pem_slice(text.as_bytes()).map_err(|_| wrong())?;
+                if let Some(raw) = der.strip_prefix(&ED25519_SPKI[..]) {
+                    Self::Ed25519(raw.try_into().map_err(|_| wrong())?)
+                } else {
+                    let point = der.strip_prefix(&P256_SPKI[..]).ok_or_else(wrong)?;
+                    Self::P256(Box::new(point.try_into().map_err(|_| wrong())?))
+                }
+            }
+        };
+        let parsed = match &key {
+            Self::Ed25519(raw) => ParsedPublicKey::new(&ED25519, raw),
+            Self::P256(point) => ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point.as_slice()),
+        };
+        parsed.map(|_| key).map_err(|_| wrong())
+    }
+}
+
+fn hex(text: &str) -> Option<[u8; 32]> {
+    format!("sha256:{text}").parse::<document::Digest>().ok().map(|digest| *digest.bytes())
+}
+
+/// `owners/ID.toml`: one owner, to whom decisions and scopes point by `ID`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// What people call them.
+    pub name: String,
+    /// Where they are reached.
+    pub mail: String,
+    /// When they leave, or left; UTC. What they own stops then, or a grace later.
+    pub active_until: Option<Timestamp>,
+    /// The keys that they approve with.
+    pub keys: Vec<OwnerKey>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawOwner {
+    #[serde(rename = "schema")]
+    _schema: i64,
+    name: String,
+    mail: String,
+    active_until: Option<toml::value::Datetime>,
+    #[serde(default)]
+    keys: Vec<String>,
+}
+
+impl Owner {
+    /// Reads the bytes of an owner's file.
+    ///
+    /// # Errors
+    /// Anything unknown, missing or out of its range; a key that is there twice.
+    pub fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
+        let raw: RawOwner = document::read(bytes)?;
+        if raw.keys.len() > MAX_KEYS {
+            return Err(DocumentError::invalid(format!("has more than {MAX_KEYS} keys")));
+        }
+        let keys = raw.keys.iter().map(|text| OwnerKey::parse(text)).collect::<Result<Vec<_>, _>>()?;
+        if (1..keys.len()).any(|at| keys.get(..at).zip(keys.get(at)).is_some_and(|(before, key)| before.contains(key)))
+        {
+            return Err(DocumentError::invalid("has a key twice"));
+        }
+        if !is_mail(&raw.mail) {
+            return Err(DocumentError::invalid("mail must be an address such as finance-data@example.org"));
+        }
+        Ok(Self {
+            name: document::text("name", raw.name)?,
+            mail: raw.mail,
+            active_until: raw.active_until.map(|at| document::instant("active_until", at)).transpose()?,
+            keys,
+        })
+    }
+}
+
+/// One `@` with something visible on both sides; RFC 5321 §4.5.3.1 allows 254 characters.
+fn is_mail(text: &str) -> bool {
+    let visible = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_graphic() && b != b'@');
+    text.len() <= 254 && text.split_once('@').is_some_and(|(local, host)| visible(local) && visible(host))
+}
+
+/// The charter with all owners.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Owners {
+    /// What holds for everybody.
+    pub charter: Charter,
+    /// The owners, by id; `None` where no owners are named at all, which only an unsigned policy may do.
+    pub by_id: Option<BTreeMap<String, Owner>>,
+}
+
+impl Owners {
+    /// Reads every file below `owners/`; `signed` says that owners must be named.
+    ///
+    /// # Errors
+    /// Every problem of every file: none of them may be overlooked.
+    pub fn read(files: &BTreeMap<String, Bytes>, signed: bool) -> Result<Self, Vec<Problem>> {
+        let (mut charter, mut by_id, mut problems) = (Charter::default(), BTreeMap::new(), Vec::new());
+        let mut any = signed;
+        let of = |path: &str, error: DocumentError| Problem::new(path, error.kind, error.message);
+        for (path, bytes) in files.range(format!("{FOLDER}/")..format!("{FOLDER}0")) {
+            any = true;
+            if path == CHARTER {
+                match Charter::parse(bytes) {
+                    Ok(parsed) => charter = parsed,
+                    Err(error) => problems.push(of(path, error)),
+                }
+                continue;
+            }
+            match id(path).ok_or_else(misplaced).and_then(|id| Ok((id, Owner::parse(bytes)?))) {
+                Ok((id, owner)) => drop(by_id.insert(id.to_owned(), owner)),
+                Err(error) => problems.push(of(path, error)),
+            }
+        }
+        if by_id.len() > MAX_OWNERS {
+            problems.push(Problem::new(FOLDER, kind::INVALID, format!("has more than {MAX_OWNERS} owners")));
+        }
+        problems.extend(shared_key(&by_id));
+        if problems.is_empty() { Ok(Self { charter, by_id: any.then_some(by_id) }) } else { Err(problems) }
+    }
+}
+
+/// `owners/ID.toml` → `ID`
+fn id(path: &str) -> Option<&str> {
+    let id = path.strip_prefix(FOLDER)?.strip_prefix('/')?.strip_suffix(".toml")?;
+    document::is_segment(id, 64).then_some(id)
+}
+
+fn misplaced() -> DocumentError {
+    let message = "is neither owners/charter.toml nor owners/ID.toml; ID is 1 to 64 of a-z 0-9 - _".to_owned();
+    DocumentError { kind: kind::FILE_NAME, message }
+}
+
+/// Who approves must be somebody else than who asks (requirement G06): no two owners share a key.
+fn shared_key(owners: &BTreeMap<String, Owner>) -> Option<Problem> {
+    let mut seen: BTreeMap<&OwnerKey, &str> = BTreeMap::new();
+    for (id, owner) in owners {
+        for key in &owner.keys {
+            if let Some(other) = seen.insert(key, id) {
+                let message = format!("has a key of {other}: no two owners share one");
+                return Some(Problem::new(format!("{FOLDER}/{id}.toml"), kind::INVALID, message));
+            }
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests;
