@@ -702,7 +702,7 @@ impl Problem {
         kind::WARNING,
     ];
 
-    fn new(file: impl Into<String>, kind: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(file: impl Into<String>, kind: &'static str, message: impl Into<String>) -> Self {
         Self { file: file.into(), kind, message: message.into() }
     }
 }

@@ -2,9 +2,11 @@
 
 mod decide;
 mod heartbeat;
+mod kill;
 mod new;
 mod publish;
 mod sign;
+mod test;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -18,8 +20,9 @@ use crate::clock::{Clock as _, SystemClock, Timestamp};
 use crate::policy::publish::PublishError;
 use crate::policy::publish::keys::{KeySource, SIGNER_TIMEOUT};
 use crate::policy::publish::release::OnlineKeys;
-use crate::policy::repository::{DirectorySource, PolicyFiles, PolicySourceError};
-use crate::policy::{Policy, PolicyError, Problem, ScopeId};
+use crate::policy::publish::table;
+use crate::policy::repository::{DirectorySource, PolicyFiles, PolicySourceError, TESTS};
+use crate::policy::{Policy, PolicyError, Problem, ScopeId, kind};
 
 /// Write, test, decide on, sign and publish policy.
 #[derive(Debug, clap::Args)]
@@ -36,12 +39,16 @@ enum Command {
     Lint(LintArgs),
     /// Show what a scope's decision would be about, then write the digests of its scope and grants into it
     Decide(DecideArgs),
+    /// Ask the policy what the table tests beside the decisions ask
+    Test(test::Args),
     /// Add one key holder's signature to one role, from the folder as it is
     Sign(sign::Args),
     /// Check what was signed as sidecars will, then publish it
     Publish(publish::Args),
     /// Say that what is published is still the newest: sign a new timestamp over it
     Heartbeat(heartbeat::Args),
+    /// Stop something everywhere, now: one entry of the kill list, signed and published
+    Kill(kill::Args),
 }
 
 /// A time to go by.
@@ -131,6 +138,9 @@ struct DecideArgs {
     policy: PathBuf,
     /// The scope to decide on
     scope: ScopeId,
+    /// Where the repository is published: shows what changed since the last decision
+    #[arg(long, value_name = "OUT")]
+    published: Option<PathBuf>,
     /// Do not ask
     #[arg(long)]
     yes: bool,
@@ -148,6 +158,8 @@ pub async fn run(args: Args) -> CliResult {
         Command::Lint(args) => lint(&args, SystemClock.now()),
         Command::Decide(args) => decide::run(&args),
         Command::New(args) => new::run(&args).await,
+        Command::Test(args) => test::run(&args),
+        Command::Kill(args) => kill::run(&args).await,
         Command::Sign(args) => sign::run(&args).await,
         Command::Publish(args) => publish::run(&args).await,
         Command::Heartbeat(args) => heartbeat::run(&args).await,
@@ -167,7 +179,8 @@ fn read(directory: &Path) -> Result<PolicyFiles, CliError> {
 
 fn lint(args: &LintArgs, now: Timestamp) -> CliResult {
     let files = read(&args.policy)?;
-    let report = Report::of(&files, Policy::load(&files), now);
+    let mut report = Report::of(&files, Policy::load(&files), now);
+    report.warn_of_untested(&args.policy)?;
     match args.output {
         Output::Text => print(report.text())?,
         Output::Json => print(format!("{}\n", report.json()))?,
@@ -211,6 +224,16 @@ impl Report {
                 }
             }
         }
+    }
+
+    /// Warns of scopes without table tests.
+    fn warn_of_untested(&mut self, directory: &Path) -> Result<(), CliError> {
+        let tables = table::tables(directory).map_err(failed)?;
+        for scope in self.active.iter().filter(|scope| !tables.contains_key(&format!("decisions/{scope}{TESTS}"))) {
+            let message = format!("has no table tests: write decisions/{scope}{TESTS}, `policy test` runs it");
+            self.warnings.push(Problem::new(format!("decisions/{scope}.toml"), kind::WARNING, message));
+        }
+        Ok(())
     }
 
     fn clean(&self) -> bool {

@@ -9,14 +9,20 @@
 //! - [`published`]: what a client finds at `OUT`, verified as a sidecar would.
 //! - [`release`]: the gate and the order of writing: everything, then the timestamp.
 //! - [`heartbeat`]: a new timestamp over the same snapshot.
+//! - [`kill`]: an entry of the kill list, published at once.
+//! - [`table`]: what governance meant, asked of the real policy.
+//! - [`difference`]: what changed in a scope or grant, in plain words.
 //! - [`new`]: a first working repository.
 
+pub mod difference;
 pub mod heartbeat;
 pub mod keys;
+pub mod kill;
 pub mod new;
 pub mod published;
 pub mod release;
 pub mod sign;
+pub mod table;
 pub mod workspace;
 
 use std::fs;

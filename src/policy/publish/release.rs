@@ -94,7 +94,7 @@ pub async fn publish(
     let _lock = lock(out)?;
     let previous = Published::read(out)?;
     let candidate = gather(workspace, previous.as_ref(), now)?;
-    let gate = Gate { suspend: Some(&options.suspend), dry_mint: options.dry_mint.as_deref() };
+    let gate = Gate { kill: false, suspend: options.suspend.clone(), dry_mint: options.dry_mint.as_deref() };
     release(workspace, out, previous.as_ref(), candidate, &options.keys, &gate, clock, now).await
 }
 
@@ -214,9 +214,13 @@ fn roots(workspace: &Workspace, previous: Option<&Published>) -> Result<(BTreeMa
 }
 
 /// What a version must pass beside being loadable.
+#[derive(Default)]
 pub(super) struct Gate<'a> {
-    /// The scopes that may be newly suspended; `None` where that is not asked (a kill must not wait for it).
-    pub(super) suspend: Option<&'a BTreeSet<ScopeId>>,
+    /// Whether it only brings a kill list: then nothing that is wrong elsewhere may hold it up. Sidecars take the newest
+    /// list also from a version whose other content they refuse.
+    pub(super) kill: bool,
+    /// The scopes that may be newly suspended.
+    pub(super) suspend: BTreeSet<ScopeId>,
     /// What tries new grants.
     pub(super) dry_mint: Option<&'a str>,
 }
@@ -261,7 +265,12 @@ pub(super) async fn release(
     let (suspended, mut warnings) = judge(&loaded.files, previous, gate)?;
     let tried = dry_mint(&loaded.files, previous, gate.dry_mint, clock).await?;
     warnings.extend(lapsing(workspace, &loaded, now));
-    refuse_lapsed_head(&loaded, now)?;
+    if let Some(lapsed) = lapsed_head(&loaded, now) {
+        if !gate.kill {
+            return Err(refused(lapsed));
+        }
+        warnings.push(format!("{lapsed}: until then sidecars refuse this version"));
+    }
     for (name, bytes) in &versioned {
         place(out, name, bytes, previous)?;
     }
@@ -389,9 +398,7 @@ fn load_both(
 
 /// The policy that `files` make.
 fn policy(files: &PolicyFiles) -> Result<Policy, Vec<Problem>> {
-    let mut files = files.clone();
-    files.files.retain(|path, _| !path.starts_with("kill/") && !path.starts_with("owners/"));
-    Policy::load(&files).map_err(|error| error.problems)
+    Policy::load(files).map_err(|error| error.problems)
 }
 
 fn list(problems: &[Problem]) -> String {
@@ -404,13 +411,18 @@ fn judge(
     previous: Option<&Published>,
     gate: &Gate<'_>,
 ) -> Result<(Vec<ScopeId>, Vec<String>), PublishError> {
-    let loaded = policy(files)
-        .map_err(|problems| refused(format!("sidecars would refuse the whole version: {}", list(&problems))))?;
+    let loaded = match policy(files) {
+        Ok(loaded) => loaded,
+        Err(problems) if gate.kill => return Ok((Vec::new(), problems.iter().map(Problem::to_string).collect())),
+        Err(problems) => {
+            return Err(refused(format!("sidecars would refuse the whole version: {}", list(&problems))));
+        }
+    };
     // A version that was bad before had no scope that this one could suspend.
     let before = previous.and_then(|previous| policy(&previous.files).ok());
     let was = |id: &ScopeId| before.as_ref().is_some_and(|before| before.suspended().contains_key(id));
     let newly: Vec<_> = loaded.suspended().iter().filter(|(id, _)| !was(id)).collect();
-    let unnamed = |id: &ScopeId| gate.suspend.is_some_and(|named| !named.contains(id));
+    let unnamed = |id: &ScopeId| !gate.kill && !gate.suspend.contains(id);
     let bad: Vec<String> =
         newly.iter().filter(|(id, _)| unnamed(id)).map(|(id, problems)| format!("{id} ({})", list(problems))).collect();
     if !bad.is_empty() {
@@ -465,14 +477,11 @@ async fn try_grant(command: &str, told: String) -> std::io::Result<bool> {
 }
 
 /// A version that is past its end when it is published is refused by every sidecar that fetches it.
-fn refuse_lapsed_head(loaded: &Published, now: Timestamp) -> Result<(), PublishError> {
-    let lapsed = ["root", "timestamp", "snapshot", "targets"]
-        .iter()
-        .find_map(|role| loaded.standing.ends.get(*role).filter(|end| **end <= now).map(|end| (role, end)));
-    match lapsed {
-        Some((role, end)) => Err(refused(format!("{role} lapsed at {end}: sign it again"))),
-        None => Ok(()),
-    }
+fn lapsed_head(loaded: &Published, now: Timestamp) -> Option<String> {
+    let end =
+        |role: &&str| loaded.standing.ends.get(*role).filter(|end| **end <= now).map(|end| (role.to_string(), end));
+    let lapsed = ["root", "timestamp", "snapshot", "targets"].iter().find_map(end);
+    lapsed.map(|(role, end)| format!("{role} lapsed at {end}: sign it again"))
 }
 
 /// The roles that stop to speak soon: within 30 days, and within a tenth of their life.
