@@ -166,7 +166,7 @@ impl DocumentError {
 }
 
 /// SHA-256 over the exact bytes of a policy file, written `sha256:` and 64 lower-case hex digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; 32]);
 
 impl Digest {

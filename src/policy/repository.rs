@@ -1,15 +1,23 @@
 //! Where policy files come from: the seam [`PolicySource`].
 //!
 //! - [`directory`]: an unsigned directory, for development.
+//! - [`signed`]: a signed repository: looked at, verified, remembered, kept.
+//! - [`trusted`]: what makes its bytes believable; [`fault`]: why they are not.
+//! - [`high_water`], [`store`]: what is remembered of it, on disk.
 //! - [`fetch`]: the seam to the files of a signed repository.
 //! - [`metadata`]: what a publisher writes: TUF roles, keys, signatures.
 //! - [`sample`]: a whole signed repository in memory, for tests and benches.
 
 pub mod directory;
+pub mod fault;
 pub mod fetch;
+pub mod high_water;
 pub mod metadata;
 #[cfg(any(test, feature = "dev"))]
 pub mod sample;
+pub mod signed;
+pub mod store;
+pub mod trusted;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -107,4 +115,9 @@ pub trait PolicySource: Send + Sync + fmt::Debug {
     /// # Errors
     /// When they cannot be had, or must not be believed; what is in force stays.
     async fn fetch(&self, seen: Option<&PolicyVersion>) -> Result<Fetched, PolicySourceError>;
+
+    /// What is odd about the source and harms nothing, for status; one line each.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 }

@@ -1,0 +1,642 @@
+//! A signed repository as a source of policy: looked at, verified, remembered, kept.
+//!
+//! A look costs one request while nothing changes (the timestamp, by its tag), and a second once an hour (whether there is a
+//! new root). What changed is verified as a whole ([`trusted`](super::trusted)), then kept, then remembered, and only then
+//! given on: a version that cannot be remembered is not adopted. Whatever fails, the version in force stays.
+//!
+//! It starts offline: what is kept is verified again, every byte of it, from the root that the deployment ships through
+//! the chain of roots that were kept. When a role's word has ended is not asked there; whoever decides asks it, of the
+//! [`Standing`]. A version that comes new must not have ended (a frozen repository would look like that).
+//!
+//! | state directory | what follows |
+//! |---|---|
+//! | never begun | nothing is trusted, until `sidemint policy trust` or a `policy.minimum_version` begins it |
+//! | begun, and what was seen is lost | an alarm; nothing is trusted |
+//! | of another root | nothing is trusted |
+//! | older than what was seen, damaged, or empty of versions | told; the repository must answer |
+//! | not writable | what is kept is used; nothing new is adopted |
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::super::standing::{RoleName, Standing};
+use super::super::{PolicyVersion, ScopeId};
+use super::fault::{Fault, FaultKind};
+use super::fetch::{Answer, Fetch, FetchError, Tag};
+use super::high_water::{HighWater, Mark, Marks};
+use super::store::{Kept, Remembered, Store};
+use super::trusted::{Known, MAX_TIMESTAMP, Next, Pin, Roots, TIMESTAMP, Top, Verified, complete, off};
+use super::{Digest, Fetched, PolicyFiles, PolicySource, PolicySourceError};
+use crate::clock::SharedClock;
+
+/// How often a new root is looked for while the timestamp does not change.
+const PROBE: Duration = Duration::from_secs(3600);
+/// The most new roots that one look takes.
+pub const MAX_ROTATIONS: usize = 32;
+
+/// What a signed source needs to know.
+#[derive(Debug, Clone)]
+pub struct SignedSettings {
+    /// The trust anchor: a `root.json` that the deployment ships.
+    pub anchor: Bytes,
+    /// The state directory, the folder above `policy/`.
+    pub state: PathBuf,
+    /// The least snapshot version to believe. Where it is given, an empty state directory may be begun without asking.
+    pub minimum_version: Option<u64>,
+    /// The scopes to read; empty for all.
+    pub scopes: BTreeSet<ScopeId>,
+}
+
+/// How the looks went, for status: what is odd and harmless, and what is not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SignedStatus {
+    /// The newest root's version.
+    pub root: u64,
+    /// What the last look failed by.
+    pub fault: Option<Fault>,
+    /// What is where the next root would be, though it is no root.
+    pub odd: Option<String>,
+    /// What of the remembered state was damaged and was mended.
+    pub repaired: Option<String>,
+    /// Why versions that are kept could not be used.
+    pub cache: Vec<String>,
+}
+
+impl SignedStatus {
+    /// The same in words, one line each; empty when there is nothing to tell.
+    pub fn notes(&self) -> Vec<String> {
+        let odd = self.odd.as_ref().map(|odd| format!("the repository answers for a root that is none: {odd}"));
+        let repaired = self.repaired.as_ref().map(|why| format!("policy state was damaged and is mended: {why}"));
+        let cache = self.cache.iter().map(|why| format!("a kept policy version cannot be used: {why}"));
+        odd.into_iter().chain(repaired).chain(cache).collect()
+    }
+}
+
+/// A signed repository. Share it as `Arc<dyn PolicySource>`.
+#[derive(Debug)]
+pub struct SignedSource {
+    settings: SignedSettings,
+    anchor: Roots,
+    fetch: Arc<dyn Fetch>,
+    clock: SharedClock,
+    state: tokio::sync::Mutex<Option<State>>,
+    status: Mutex<SignedStatus>,
+}
+
+#[derive(Debug)]
+struct State {
+    store: Arc<Store>,
+    roots: Roots,
+    held: Option<Held>,
+    /// The files of `held`, until somebody took them.
+    pending: Option<PolicyFiles>,
+    /// The tag of `held`'s timestamp.
+    tag: Option<Tag>,
+    /// When a new root was looked for, since boot.
+    probed: Option<Duration>,
+    /// What looks fetched that could not finish.
+    partial: BTreeMap<Digest, Bytes>,
+}
+
+/// The version that is verified, without its files.
+#[derive(Debug, Clone)]
+struct Held {
+    version: PolicyVersion,
+    root: Mark,
+    timestamp: (Mark, Bytes),
+    snapshot: Mark,
+    standing: Standing,
+    /// The version that was held before.
+    before: Option<PolicyVersion>,
+}
+
+impl Held {
+    fn of(verified: &Verified, before: Option<PolicyVersion>) -> Self {
+        Self {
+            version: verified.files.version.clone(),
+            root: verified.root,
+            timestamp: verified.timestamp.clone(),
+            snapshot: verified.snapshot.0,
+            standing: verified.standing.clone(),
+            before,
+        }
+    }
+
+    fn is_pinned_by(&self, pin: Pin) -> bool {
+        pin.version == self.snapshot.version && pin.digest.is_none_or(|digest| digest == self.snapshot.digest)
+    }
+}
+
+/// What a look found.
+enum Looked {
+    Unchanged,
+    Heartbeat,
+    New,
+}
+
+/// A kept version as a place to fetch from.
+#[derive(Debug)]
+struct KeptFetch(BTreeMap<String, Bytes>);
+
+#[async_trait]
+impl Fetch for KeptFetch {
+    async fn get(&self, name: &str, _: u64, _: Option<&Tag>) -> Result<Answer, FetchError> {
+        let body = |bytes: &Bytes| Answer::Body { bytes: bytes.clone(), tag: None };
+        Ok(self.0.get(name).map_or(Answer::Absent, body))
+    }
+}
+
+/// What is trusted, before or after it is: for whoever is asked.
+#[derive(Debug)]
+pub struct Examined {
+    /// The newest root.
+    pub roots: Roots,
+    /// The newest version.
+    pub verified: Verified,
+}
+
+#[async_trait]
+impl PolicySource for SignedSource {
+    async fn fetch(&self, seen: Option<&PolicyVersion>) -> Result<Fetched, PolicySourceError> {
+        let mut guard = self.state.lock().await;
+        let state = match &mut *guard {
+            Some(state) => state,
+            none => none.insert(self.start(false).await.inspect_err(|fault| self.tell(Some(fault)))?),
+        };
+        let looked = self.look(state).await;
+        self.tell(looked.as_ref().err());
+        match looked {
+            Ok(looked) => Ok(self.answer(state, seen, looked).await?),
+            // What is kept is better than nothing, and the next look tells the fault again.
+            Err(fault) => state.pending.take().map(Fetched::New).ok_or_else(|| fault.into()),
+        }
+    }
+
+    fn notes(&self) -> Vec<String> {
+        self.status().notes()
+    }
+}
+
+impl SignedSource {
+    /// A source over what `fetch` reaches; nothing is read before the first [`PolicySource::fetch`].
+    ///
+    /// # Errors
+    /// When the trust anchor is no root that its own keys signed.
+    pub fn new(settings: SignedSettings, fetch: Arc<dyn Fetch>, clock: SharedClock) -> Result<Self, Fault> {
+        let anchor = Roots::anchor(&settings.anchor)?;
+        let status = Mutex::new(SignedStatus { root: anchor.mark().version, ..SignedStatus::default() });
+        Ok(Self { settings, anchor, fetch, clock, state: tokio::sync::Mutex::default(), status })
+    }
+
+    /// How the looks went so far.
+    pub fn status(&self) -> SignedStatus {
+        self.lock().clone()
+    }
+
+    /// The trust anchor.
+    pub fn anchor(&self) -> &Roots {
+        &self.anchor
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, SignedStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers how a look went, and logs what is new about it.
+    fn tell(&self, fault: Option<&Fault>) {
+        let mut status = self.lock();
+        if let Some(fault) = fault.filter(|fault| status.fault.as_ref() != Some(*fault)) {
+            match fault.kind() {
+                FaultKind::Unreachable => tracing::warn!(%fault, "the policy repository cannot be read"),
+                _ => tracing::error!(%fault, "the policy repository is refused"),
+            }
+        }
+        status.fault = fault.cloned();
+    }
+
+    /// Looks without writing anything: what would be trusted.
+    ///
+    /// # Errors
+    /// Why it would not be.
+    pub async fn examine(&self) -> Result<Examined, Fault> {
+        let mut roots = self.anchor.clone();
+        for _ in 0..MAX_ROTATIONS {
+            match roots.next(&*self.fetch).await? {
+                Next::Root { roots: next, .. } => roots = *next,
+                Next::Absent | Next::Odd(_) => break,
+            }
+        }
+        let bytes = self.timestamp(None).await?.map(|(bytes, _)| bytes).unwrap_or_default();
+        let (marks, judge) = (Marks::default(), Some(self.clock.now()));
+        let top = roots.timestamp(bytes, &marks, judge)?;
+        let mut known = Known::default();
+        let verified = complete(top, &self.fetch, &mut known, &marks, &self.settings.scopes, judge).await?;
+        self.minimum(verified.snapshot.0)?;
+        Ok(Examined { roots, verified })
+    }
+
+    /// Looks once and begins to trust what is found: the state directory remembers it from now on.
+    ///
+    /// # Errors
+    /// Why not; nothing is trusted then that was not before.
+    pub async fn trust(&self) -> Result<PolicyVersion, Fault> {
+        let mut guard = self.state.lock().await;
+        let state = guard.insert(self.start(true).await?);
+        self.look(state).await?;
+        let store = Arc::clone(&state.store);
+        off(move || store.initialise()).await??;
+        let nothing = || Fault::new(FaultKind::Missing, "the repository has no version");
+        state.held.as_ref().map(|held| held.version.clone()).ok_or_else(nothing)
+    }
+
+    fn minimum(&self, snapshot: Mark) -> Result<(), Fault> {
+        match self.settings.minimum_version {
+            Some(least) if snapshot.version < least => {
+                let message = format!(
+                    "snapshot: version {} is offered, and policy.minimum_version is {least}: the repository is behind \
+                     what the deployment was made for",
+                    snapshot.version
+                );
+                Err(Fault::new(FaultKind::BelowMinimum, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens the state, follows the chain of roots, and verifies what is kept. `trusting` begins a state that is new.
+    async fn start(&self, trusting: bool) -> Result<State, Fault> {
+        let place = self.settings.state.clone();
+        let (store, remembered) = off(move || {
+            let store = Store::open(&place)?;
+            let remembered = store.remember()?;
+            Ok::<_, Fault>((Arc::new(store), remembered))
+        })
+        .await??;
+        let (begun, high_water, repaired) = match remembered {
+            Remembered::Nothing => (false, None, None),
+            Remembered::Seen { high_water, repaired, initialised } => (initialised, Some(high_water), repaired),
+        };
+        if !begun && !trusting && self.settings.minimum_version.is_none() {
+            let message = "nobody said yet that this policy repository is to be trusted here: run `sidemint policy trust`, \
+                           or set policy.minimum_version where the state directory does not last";
+            return Err(Fault::new(FaultKind::Untrusted, message));
+        }
+        if let Some(why) = &repaired {
+            tracing::error!(%why, "the policy state was damaged; it is mended from its other copy");
+        }
+        *self.lock() = SignedStatus { repaired, ..SignedStatus::default() };
+        let roots = self.chain(&store, high_water.as_ref()).await?;
+        self.lock().root = roots.mark().version;
+        let mut state =
+            State { store, roots, held: None, pending: None, tag: None, probed: None, partial: BTreeMap::new() };
+        if high_water.is_some() {
+            self.load_kept(&mut state).await;
+        }
+        Ok(state)
+    }
+
+    /// From the trust anchor through the roots that are kept, past the newest that was seen.
+    async fn chain(&self, store: &Arc<Store>, seen: Option<&HighWater>) -> Result<Roots, Fault> {
+        let mut roots = self.anchor.clone();
+        if let Some(seen) = seen {
+            if seen.root.version < roots.mark().version {
+                self.link(store, seen).await?;
+            }
+            self.same_root(roots.mark(), seen.root)?;
+        }
+        loop {
+            let (kept, version) = (Arc::clone(store), roots.mark().version.saturating_add(1));
+            let Some(bytes) = off(move || kept.root(version)).await? else { return Ok(roots) };
+            match roots.follow(&bytes) {
+                Ok(Next::Root { roots: next, bytes, replaced }) => {
+                    roots = self.adopt_root(store, *next, bytes, replaced).await?;
+                }
+                Ok(Next::Absent | Next::Odd(_)) => {
+                    self.lock().cache.push(format!("root {version} is damaged"));
+                    return Ok(roots);
+                }
+                Err(fault) => {
+                    self.lock().cache.push(format!("root {version}: {fault}"));
+                    return Ok(roots);
+                }
+            }
+        }
+    }
+
+    /// Two roots of one version are one root, or of two fleets.
+    fn same_root(&self, ours: Mark, seen: Mark) -> Result<(), Fault> {
+        if ours.version != seen.version || ours.digest == seen.digest {
+            return Ok(());
+        }
+        let message = format!(
+            "root {} is not the one that was trusted here before: policy.root or state.directory is of another fleet. If \
+             the other is meant, empty {}/policy and run `sidemint policy trust`",
+            ours.version,
+            self.settings.state.display()
+        );
+        Err(Fault::new(FaultKind::OtherFleet, message))
+    }
+
+    /// Follows the roots from the newest that was seen up to a trust anchor that is newer: it must be of the same chain.
+    async fn link(&self, store: &Arc<Store>, seen: &HighWater) -> Result<(), Fault> {
+        let anchor = self.anchor.mark();
+        let broken = |why: &str| {
+            let message = format!(
+                "policy.root is root {}, and does not follow from root {}, which was trusted here before ({why}): it is of \
+                 another fleet, or publish the roots between. If it is meant, empty {}/policy and run `sidemint policy \
+                 trust`",
+                anchor.version,
+                seen.root.version,
+                self.settings.state.display()
+            );
+            Fault::new(FaultKind::OtherFleet, message)
+        };
+        let first = self.root(store, seen.root.version).await?.filter(|bytes| Digest::of(bytes) == seen.root.digest);
+        let first = first.ok_or_else(|| broken("it is gone"))?;
+        let mut roots = Roots::anchor(&first)?;
+        let mut any = false;
+        while roots.mark().version < anchor.version {
+            let next = roots.mark().version.saturating_add(1);
+            let bytes = match next == anchor.version {
+                true => self.settings.anchor.clone(),
+                false => self.root(store, next).await?.ok_or_else(|| broken(&format!("root {next} is gone")))?,
+            };
+            match roots.follow(&bytes) {
+                Ok(Next::Root { roots: followed, replaced, .. }) => {
+                    any |= replaced;
+                    roots = *followed;
+                }
+                Ok(_) => return Err(broken(&format!("root {next} is none"))),
+                Err(fault) => return Err(broken(fault.message())),
+            }
+        }
+        let (store, bytes) = (Arc::clone(store), self.settings.anchor.clone());
+        off(move || remember_root(&store, anchor, &bytes, any)).await?
+    }
+
+    /// The root of this version, kept or offered; not verified.
+    async fn root(&self, store: &Arc<Store>, version: u64) -> Result<Option<Bytes>, Fault> {
+        let kept = Arc::clone(store);
+        if let Some(bytes) = off(move || kept.root(version)).await? {
+            return Ok(Some(bytes));
+        }
+        let name = format!("metadata/{}", super::metadata::metadata_name("root", version));
+        match self.fetch.get(&name, super::trusted::MAX_ROOT, None).await? {
+            Answer::Body { bytes, .. } => Ok(Some(bytes)),
+            Answer::Absent | Answer::Unchanged => Ok(None),
+        }
+    }
+
+    /// Keeps and remembers a root before anything rests on it: once seen, it cannot be hidden again.
+    async fn adopt_root(&self, store: &Arc<Store>, roots: Roots, bytes: Bytes, replaced: bool) -> Result<Roots, Fault> {
+        let mark = roots.mark();
+        if let Some(seen) = store.high_water() {
+            self.same_root(mark, seen.root)?;
+        }
+        let store = Arc::clone(store);
+        off(move || remember_root(&store, mark, &bytes, replaced)).await??;
+        self.lock().root = mark.version;
+        Ok(roots)
+    }
+
+    /// Takes the newest version that is kept and can be verified, if any.
+    async fn load_kept(&self, state: &mut State) {
+        let store = Arc::clone(&state.store);
+        let Ok(versions) = off(move || store.versions()).await else { return };
+        for version in versions {
+            match self.kept(state, &version).await {
+                Ok(verified) => {
+                    state.held = Some(Held::of(&verified, None));
+                    state.pending = Some(verified.files);
+                    return;
+                }
+                Err(fault) => {
+                    tracing::warn!(%version, %fault, "a kept policy version cannot be used");
+                    self.lock().cache.push(format!("{version}: {fault}"));
+                }
+            }
+        }
+    }
+
+    /// Verifies a version that is kept. What it says that was not remembered yet, is.
+    async fn kept(&self, state: &State, version: &PolicyVersion) -> Result<Verified, Fault> {
+        let (store, wanted) = (Arc::clone(&state.store), version.clone());
+        let Kept { mut metadata, targets } = off(move || store.read(&wanted)).await??;
+        let gone = || Fault::new(FaultKind::Missing, "its timestamp is gone");
+        let timestamp = metadata.remove(TIMESTAMP).ok_or_else(gone)?;
+        not_before(state)?;
+        let marks = state.store.high_water().map(|kept| kept.marks).unwrap_or_default();
+        let top = state.roots.timestamp(timestamp, &marks, None)?;
+        let mut known = Known { held: targets, ..Known::default() };
+        let fetch: Arc<dyn Fetch> = Arc::new(KeptFetch(metadata));
+        let verified = complete(top, &fetch, &mut known, &marks, &self.settings.scopes, None).await?;
+        self.minimum(verified.snapshot.0)?;
+        let (store, root, marks) = (Arc::clone(&state.store), state.roots.mark(), verified.marks(&marks));
+        off(move || store.raise(root, marks)).await??;
+        Ok(verified)
+    }
+
+    /// The timestamp and its tag; `None` where it is still that of `seen`.
+    async fn timestamp(&self, seen: Option<&Tag>) -> Result<Option<(Bytes, Option<Tag>)>, Fault> {
+        match self.fetch.get(TIMESTAMP, MAX_TIMESTAMP, seen).await? {
+            Answer::Body { bytes, tag } => Ok(Some((bytes, tag))),
+            Answer::Unchanged if seen.is_some() => Ok(None),
+            Answer::Unchanged | Answer::Absent => {
+                let message = format!("{TIMESTAMP}: is not there: is policy.repository the folder above metadata/?");
+                Err(Fault::new(FaultKind::Missing, message))
+            }
+        }
+    }
+
+    /// One look at the repository.
+    async fn look(&self, state: &mut State) -> Result<Looked, Fault> {
+        let answer = self.timestamp(state.tag.as_ref()).await?;
+        let (bytes, tag) = match (answer, &state.held) {
+            (Some(found), _) => found,
+            (None, Some(held)) => (held.timestamp.1.clone(), state.tag.clone()),
+            // A tag is kept with what is held alone.
+            (None, None) => return Err(Fault::malformed("timestamp: unchanged, though none is held")),
+        };
+        let same = |state: &State| {
+            state.held.as_ref().is_some_and(|held| held.timestamp.1 == bytes && held.root == state.roots.mark())
+        };
+        let boot = self.clock.boot();
+        if !same(state) || state.probed.is_none_or(|at| boot.saturating_sub(at) >= PROBE) {
+            self.follow_roots(state).await?;
+            state.probed = Some(boot);
+        }
+        not_before(state)?;
+        if same(state) {
+            state.tag = tag;
+            return Ok(Looked::Unchanged);
+        }
+        let looked = self.judge(state, bytes).await?;
+        state.tag = tag;
+        Ok(looked)
+    }
+
+    async fn follow_roots(&self, state: &mut State) -> Result<(), Fault> {
+        let mut odd = None;
+        for _ in 0..MAX_ROTATIONS {
+            match state.roots.next(&*self.fetch).await? {
+                Next::Root { roots, bytes, replaced } => {
+                    state.roots = self.adopt_root(&state.store, *roots, bytes, replaced).await?;
+                    tracing::info!(root = state.roots.mark().version, "a new root of the policy repository");
+                }
+                Next::Absent => break,
+                Next::Odd(what) => {
+                    odd = Some(what);
+                    break;
+                }
+            }
+        }
+        if let Some(what) = odd.as_ref().filter(|_| self.lock().odd != odd) {
+            tracing::warn!(%what, "the policy repository answers for a root that is none; it counts as absent");
+        }
+        self.lock().odd = odd;
+        Ok(())
+    }
+
+    /// Verifies a timestamp that is not the one held, and what it pins.
+    async fn judge(&self, state: &mut State, bytes: Bytes) -> Result<Looked, Fault> {
+        let marks = state.store.high_water().map(|kept| kept.marks).unwrap_or_default();
+        let judge = Some(self.clock.now());
+        let top = state.roots.timestamp(bytes, &marks, judge)?;
+        if let Some(held) = state.held.as_ref().filter(|held| held.root == top.root && held.is_pinned_by(top.pin)) {
+            let held = self.heartbeat(&state.store, held, &top, marks).await?;
+            state.held = Some(held);
+            return Ok(Looked::Heartbeat);
+        }
+        let mut known = Known { partial: std::mem::take(&mut state.partial), ..Known::default() };
+        if let Some(held) = &state.held {
+            known.held = self.known(&state.store, &held.version).await?;
+        }
+        let verified = complete(top, &self.fetch, &mut known, &marks, &self.settings.scopes, judge).await;
+        let verified = match verified {
+            Ok(verified) => verified,
+            Err(fault) => {
+                state.partial = known.fetched;
+                return Err(fault);
+            }
+        };
+        drop(known);
+        self.minimum(verified.snapshot.0)?;
+        self.adopt(state, verified, marks).await
+    }
+
+    /// Everything that is kept of a version, by digest. What is damaged is fetched again.
+    async fn known(&self, store: &Arc<Store>, version: &PolicyVersion) -> Result<BTreeMap<Digest, Bytes>, Fault> {
+        let (store, version) = (Arc::clone(store), version.clone());
+        off(move || {
+            let Ok(Kept { metadata, targets: mut known }) = store.read(&version) else { return BTreeMap::new() };
+            known.extend(metadata.into_values().map(|bytes| (Digest::of(&bytes), bytes)));
+            known
+        })
+        .await
+    }
+
+    /// Takes a new timestamp over the snapshot that is held.
+    async fn heartbeat(&self, store: &Arc<Store>, held: &Held, top: &Top, marks: Marks) -> Result<Held, Fault> {
+        let mut held = held.clone();
+        held.timestamp = (top.mark, top.bytes.clone());
+        held.standing.ends.insert(RoleName::from("timestamp"), top.end);
+        let marks = Marks { timestamp: Some(top.mark), ..marks };
+        let (store, version, bytes, root) = (Arc::clone(store), held.version.clone(), top.bytes.clone(), top.root);
+        off(move || {
+            store.keep_timestamp(&version, &bytes)?;
+            store.raise(root, marks)
+        })
+        .await??;
+        Ok(held)
+    }
+
+    /// Keeps, remembers, then holds a version.
+    async fn adopt(&self, state: &mut State, verified: Verified, marks: Marks) -> Result<Looked, Fault> {
+        let before = state.held.as_ref().and_then(|held| match held.version == verified.files.version {
+            true => held.before.clone(),
+            false => Some(held.version.clone()),
+        });
+        let again = state.held.as_ref().is_some_and(|held| held.version == verified.files.version);
+        let keep: Vec<PolicyVersion> = before.iter().cloned().chain([verified.files.version.clone()]).collect();
+        let (store, anchor, bytes) = (Arc::clone(&state.store), self.anchor.mark(), self.settings.anchor.clone());
+        let verified = off(move || {
+            store.keep_root(anchor.version, &bytes)?;
+            store.keep(&verified)?;
+            store.raise(verified.root, verified.marks(&marks))?;
+            store.initialise()?;
+            if let Err(fault) = store.prune(&keep) {
+                tracing::warn!(%fault, "old policy versions stay");
+            }
+            Ok::<_, Fault>(verified)
+        })
+        .await??;
+        state.held = Some(Held::of(&verified, before));
+        self.lock().cache.clear();
+        if again && state.pending.is_none() {
+            return Ok(Looked::Heartbeat);
+        }
+        state.pending = Some(verified.files);
+        Ok(Looked::New)
+    }
+
+    /// What a look means for whoever has seen version `seen`.
+    async fn answer(&self, state: &mut State, seen: Option<&PolicyVersion>, looked: Looked) -> Result<Fetched, Fault> {
+        let Some(held) = state.held.clone() else {
+            return Err(Fault::new(FaultKind::Missing, "the repository has no version"));
+        };
+        if seen == Some(&held.version) {
+            state.pending = None;
+            return Ok(match looked {
+                Looked::Unchanged => Fetched::Unchanged,
+                Looked::Heartbeat | Looked::New => Fetched::Confirmed(held.standing),
+            });
+        }
+        let mut files = match state.pending.take() {
+            Some(files) => files,
+            None => self.kept(state, &held.version).await?.files,
+        };
+        // A heartbeat may have come since they were verified.
+        if let Some(signed) = &mut files.signed {
+            signed.standing = held.standing;
+        }
+        Ok(Fetched::New(files))
+    }
+}
+
+/// The chain of roots reaches as far as it did before.
+fn not_before(state: &State) -> Result<(), Fault> {
+    match state.store.high_water() {
+        Some(seen) if seen.root.version > state.roots.mark().version => {
+            let message = format!(
+                "root: version {} was seen, and is neither kept nor offered any more: this is an older repository, or \
+                 publish the root again",
+                seen.root.version
+            );
+            Err(Fault::new(FaultKind::Rollback, message))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Keeps a root, and remembers it where it is newer than what was seen. With it, the versions of timestamp and snapshot
+/// begin anew when a key of either was replaced: whoever held the old one may have set them as high as they liked
+/// (specification §5.3.11). What was seen of every other role stays, so nothing that an owner published goes back.
+fn remember_root(store: &Store, mark: Mark, bytes: &[u8], replaced: bool) -> Result<(), Fault> {
+    store.keep_root(mark.version, bytes)?;
+    let Some(HighWater { root, mut marks, .. }) = store.high_water() else { return Ok(()) };
+    if mark.version <= root.version {
+        return Ok(());
+    }
+    if replaced {
+        (marks.timestamp, marks.snapshot) = (None, None);
+    }
+    store.raise(mark, marks)
+}
+
+#[cfg(test)]
+mod tests;

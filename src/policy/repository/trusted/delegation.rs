@@ -1,0 +1,286 @@
+//! Who speaks for which names: the tree of delegations below the charter, and the rules that it keeps (design §4).
+//!
+//! A name belongs to the deepest role whose chain of patterns matches it, the first in its parent's order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use sigstore_tuf::{DelegatedRole, Targets};
+
+use super::keys::{self, Material};
+use crate::policy::repository::fault::{Fault, FaultKind};
+use crate::policy::standing::{OWNERS, RoleName, TOP_ROLES};
+
+/// The most targets roles, the charter included.
+pub const MAX_ROLES: usize = 64;
+/// How deep departments may be nested below one of the five owners.
+pub const MAX_DEPTH: usize = 4;
+/// How many segments a pattern may have behind its folder: as many as an id has.
+const MAX_SEGMENTS: usize = 8;
+/// The most patterns of one role.
+const MAX_PATTERNS: usize = 64;
+/// The longest name of a role or file, in bytes.
+const MAX_NAME: usize = 512;
+
+/// One segment of a pattern: what is there as it stands, or what begins and ends so, with anything between.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Segment {
+    Plain(String),
+    Star { before: String, behind: String },
+}
+
+impl Segment {
+    fn parse(text: &str) -> Option<Self> {
+        let plain = |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
+        match text.split_once('*') {
+            Some((before, behind)) if plain(before) && plain(behind) => {
+                Some(Self::Star { before: before.to_owned(), behind: behind.to_owned() })
+            }
+            None if plain(text) && !matches!(text, "" | "." | "..") => Some(Self::Plain(text.to_owned())),
+            _ => None,
+        }
+    }
+
+    fn matches(&self, name: &str) -> bool {
+        match self {
+            Self::Plain(text) => text == name,
+            Self::Star { before, behind } => {
+                name.len() >= before.len() + behind.len() && name.starts_with(before) && name.ends_with(behind)
+            }
+        }
+    }
+
+    /// Whether whatever `other` matches, this matches too.
+    fn holds(&self, other: &Self) -> bool {
+        match (self, other) {
+            (_, Self::Plain(text)) => self.matches(text),
+            (Self::Plain(_), Self::Star { .. }) => false,
+            (Self::Star { before, behind }, Self::Star { before: inner, behind: end }) => {
+                inner.starts_with(before.as_str()) && end.ends_with(behind.as_str())
+            }
+        }
+    }
+}
+
+/// A pattern of names: `decisions/*`, `scopes/finance/*/*`. `*` stops at `/`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Pattern(Vec<Segment>);
+
+impl Pattern {
+    fn parse(text: &str) -> Option<Self> {
+        let segments: Vec<Segment> = text.split('/').map(Segment::parse).collect::<Option<_>>()?;
+        (2..=MAX_SEGMENTS + 1).contains(&segments.len()).then_some(Self(segments))
+    }
+
+    fn matches(&self, path: &str) -> bool {
+        let mut names = path.split('/');
+        self.0.iter().all(|segment| names.next().is_some_and(|name| segment.matches(name))) && names.next().is_none()
+    }
+
+    fn holds(&self, other: &Self) -> bool {
+        self.0.len() == other.0.len() && self.0.iter().zip(&other.0).all(|(ours, theirs)| ours.holds(theirs))
+    }
+
+    fn below(&self, folder: &str) -> bool {
+        matches!(self.0.first(), Some(Segment::Plain(name)) if name == folder)
+    }
+}
+
+#[derive(Debug)]
+struct Node {
+    patterns: Vec<Pattern>,
+    children: Vec<RoleName>,
+    /// Which of the five owners it is below, or is.
+    owner: usize,
+    depth: usize,
+}
+
+/// The roles below the charter.
+#[derive(Debug, Default)]
+pub(super) struct Tree {
+    nodes: BTreeMap<RoleName, Node>,
+    /// Whose each key is: separate duties are separate keys (requirement G06).
+    keys: BTreeMap<Material, usize>,
+}
+
+impl Tree {
+    /// Takes in what `role` delegates. Returns the roles that are to be read next, in order.
+    pub(super) fn delegate(&mut self, role: &str, targets: &Targets) -> Result<Vec<RoleName>, Fault> {
+        let Some(delegations) = &targets.delegations else {
+            return if role == "targets" { self.complete().map(|()| Vec::new()) } else { Ok(Vec::new()) };
+        };
+        if delegations.extra.contains_key("succinct_roles") {
+            return Err(Fault::malformed(format!("{role}: delegates by hash bins; patterns of names are needed")));
+        }
+        let mut children = Vec::new();
+        for delegated in &delegations.roles {
+            let keys = keys::of_role(&delegated.name, &delegated.keyids, delegated.threshold, &delegations.keys)?;
+            children.push(self.add(role, delegated, keys)?);
+        }
+        if role == "targets" {
+            self.complete()?;
+        } else if let Some(parent) = self.nodes.get_mut(role) {
+            parent.children.clone_from(&children);
+        }
+        Ok(children)
+    }
+
+    /// All five owners are there: a folder whose owner is withheld has nobody's word in it.
+    fn complete(&self) -> Result<(), Fault> {
+        match OWNERS.iter().find(|(role, _)| !self.nodes.contains_key(*role)) {
+            None => Ok(()),
+            Some((role, folder)) => {
+                let message = format!("targets: delegates {folder}/ to nobody: the role {role} must be there");
+                Err(Fault::new(FaultKind::Missing, message))
+            }
+        }
+    }
+
+    fn add(&mut self, parent: &str, delegated: &DelegatedRole, keys: BTreeSet<Material>) -> Result<RoleName, Fault> {
+        let name = delegated.name.as_str();
+        let bad = |why: &str| Err(Fault::malformed(format!("{parent}: delegates to {}: {why}", name.escape_debug())));
+        if !is_role_name(name) {
+            return bad("which is no name of a role");
+        }
+        if self.nodes.contains_key(name) {
+            return bad("which somebody delegates to already; a role is delegated once");
+        }
+        // The charter is one of them.
+        if self.nodes.len() + 1 >= MAX_ROLES {
+            return bad(&format!("there are more than {MAX_ROLES} roles"));
+        }
+        if delegated.path_hash_prefixes.is_some() {
+            return bad("by hash prefixes; patterns of names are needed");
+        }
+        let patterns = match parse_patterns(delegated) {
+            Ok(patterns) => patterns,
+            Err(why) => return bad(&why),
+        };
+        let place = OWNERS.iter().position(|(role, _)| *role == name);
+        let (owner, depth) = match (parent, place, self.nodes.get(parent)) {
+            ("targets", Some(owner), _) => (owner, 0),
+            ("targets", None, _) => return bad("but the charter delegates to the five owners alone"),
+            (_, Some(_), _) => return bad("which only the charter may"),
+            (_, None, Some(node)) => (node.owner, node.depth + 1),
+            (_, None, None) => return bad("and nobody delegated to itself"),
+        };
+        if TOP_ROLES.contains(&name) {
+            return bad("which is a role of its own");
+        }
+        if depth > MAX_DEPTH {
+            return bad(&format!("departments are nested deeper than {MAX_DEPTH}"));
+        }
+        let (_, folder) = OWNERS.get(owner).copied().unwrap_or_default();
+        let within = |pattern: &Pattern| match self.nodes.get(parent) {
+            Some(node) => node.patterns.iter().any(|outer| outer.holds(pattern)),
+            None => pattern.below(folder),
+        };
+        if !patterns.iter().all(within) {
+            return bad("for names that are not its own to give");
+        }
+        for key in keys {
+            if *self.keys.entry(key).or_insert(owner) != owner {
+                return bad("with a key that another owner has too: each owner has keys of its own");
+            }
+        }
+        let name: RoleName = Arc::from(name);
+        self.nodes.insert(Arc::clone(&name), Node { patterns, children: Vec::new(), owner, depth });
+        Ok(name)
+    }
+
+    /// The role that speaks for `path`; `None` where nobody does.
+    pub(super) fn owner_of(&self, path: &str) -> Option<&str> {
+        let (folder, below) = path.split_once('/')?;
+        if folder == "owners" {
+            return (!below.contains('/')).then_some("targets");
+        }
+        let (role, _) = OWNERS.iter().find(|(_, owned)| *owned == folder)?;
+        let speaks = |node: &Node| node.patterns.iter().any(|pattern| pattern.matches(path));
+        let (mut name, mut node) = (*role, self.nodes.get(*role).filter(|node| speaks(node))?);
+        // As deep as the tree is; each step goes down.
+        while let Some((child, found)) =
+            node.children.iter().find_map(|child| Some((child, self.nodes.get(child).filter(|node| speaks(node))?)))
+        {
+            (name, node) = (child, found);
+        }
+        Some(name)
+    }
+}
+
+fn parse_patterns(delegated: &DelegatedRole) -> Result<Vec<Pattern>, String> {
+    let texts = delegated.paths.as_deref().unwrap_or_default();
+    if texts.is_empty() || texts.len() > MAX_PATTERNS {
+        return Err(format!("with {} patterns; 1 to {MAX_PATTERNS} are needed", texts.len()));
+    }
+    let parse = |text: &String| {
+        let why = "for a pattern that is none (write FOLDER/*, FOLDER/*/*, one for each depth)";
+        Pattern::parse(text).ok_or_else(|| format!("{why}: {}", text.escape_debug()))
+    };
+    texts.iter().map(parse).collect()
+}
+
+/// A name that is safe in a file's name and in a URL.
+fn is_role_name(name: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let segment = |part: &str| !part.is_empty() && !part.starts_with('.') && part.bytes().all(plain);
+    name.len() <= MAX_NAME / 4 && name.split('/').all(segment)
+}
+
+/// A policy file's name that is safe to look for: `FOLDER/NAME`, without a trick in it.
+pub(super) fn is_file_name(path: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let segment = |part: &str| !part.is_empty() && !part.starts_with('.') && part.bytes().all(plain);
+    path.len() <= MAX_NAME && path.contains('/') && path.split('/').all(segment)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pattern(text: &str) -> Pattern {
+        Pattern::parse(text).unwrap()
+    }
+
+    #[test]
+    fn a_star_stops_at_a_slash() {
+        assert!(pattern("scopes/*").matches("scopes/a.toml"));
+        assert!(!pattern("scopes/*").matches("scopes/finance/a.toml"));
+        assert!(!pattern("scopes/*").matches("scopes"));
+        assert!(pattern("scopes/finance-*/*.toml").matches("scopes/finance-eu/a.toml"));
+        assert!(!pattern("scopes/ab*ba/x").matches("scopes/aba/x"));
+    }
+
+    #[test]
+    fn what_is_no_plain_pattern_is_refused() {
+        for text in ["", "*", "a", "a/", "/a", "a//b", "a/**", "a/{b,c}", "a/?", "a/[b]", "a/../b", "a/*b*", "a/ä"] {
+            assert_eq!(Pattern::parse(text), None, "{text}");
+        }
+        assert_eq!(Pattern::parse(&format!("a{}", "/*".repeat(9))), None);
+    }
+
+    #[test]
+    fn a_pattern_holds_exactly_the_narrower_ones() {
+        for (outer, inner, holds) in [
+            ("scopes/*/*", "scopes/finance/*", true),
+            ("scopes/*/*", "scopes/*/*", true),
+            ("scopes/*", "scopes/finance/*", false),
+            ("scopes/fin*/*", "scopes/finance/*", true),
+            ("scopes/fin*/*", "scopes/fin*ce/*", true),
+            ("scopes/finance/*", "scopes/*/*", false),
+            ("scopes/fin*/*", "scopes/f*/*", false),
+            ("scopes/*", "grants/*", false),
+            ("scopes/*", "*/x", false),
+        ] {
+            assert_eq!(pattern(outer).holds(&pattern(inner)), holds, "{outer} {inner}");
+        }
+    }
+
+    #[test]
+    fn names_with_tricks_in_them_are_none() {
+        for name in ["a", "a/", "/a", "a/..", "a/./b", "a//b", "a/.b", "a/b\n", "a/b c", "a/%2e", "a\\b/c", "a/ä"] {
+            assert!(!is_file_name(name), "{name}");
+        }
+        assert!(is_file_name("scopes/finance/a-b_c.toml"));
+        assert!(is_role_name("finance/eu") && !is_role_name("../x") && !is_role_name("a b") && !is_role_name(""));
+    }
+}
