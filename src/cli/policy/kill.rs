@@ -102,7 +102,7 @@ impl What {
 
 pub(super) async fn run(args: &Args) -> CliResult {
     if args.what.list {
-        show(args, &kill::list(&args.to).map_err(failed)?)?;
+        show(args, &kill::list(&args.to).await.map_err(failed)?)?;
         return Ok(Exit::Ok as u8);
     }
     let usage = |message: &str| CliError::new(Exit::Usage, message);

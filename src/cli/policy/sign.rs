@@ -41,7 +41,10 @@ pub(super) async fn run(args: &Args) -> CliResult {
     let workspace = Workspace::open(&args.policy).map_err(failed)?;
     let key =
         args.signer.source().ok_or_else(|| CliError::new(Exit::Usage, "give --key FILE.pem or --signer COMMAND"))?;
-    let published = args.published.as_deref().map(Published::read).transpose().map_err(failed)?.flatten();
+    let published = match &args.published {
+        Some(out) => Published::read(out).await.map_err(failed)?,
+        None => None,
+    };
     let request = Request {
         role: &args.role,
         key: &key,

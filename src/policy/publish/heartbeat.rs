@@ -4,9 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::super::repository::metadata;
+use super::super::repository::trusted::TIMESTAMP;
 use super::keys::KeySource;
-use super::published::Head;
-use super::{MAX_METADATA, PublishError, read_file, release, write_file};
+use super::published::{Head, Overlay};
+use super::sign::{expires_of, signed_part};
+use super::{PublishError, release, write_file};
 use crate::clock::{Clock, Timestamp};
 
 /// How long a timestamp speaks where nothing else is said.
@@ -40,21 +42,20 @@ pub async fn beat(
         return Err(PublishError::Files(format!("{}: nothing is published there", out.display())));
     }
     let _lock = release::lock(out)?;
-    let head = Head::read(out)?
+    let head = Head::read(out)
+        .await?
         .ok_or_else(|| PublishError::Files(format!("{}: nothing is published there", out.display())))?;
     let (version, snapshot) = (head.version("timestamp").saturating_add(1), head.version("snapshot"));
     let expires = (now + life).floor_to_second();
     let signed = metadata::timestamp(version, expires, snapshot, &head.snapshot);
-    let (known, threshold) = head.top_keys("timestamp");
-    let bytes = release::sign_with("timestamp", signed, keys, &known, threshold, clock).await?;
-    let reader = |name: &str, limit: u64| match name {
-        "metadata/timestamp.json" => Ok(Some(bytes.clone())),
-        _ => read_file(&out.join(name), limit.min(MAX_METADATA)),
-    };
-    Head::load(&reader, &head.anchor(), Some(&head))?;
+    let known = head.signers("timestamp")?;
+    let bytes = release::sign_with("timestamp", signed, keys, &known.keys, known.threshold, clock).await?;
+    let overlay = Overlay::new(out, [(TIMESTAMP.to_owned(), bytes.clone())].into());
+    Head::load(&overlay, &head.anchor(), None, None).await?;
     write_file(&out.join("metadata/timestamp.json"), &bytes, 0o644)?;
-    let near = |(role, end): (_, Timestamp)| (end.since(now) < Duration::from_secs(24 * 3600)).then_some((role, end));
-    let ends = head.standing().ends.into_iter().filter(|(role, _)| **role != *"timestamp");
-    let lapsing = ends.filter_map(|(role, end)| near((role.to_string(), end))).collect();
+    let near = |end: &Timestamp| end.since(now) < Duration::from_secs(24 * 3600);
+    let snapshot_end = expires_of(&signed_part(&head.snapshot)?)?;
+    let ends = [("root", head.root_end()), ("snapshot", snapshot_end)];
+    let lapsing = ends.into_iter().filter(|(_, end)| near(end)).map(|(role, end)| (role.to_owned(), end)).collect();
     Ok(Beat { version, expires, snapshot, lapsing })
 }

@@ -76,9 +76,9 @@ fn refused(message: impl std::fmt::Display) -> PublishError {
 ///
 /// # Errors
 /// Nothing is published there, or what is cannot be read.
-pub fn list(out: &Path) -> Result<Vec<Stop>, PublishError> {
-    let published = Published::read(out)?.ok_or_else(|| nothing(out))?;
-    let bytes = published.files.files.get(LIST).cloned().unwrap_or_else(|| Bytes::from_static(b"schema = 1\n"));
+pub async fn list(out: &Path) -> Result<Vec<Stop>, PublishError> {
+    let published = Published::read(out).await?.ok_or_else(|| nothing(out))?;
+    let bytes = published.files().files.get(LIST).cloned().unwrap_or_else(|| Bytes::from_static(b"schema = 1\n"));
     parse(&bytes).map(|list| list.stops().to_vec())
 }
 
@@ -101,12 +101,12 @@ pub async fn kill(
     clock: &dyn Clock,
 ) -> Result<Done, PublishError> {
     let _lock = release::lock(out)?;
-    let previous = Published::read(out)?.ok_or_else(|| nothing(out))?;
-    let published = previous.files.files.get(LIST).cloned();
+    let previous = Published::read(out).await?.ok_or_else(|| nothing(out))?;
+    let published = previous.files().files.get(LIST).cloned();
     let (id, new) = changed(published.as_deref(), order.change, order.now)?;
     let entries = parse(&new)?.stops().len();
 
-    let mut files = previous.files.files.clone();
+    let mut files = previous.files().files.clone();
     files.insert(LIST.to_owned(), new.clone());
     let settings = workspace.settings();
     let role = settings.role(ROLE)?;
@@ -115,7 +115,7 @@ pub async fn kill(
     let signed = settings.content(ROLE, version, expires, &files)?;
     let threshold = u64::from(role.threshold);
     let bytes = release::sign_with(ROLE, signed, order.incident, &role.keys, threshold, clock).await?;
-    let mut roles = previous.roles.clone();
+    let mut roles = previous.roles();
     roles.insert(ROLE.to_owned(), (version, bytes.clone()));
     let anchor = previous.head.anchor();
     let candidate = Candidate { roots: Default::default(), roles, files, anchor };

@@ -92,6 +92,7 @@ pub struct Made {
 /// The directory holds something, or cannot be written.
 pub async fn create(directory: &Path, clock: &dyn Clock, now: Timestamp) -> Result<Made, PublishError> {
     refuse_full(directory)?;
+    fs::create_dir_all(directory).map_err(|error| cannot(directory, "made", &error))?;
     let mut settings = String::from(
         "# Who signs what. A key's name says who holds it. After a change: `sidemint policy sign --role root` for the\n\
          # four top-level roles, else `--role targets` (or the role above a department), then publish.\nschema = 1\n\n[keys]\n",

@@ -1,73 +1,80 @@
-//! What a client finds at `OUT`: the whole repository, verified in a sidecar's order and by its rules, except that expiry
-//! is left to the caller.
+//! What a client finds at `OUT`, verified by the very code with which sidecars read it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use sigstore_tuf::{DelegatedRole, Key, Targets, TrustedMetadataSet};
+use serde_json::Value;
 
-use super::super::PolicyVersion;
-use super::super::document::Digest;
-use super::super::repository::{MAX_FILE, MAX_FILES, MAX_TOTAL, PolicyFiles, Signed, metadata};
-use super::super::standing::{OWNERS, RoleName, Standing};
-use super::workspace::{MAX_DEPTH, MAX_ROLES, matches};
-use super::{MAX_METADATA, PublishError, read_file};
+use super::super::repository::fetch::{Answer, DirectoryFetch, Fetch, FetchError, Tag};
+use super::super::repository::high_water::Marks;
+use super::super::repository::metadata::{PublicKey, metadata_name};
+use super::super::repository::trusted::{Known, MAX_ROOT, MAX_SNAPSHOT, MAX_TIMESTAMP, Next, Roots, TIMESTAMP};
+use super::super::repository::trusted::{Top, Verified, complete};
+use super::super::repository::{Digest, PolicyFiles};
+use super::super::standing::Standing;
+use super::{PublishError, read_file};
 use crate::clock::Timestamp;
 
 /// The longest chain of roots that is walked.
 const MAX_ROOTS: u64 = 1024;
 
-/// The part that a heartbeat needs: root, timestamp and snapshot.
-#[derive(Debug, Clone)]
-pub struct Head {
-    trusted: TrustedMetadataSet,
-    /// Every root, by version.
-    pub roots: BTreeMap<u64, Bytes>,
-    /// `timestamp.json`.
-    pub timestamp: Bytes,
-    /// The snapshot that it names.
-    pub snapshot: Bytes,
-}
-
-/// A verified published repository.
-#[derive(Debug, Clone)]
-pub struct Published {
-    /// Root, timestamp and snapshot.
-    pub head: Head,
-    /// The metadata of every role that lists files, with its version.
-    pub roles: BTreeMap<String, (u64, Bytes)>,
-    /// The files as a sidecar would load them.
-    pub files: PolicyFiles,
-    /// Until when each role speaks.
-    pub standing: Standing,
-}
-
-/// Reads a file of a repository by its name: `metadata/…`, `targets/…`.
-pub type Reader<'a> = dyn Fn(&str, u64) -> Result<Option<Bytes>, PublishError> + 'a;
-
 fn refused(message: impl std::fmt::Display) -> PublishError {
     PublishError::Refused(message.to_string())
 }
 
-/// An error of the verifier with its causes.
-fn told(what: &str, error: &sigstore_tuf::Error) -> PublishError {
-    let mut text = format!("{what}: {error}");
-    let mut cause = std::error::Error::source(error);
-    while let Some(next) = cause {
-        text.push_str(&format!(": {next}"));
-        cause = next.source();
-    }
-    refused(text)
-}
-
-fn end(at: i64) -> Timestamp {
-    Timestamp::from_millis(u64::try_from(at).unwrap_or(0))
-}
-
 fn root_name(version: u64) -> String {
-    format!("metadata/{}", metadata::metadata_name("root", version))
+    format!("metadata/{}", metadata_name("root", version))
+}
+
+/// What is to be published, over what is.
+#[derive(Debug, Clone)]
+pub(super) struct Overlay {
+    below: DirectoryFetch,
+    over: BTreeMap<String, Bytes>,
+    hidden: Option<String>,
+}
+
+impl Overlay {
+    /// `over` in front of what lies at `out`.
+    pub(super) fn new(out: &Path, over: BTreeMap<String, Bytes>) -> Self {
+        Self { below: DirectoryFetch::new(out), over, hidden: None }
+    }
+}
+
+#[async_trait]
+impl Fetch for Overlay {
+    async fn get(&self, name: &str, limit: u64, seen: Option<&Tag>) -> Result<Answer, FetchError> {
+        if self.hidden.as_deref() == Some(name) {
+            return Ok(Answer::Absent);
+        }
+        match self.over.get(name) {
+            Some(bytes) if bytes.len() as u64 > limit => Err(FetchError::TooLarge { name: name.to_owned(), limit }),
+            Some(bytes) => Ok(Answer::Body { bytes: bytes.clone(), tag: None }),
+            None => self.below.get(name, limit, seen).await,
+        }
+    }
+}
+
+/// The part that a heartbeat needs: roots, the timestamp, and the snapshot that it names.
+#[derive(Debug)]
+pub struct Head {
+    newest: Roots,
+    top: Top,
+    /// Every root, by version.
+    pub roots: BTreeMap<u64, Bytes>,
+    /// The snapshot's bytes.
+    pub snapshot: Bytes,
+}
+
+/// A verified published repository.
+#[derive(Debug)]
+pub struct Published {
+    /// Roots, timestamp and snapshot.
+    pub head: Head,
+    verified: Verified,
 }
 
 impl Head {
@@ -75,50 +82,68 @@ impl Head {
     ///
     /// # Errors
     /// Something is there and a client would refuse it.
-    pub fn read(out: &Path) -> Result<Option<Self>, PublishError> {
-        read(out, |reader, anchor| Self::load(reader, anchor, None))
+    pub async fn read(out: &Path) -> Result<Option<Self>, PublishError> {
+        let Some((anchor, newest)) = found(out)? else { return Ok(None) };
+        let named = |error| refused(format!("{} holds a repository that clients refuse: {error}", out.display()));
+        let mut overlay = Overlay::new(out, BTreeMap::new());
+        let error = match Self::load(&overlay, &anchor, None, None).await {
+            Ok(head) => return Ok(Some(head)),
+            Err(error) => error,
+        };
+        // A publication that was cut off between its new root and its timestamp leaves one root too many: then the state
+        // before it is what is published.
+        if newest > 1 {
+            overlay.hidden = Some(root_name(newest));
+            if let Ok(head) = Self::load(&overlay, &anchor, None, None).await {
+                return Ok(Some(head));
+            }
+        }
+        Err(named(error))
     }
 
-    /// Loads what `reader` gives: from the root `anchor` alone, as a client that starts empty; or from the state
-    /// `previous`, as one that runs.
+    /// Loads what `fetch` gives: from the root `anchor` alone, as a sidecar that starts empty; or from the state
+    /// `previous`, as one that runs. Where `judge` is a time, what has ended by then is refused.
     ///
     /// # Errors
-    /// What such a client would refuse.
-    pub fn load(reader: &Reader<'_>, anchor: &Bytes, previous: Option<&Self>) -> Result<Self, PublishError> {
-        let need = |name: &str| {
-            reader(&format!("metadata/{name}"), MAX_METADATA)?.ok_or_else(|| refused(format!("{name} is not there")))
-        };
-        let (mut trusted, mut roots) = match previous {
-            Some(previous) => (previous.trusted.clone(), previous.roots.clone()),
+    /// What such a sidecar would refuse.
+    pub(super) async fn load(
+        fetch: &Overlay,
+        anchor: &Bytes,
+        previous: Option<&Published>,
+        judge: Option<Timestamp>,
+    ) -> Result<Self, PublishError> {
+        let (mut newest, mut roots) = match previous {
+            Some(previous) => (previous.head.newest.clone(), previous.head.roots.clone()),
             None => {
-                let set = TrustedMetadataSet::from_root(anchor).map_err(|error| told("root.json", &error))?;
-                let version = set.root().version;
-                (set, BTreeMap::from([(version, anchor.clone())]))
+                let first = Roots::anchor(anchor).map_err(refused)?;
+                let version = first.mark().version;
+                (first, BTreeMap::from([(version, anchor.clone())]))
             }
         };
-        while let next = trusted.root().version.saturating_add(1)
-            && let Some(bytes) = reader(&root_name(next), MAX_METADATA)?
-        {
-            trusted.update_root(&bytes).map_err(|error| told(&format!("{next}.root.json"), &error))?;
-            roots.insert(next, bytes);
-            if next > MAX_ROOTS {
+        while let Next::Root { roots: next, bytes, .. } = newest.next(fetch).await.map_err(refused)? {
+            roots.insert(next.mark().version, bytes);
+            newest = *next;
+            if newest.mark().version > MAX_ROOTS {
                 return Err(refused(format!("more than {MAX_ROOTS} roots")));
             }
         }
-        let timestamp = need("timestamp.json")?;
-        trusted.update_timestamp(&timestamp, Default::default()).map_err(|error| told("timestamp.json", &error))?;
-        let version = trusted.timestamp().and_then(|t| t.snapshot_meta()).map_or(0, |pin| pin.version);
-        let snapshot = need(&metadata::metadata_name("snapshot", version))?;
-        trusted.update_snapshot(&snapshot, Default::default()).map_err(|error| told("snapshot.json", &error))?;
-        Ok(Self { trusted, roots, timestamp, snapshot })
+        let marks = previous.map(Published::marks).unwrap_or_default();
+        let timestamp = body(fetch, TIMESTAMP, MAX_TIMESTAMP).await?;
+        let top = newest.timestamp(timestamp, &marks, judge).map_err(refused)?;
+        let name = format!("metadata/{}", metadata_name("snapshot", top.pin.version));
+        let snapshot = body(fetch, &name, MAX_SNAPSHOT).await?;
+        if top.pin.digest.is_some_and(|digest| digest != Digest::of(&snapshot)) {
+            return Err(refused(format!("{name}: is not what the timestamp names")));
+        }
+        Ok(Self { newest, top, roots, snapshot })
     }
 
-    /// The version of a top-level role but `targets`.
+    /// The version of the root, the timestamp or the snapshot.
     pub fn version(&self, role: &str) -> u64 {
         match role {
-            "root" => self.trusted.root().version,
-            "timestamp" => self.trusted.timestamp().map_or(0, |role| role.version),
-            "snapshot" => self.trusted.snapshot().map_or(0, |role| role.version),
+            "root" => self.newest.mark().version,
+            "timestamp" => self.top.mark.version,
+            "snapshot" => self.top.pin.version,
             _ => 0,
         }
     }
@@ -128,216 +153,131 @@ impl Head {
         self.roots.first_key_value().map(|(_, bytes)| bytes.clone()).unwrap_or_default()
     }
 
-    /// The keys and the threshold of a top-level role, as the root names them.
-    pub fn top_keys(&self, role: &str) -> (Vec<(String, metadata::PublicKey)>, u64) {
-        let root = self.trusted.root();
-        let Some(role) = root.role(role) else { return (Vec::new(), u64::MAX) };
-        let key = |id: &String| {
-            let json = serde_json::to_value(root.keys.get(id)?).ok()?;
-            Some((id.clone(), serde_json::from_value(json).ok()?))
-        };
-        (role.keyids.iter().filter_map(key).collect(), u64::try_from(role.threshold).unwrap_or(u64::MAX))
+    /// When the newest root's word ends, UTC.
+    pub fn root_end(&self) -> Timestamp {
+        self.newest.end()
     }
 
-    /// Until when root, timestamp and snapshot speak.
-    pub fn standing(&self) -> Standing {
-        let mut standing = Standing::default();
-        let mut put = |name: &str, at: i64| standing.ends.extend([(Arc::from(name), end(at))]);
-        put("root", self.trusted.root().expires.as_millisecond());
-        self.trusted.snapshot().into_iter().for_each(|role| put("snapshot", role.expires.as_millisecond()));
-        self.trusted.timestamp().into_iter().for_each(|role| put("timestamp", role.expires.as_millisecond()));
-        standing
+    /// Who may sign a top-level role, and how many must, as the newest root says.
+    ///
+    /// # Errors
+    /// The root names keys of a kind that this version does not know.
+    pub fn signers(&self, role: &str) -> Result<Signers, PublishError> {
+        let newest = self.roots.last_key_value().map(|(_, bytes)| bytes.clone()).unwrap_or_default();
+        Signers::of_root(&newest, role)
     }
 }
 
-/// Reads `out` by `load`. A publication that was cut off between its new root and its timestamp leaves one root too many:
-/// then the state before it is what is published.
-fn read<T>(
-    out: &Path,
-    load: impl Fn(&Reader<'_>, &Bytes) -> Result<T, PublishError>,
-) -> Result<Option<T>, PublishError> {
-    let reader = |name: &str, limit: u64| read_file(&out.join(name), limit);
-    if reader("metadata/timestamp.json", MAX_METADATA)?.is_none() {
+async fn body(fetch: &Overlay, name: &str, limit: u64) -> Result<Bytes, PublishError> {
+    match fetch.get(name, limit, None).await.map_err(refused)? {
+        Answer::Body { bytes, .. } => Ok(bytes),
+        Answer::Absent | Answer::Unchanged => Err(refused(format!("{name}: is not there"))),
+    }
+}
+
+/// The first root at `out` and the newest version that lies there; `None` where no timestamp is.
+fn found(out: &Path) -> Result<Option<(Bytes, u64)>, PublishError> {
+    if read_file(&out.join(TIMESTAMP), MAX_TIMESTAMP)?.is_none() {
         return Ok(None);
     }
-    let anchor = reader(&root_name(1), MAX_METADATA)?;
+    let anchor = read_file(&out.join(root_name(1)), MAX_ROOT)?;
     let anchor = anchor.ok_or_else(|| refused(format!("{}/metadata has no 1.root.json", out.display())))?;
-    let first = load(&reader, &anchor);
     let mut newest = 1;
     while newest < MAX_ROOTS && out.join(root_name(newest + 1)).exists() {
         newest += 1;
     }
-    let hidden = (newest > 1).then(|| root_name(newest));
-    let loaded = match (first, hidden) {
-        (Err(error), Some(hidden)) => {
-            let without = |name: &str, limit: u64| if name == hidden { Ok(None) } else { reader(name, limit) };
-            load(&without, &anchor).map_err(|_| error)
+    Ok(Some((anchor, newest)))
+}
+
+/// Who may sign a top-level role, and how many of them must.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signers {
+    /// The keys, by their ids.
+    pub keys: Vec<(String, PublicKey)>,
+    /// How many must sign; at least 1.
+    pub threshold: u64,
+}
+
+impl Signers {
+    /// What a root says of `role`.
+    ///
+    /// # Errors
+    /// It is no root, or names keys of a kind that this version does not know.
+    pub fn of_root(root: &[u8], role: &str) -> Result<Self, PublishError> {
+        let broken = |error: serde_json::Error| PublishError::Files(format!("the root cannot be read: {error}"));
+        let root: Value = serde_json::from_slice(root).map_err(broken)?;
+        let missing = || PublishError::Files(format!("the root names nobody who signs {role}"));
+        let settings = root.pointer("/signed/roles").and_then(|roles| roles.get(role)).ok_or_else(missing)?;
+        let mut keys = Vec::new();
+        for id in settings.get("keyids").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+            let key = root.pointer("/signed/keys").and_then(|keys| keys.get(id)).cloned().unwrap_or_default();
+            keys.push((id.to_owned(), serde_json::from_value(key).map_err(broken)?));
         }
-        (loaded, _) => loaded,
-    };
-    let named = |error| refused(format!("{} holds a repository that clients refuse: {error}", out.display()));
-    loaded.map(Some).map_err(named)
+        let threshold = settings.get("threshold").and_then(Value::as_u64).filter(|threshold| *threshold > 0);
+        Ok(Self { keys, threshold: threshold.ok_or_else(missing)? })
+    }
 }
 
 impl Published {
-    /// Reads and verifies what is published at `out`; `None` where nothing is.
+    /// Reads and verifies what is published at `out`; `None` where nothing is. What has ended is read, too.
     ///
     /// # Errors
     /// Something is there and a client would refuse it.
-    pub fn read(out: &Path) -> Result<Option<Self>, PublishError> {
-        read(out, |reader, anchor| Self::load(reader, anchor, None))
+    pub async fn read(out: &Path) -> Result<Option<Self>, PublishError> {
+        let Some(head) = Head::read(out).await? else { return Ok(None) };
+        let named = |error| refused(format!("{} holds a repository that clients refuse: {error}", out.display()));
+        Self::whole(Overlay::new(out, BTreeMap::new()), head, &Marks::default(), None).await.map(Some).map_err(named)
     }
 
     /// As [`Head::load`], with every role and file.
     ///
     /// # Errors
-    /// What such a client would refuse.
-    pub fn load(reader: &Reader<'_>, anchor: &Bytes, previous: Option<&Self>) -> Result<Self, PublishError> {
-        let head = Head::load(reader, anchor, previous.map(|previous| &previous.head))?;
-        let mut walk = Walk {
-            reader,
-            trusted: head.trusted.clone(),
-            roles: BTreeMap::new(),
-            publishers: BTreeMap::new(),
-            files: BTreeMap::new(),
-            total: 0,
-        };
-        walk.top()?;
-        let Walk { trusted, roles, publishers, files, .. } = walk;
-        let mut standing = head.standing();
-        for name in roles.keys() {
-            let ends = trusted.targets_role(name).map(|role| end(role.expires.as_millisecond()));
-            standing.ends.extend(ends.map(|at| (Arc::from(name.as_str()), at)));
-        }
-        let number = head.version("snapshot");
-        let hex = Digest::of(&head.snapshot).hex();
-        let version = PolicyVersion(format!("{number}-{}", hex.get(..16).unwrap_or(&hex)).into());
-        let incident = roles.get("incident").map_or(0, |(version, _)| *version);
-        let signed = Signed { snapshot: number, incident, publishers, standing: standing.clone(), stray: Vec::new() };
-        let files = PolicyFiles { files, version, signed: Some(signed) };
-        Ok(Self { head, roles, files, standing })
+    /// What such a sidecar would refuse.
+    pub(super) async fn load(
+        fetch: Overlay,
+        anchor: &Bytes,
+        previous: Option<&Self>,
+        judge: Option<Timestamp>,
+    ) -> Result<Self, PublishError> {
+        let head = Head::load(&fetch, anchor, previous, judge).await?;
+        let marks = previous.map(Self::marks).unwrap_or_default();
+        Self::whole(fetch, head, &marks, judge).await
+    }
+
+    async fn whole(fetch: Overlay, head: Head, marks: &Marks, judge: Option<Timestamp>) -> Result<Self, PublishError> {
+        let fetch: Arc<dyn Fetch> = Arc::new(fetch);
+        let mut known = Known::default();
+        let verified = complete(head.top.clone(), &fetch, &mut known, marks, &BTreeSet::new(), judge).await;
+        Ok(Self { head, verified: verified.map_err(refused)? })
+    }
+
+    fn marks(&self) -> Marks {
+        self.verified.marks(&Marks::default())
     }
 
     /// The version of a role, 0 where it has none.
     pub fn version(&self, role: &str) -> u64 {
-        self.roles.get(role).map_or_else(|| self.head.version(role), |(version, _)| *version)
-    }
-}
-
-/// The walk down the delegations.
-struct Walk<'a> {
-    reader: &'a Reader<'a>,
-    trusted: TrustedMetadataSet,
-    roles: BTreeMap<String, (u64, Bytes)>,
-    publishers: BTreeMap<String, RoleName>,
-    files: BTreeMap<String, Bytes>,
-    total: u64,
-}
-
-impl Walk<'_> {
-    fn metadata(&self, role: &str) -> Result<(u64, Bytes), PublishError> {
-        let pin = self.trusted.snapshot().and_then(|snapshot| snapshot.meta.get(&format!("{role}.json")));
-        let version = pin.map(|pin| pin.version).ok_or_else(|| refused(format!("the snapshot lacks {role}")))?;
-        let name = metadata::metadata_name(role, version);
-        let bytes = (self.reader)(&format!("metadata/{name}"), MAX_METADATA)?;
-        Ok((version, bytes.ok_or_else(|| refused(format!("{name} is not there")))?))
+        self.verified.roles.get(role).map_or_else(|| self.head.version(role), |(mark, _)| mark.version)
     }
 
-    fn top(&mut self) -> Result<(), PublishError> {
-        let (version, bytes) = self.metadata("targets")?;
-        let loaded = self.trusted.update_targets(&bytes, Default::default());
-        let targets = loaded.map_err(|error| told("targets.json", &error))?.clone();
-        let names: Vec<_> = delegated(&targets).iter().map(|role| role.name.clone()).collect();
-        if let Some((owner, _)) = OWNERS.iter().find(|(owner, _)| !names.iter().any(|name| name == owner)) {
-            return Err(refused(format!("targets does not delegate {owner}")));
-        }
-        if names.len() != OWNERS.len() {
-            return Err(refused("targets delegates more than the five owners"));
-        }
-        self.roles.insert("targets".to_owned(), (version, bytes));
-        self.role("targets", &targets, &[], 0)
+    /// The metadata of a role that lists files.
+    pub fn role(&self, role: &str) -> Option<(u64, &Bytes)> {
+        self.verified.roles.get(role).map(|(mark, bytes)| (mark.version, bytes))
     }
 
-    /// What `name` lists itself, then whom it delegates to. `outer` are the delegations on the way to it.
-    fn role(
-        &mut self,
-        name: &str,
-        targets: &Targets,
-        outer: &[&DelegatedRole],
-        depth: usize,
-    ) -> Result<(), PublishError> {
-        if self.roles.len() > MAX_ROLES || depth > MAX_DEPTH + 1 {
-            return Err(refused("too many roles, or departments nested too deep"));
-        }
-        check_keys(name, targets)?;
-        let below = delegated(targets);
-        for path in targets.targets.keys() {
-            let charter = outer.is_empty() && path.starts_with("owners/") && path.matches('/').count() == 1;
-            let owned = charter || (!outer.is_empty() && outer.iter().all(|role| covers(role, path)));
-            if !owned || below.iter().any(|role| covers(role, path)) {
-                return Err(refused(format!("{name} lists {path}, which is not its own: a sidecar would not load it")));
-            }
-            self.target(name, path, targets)?;
-        }
-        for child in below {
-            if self.roles.contains_key(&child.name) {
-                return Err(refused(format!("{} is delegated twice", child.name)));
-            }
-            let (version, bytes) = self.metadata(&child.name)?;
-            let loaded = self.trusted.update_delegated_targets(&bytes, &child.name, name, Default::default());
-            let loaded = loaded.map_err(|error| told(&format!("{}.json", child.name), &error))?.clone();
-            self.roles.insert(child.name.clone(), (version, bytes));
-            let outer: Vec<_> = outer.iter().copied().chain([child]).collect();
-            self.role(&child.name, &loaded, &outer, depth + 1)?;
-        }
-        Ok(())
+    /// Every role that lists files, with its version and metadata.
+    pub fn roles(&self) -> BTreeMap<String, (u64, Bytes)> {
+        let roles = self.verified.roles.iter();
+        roles.map(|(name, (mark, bytes))| (name.to_string(), (mark.version, bytes.clone()))).collect()
     }
 
-    fn target(&mut self, role: &str, path: &str, targets: &Targets) -> Result<(), PublishError> {
-        let wrong = |why: &str| refused(format!("{path}, listed by {role}: {why}"));
-        let entry = targets.target(path).ok_or_else(|| wrong("is not listed"))?;
-        let digest: Digest = entry
-            .hashes
-            .get("sha256")
-            .and_then(|hex| format!("sha256:{hex}").parse().ok())
-            .ok_or_else(|| wrong("has no sha256"))?;
-        let name = format!("targets/{}", metadata::target_name(path, &digest));
-        let bytes = (self.reader)(&name, MAX_FILE)?.ok_or_else(|| wrong("the file is not there"))?;
-        self.total += bytes.len() as u64;
-        if bytes.len() as u64 != entry.length || Digest::of(&bytes) != digest {
-            return Err(wrong("the file is another than the one listed"));
-        }
-        if self.total > MAX_TOTAL || self.files.len() >= MAX_FILES {
-            return Err(wrong("there are too many files"));
-        }
-        self.publishers.insert(path.to_owned(), role.into());
-        self.files.insert(path.to_owned(), bytes);
-        Ok(())
+    /// The files as a sidecar would load them.
+    pub fn files(&self) -> &PolicyFiles {
+        &self.verified.files
     }
-}
 
-fn delegated(targets: &Targets) -> &[DelegatedRole] {
-    targets.delegations.as_ref().map_or(&[], |delegations| &delegations.roles)
-}
-
-fn covers(role: &DelegatedRole, path: &str) -> bool {
-    role.paths.iter().flatten().any(|pattern| matches(pattern, path))
-}
-
-/// One key under two ids would count twice (it does in every client that was tried); sidecars refuse it.
-fn check_keys(name: &str, targets: &Targets) -> Result<(), PublishError> {
-    let Some(delegations) = &targets.delegations else { return Ok(()) };
-    for role in &delegations.roles {
-        let mut seen = BTreeSet::new();
-        for key in role.keyids.iter().filter_map(|id| delegations.keys.get(id)) {
-            let Key { keyval, .. } = key;
-            if !seen.insert(keyval.public.trim()) {
-                return Err(refused(format!("{name} delegates {} with one key under two ids", role.name)));
-            }
-        }
-        if role.path_hash_prefixes.is_some() {
-            return Err(refused(format!("{name} delegates {} by hash prefixes", role.name)));
-        }
+    /// Until when each role speaks.
+    pub fn standing(&self) -> &Standing {
+        &self.verified.standing
     }
-    Ok(())
 }

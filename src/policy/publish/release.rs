@@ -16,7 +16,7 @@ use super::super::repository::PolicyFiles;
 use super::super::repository::metadata::{self, Envelope, PublicKey};
 use super::super::{Policy, Problem};
 use super::keys::{KeySource, good_signatures};
-use super::published::Published;
+use super::published::{Overlay, Published};
 use super::sign::{expires_of, same_content, version_of};
 use super::workspace::{RoleSettings, Workspace};
 use super::{MAX_METADATA, PublishError, cannot, read_file, sync_folder, write_file};
@@ -92,7 +92,7 @@ pub async fn publish(
     now: Timestamp,
 ) -> Result<Report, PublishError> {
     let _lock = lock(out)?;
-    let previous = Published::read(out)?;
+    let previous = Published::read(out).await?;
     let candidate = gather(workspace, previous.as_ref(), now)?;
     let gate = Gate { kill: false, suspend: options.suspend.clone(), dry_mint: options.dry_mint.as_deref() };
     release(workspace, out, previous.as_ref(), candidate, &options.keys, &gate, clock, now).await
@@ -120,7 +120,7 @@ fn gather(workspace: &Workspace, previous: Option<&Published>, now: Timestamp) -
             Err(problem) => problems.push(problem),
         }
     }
-    for name in previous.iter().flat_map(|previous| previous.roles.keys()) {
+    for name in previous.map(Published::roles).unwrap_or_default().keys() {
         if workspace.settings().role(name).is_err() {
             problems.push(format!(
                 "{name}: is published, and clients refuse a version without it: keep it with retired = true"
@@ -163,11 +163,11 @@ fn signed_role(
     if expires <= now && !settings.retired {
         return Ok(Err(format!("{name}: what was signed lapsed at {expires}: {mend}")));
     }
-    match previous.and_then(|previous| previous.roles.get(name)) {
-        Some((published, _)) if version < *published => Ok(Err(format!(
+    match previous.and_then(|previous| previous.role(name)) {
+        Some((published, _)) if version < published => Ok(Err(format!(
             "{name}: version {published} is published, and this working repository has {version}: take over the newer one, or sign with --published OUT --restart"
         ))),
-        Some((published, old)) if version == *published => {
+        Some((published, old)) if version == published => {
             let same = serde_json::from_slice::<Envelope>(old).is_ok_and(|old| old.signed == staged.signed);
             // Signatures that came after publication change nothing: what is out stays, byte for byte.
             Ok(if same {
@@ -250,7 +250,7 @@ pub(super) async fn release(
     {
         keep(workspace, previous)?;
         return Ok(Report {
-            version: previous.files.version.to_string(),
+            version: previous.files().version.to_string(),
             unchanged: true,
             roles,
             suspended: Vec::new(),
@@ -261,33 +261,33 @@ pub(super) async fn release(
     let (versioned, mut last) = online(workspace, previous, &candidate, keys, clock, now).await?;
     let mut overlay = versioned.clone();
     overlay.extend(last.clone());
-    let loaded = load_both(out, &overlay, &candidate.anchor, previous)?;
-    let (suspended, mut warnings) = judge(&loaded.files, previous, gate)?;
-    let tried = dry_mint(&loaded.files, previous, gate.dry_mint, clock).await?;
+    // Sidecars refuse what has ended before they first saw it. A kill is published all the same: who mends what lapsed must
+    // not have to think of it.
+    let expiry = (!gate.kill).then_some(now);
+    let loaded = load_both(out, &overlay, &candidate.anchor, previous, expiry).await?;
+    let (suspended, mut warnings) = judge(loaded.files(), previous, gate)?;
+    let tried = dry_mint(loaded.files(), previous, gate.dry_mint, clock).await?;
     warnings.extend(lapsing(workspace, &loaded, now));
-    if let Some(lapsed) = lapsed_head(&loaded, now) {
-        if !gate.kill {
-            return Err(refused(lapsed));
-        }
-        warnings.push(format!("{lapsed}: until then sidecars refuse this version"));
+    if gate.kill {
+        warnings.extend(lapsed_head(&loaded, now));
     }
     for (name, bytes) in &versioned {
         place(out, name, bytes, previous)?;
     }
     // What is on the disk now, and not what is in memory, is what clients will read.
-    load_both(out, &last, &candidate.anchor, previous)?;
+    load_both(out, &last, &candidate.anchor, previous, expiry).await?;
     let timestamp = last.remove("metadata/timestamp.json").unwrap_or_default();
     for (name, bytes) in &last {
         place(out, name, bytes, previous)?;
     }
     write_file(&out.join("metadata/timestamp.json"), &timestamp, 0o644)?;
     keep(workspace, &loaded)?;
-    Ok(Report { version: loaded.files.version.to_string(), unchanged: false, roles, suspended, tried, warnings })
+    Ok(Report { version: loaded.files().version.to_string(), unchanged: false, roles, suspended, tried, warnings })
 }
 
 /// Whether the snapshot or the timestamp must be signed again although nothing else changed.
 fn due(workspace: &Workspace, previous: &Published, now: Timestamp) -> Result<bool, PublishError> {
-    let left = |role: &str| previous.standing.ends.get(role).map_or(Duration::ZERO, |end| end.since(now));
+    let left = |role: &str| previous.standing().ends.get(role).map_or(Duration::ZERO, |end| end.since(now));
     Ok(left("timestamp").is_zero() || left("snapshot") < workspace.settings().role("snapshot")?.life / 2)
 }
 
@@ -375,23 +375,20 @@ fn default_keys(workspace: &Workspace, settings: &RoleSettings) -> Vec<KeySource
     settings.keys.iter().map(place).filter(|place| place.exists()).map(KeySource::File).collect()
 }
 
-/// Loads `overlay` over what lies at `out`: from nothing, and from what is published now.
-fn load_both(
+/// Loads `over` in front of what lies at `out`: from nothing, and from what is published now.
+async fn load_both(
     out: &Path,
-    overlay: &Named,
+    over: &Named,
     anchor: &Bytes,
     previous: Option<&Published>,
+    expiry: Option<Timestamp>,
 ) -> Result<Published, PublishError> {
-    let reader = |name: &str, limit: u64| match overlay.get(name) {
-        Some(bytes) if bytes.len() as u64 <= limit => Ok(Some(bytes.clone())),
-        Some(_) => Err(refused(format!("{name}: larger than {limit} bytes, which clients do not read"))),
-        None => read_file(&out.join(name), limit),
-    };
-    let loaded = Published::load(&reader, anchor, None)
-        .map_err(|error| refused(format!("a sidecar that starts empty would refuse it: {error}")))?;
+    let overlay = Overlay::new(out, over.clone());
+    let loaded = Published::load(overlay.clone(), anchor, None, expiry).await;
+    let loaded = loaded.map_err(|error| refused(format!("a sidecar that starts empty would refuse it: {error}")))?;
     if let Some(previous) = previous {
-        Published::load(&reader, anchor, Some(previous))
-            .map_err(|error| refused(format!("a sidecar that runs would refuse it: {error}")))?;
+        let running = Published::load(overlay, anchor, Some(previous), expiry).await;
+        running.map_err(|error| refused(format!("a sidecar that runs would refuse it: {error}")))?;
     }
     Ok(loaded)
 }
@@ -419,7 +416,7 @@ fn judge(
         }
     };
     // A version that was bad before had no scope that this one could suspend.
-    let before = previous.and_then(|previous| policy(&previous.files).ok());
+    let before = previous.and_then(|previous| policy(previous.files()).ok());
     let was = |id: &ScopeId| before.as_ref().is_some_and(|before| before.suspended().contains_key(id));
     let newly: Vec<_> = loaded.suspended().iter().filter(|(id, _)| !was(id)).collect();
     let unnamed = |id: &ScopeId| !gate.kill && !gate.suspend.contains(id);
@@ -443,7 +440,7 @@ async fn dry_mint(
     let Some(command) = command else { return Ok(0) };
     let mut tried = 0;
     for (path, bytes) in files.files.iter().filter(|(path, _)| path.starts_with("grants/")) {
-        let known = previous.and_then(|previous| previous.files.files.get(path));
+        let known = previous.and_then(|previous| previous.files().files.get(path));
         // A broken one is suspended, and nothing is minted for it.
         if known == Some(bytes) || Grant::parse(bytes).is_err() {
             continue;
@@ -476,12 +473,12 @@ async fn try_grant(command: &str, told: String) -> std::io::Result<bool> {
     Ok(child.wait().await?.success())
 }
 
-/// A version that is past its end when it is published is refused by every sidecar that fetches it.
+/// What has ended, of the roles without which sidecars refuse a version that they have not seen.
 fn lapsed_head(loaded: &Published, now: Timestamp) -> Option<String> {
     let end =
-        |role: &&str| loaded.standing.ends.get(*role).filter(|end| **end <= now).map(|end| (role.to_string(), end));
+        |role: &&str| loaded.standing().ends.get(*role).filter(|end| **end <= now).map(|end| (role.to_string(), end));
     let lapsed = ["root", "timestamp", "snapshot", "targets"].iter().find_map(end);
-    lapsed.map(|(role, end)| format!("{role} lapsed at {end}: sign it again"))
+    lapsed.map(|(role, end)| format!("{role} lapsed at {end}: until it is signed again sidecars refuse this version"))
 }
 
 /// The roles that stop to speak soon: within 30 days, and within a tenth of their life.
@@ -492,7 +489,7 @@ pub(super) fn lapsing(workspace: &Workspace, published: &Published, now: Timesta
         let near = left < SOON && (left < role.life / 10 || name == "root");
         (near && name != "timestamp").then(|| format!("{name} lapses at {end}: sign it again before"))
     };
-    published.standing.ends.iter().filter_map(|(name, end)| soon((name, *end))).collect()
+    published.standing().ends.iter().filter_map(|(name, end)| soon((name, *end))).collect()
 }
 
 /// Puts one file where clients look for it. What is published is never changed: a name means the same bytes for ever.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::super::repository::metadata::{Envelope, PublicKey};
 use super::PublishError;
 use super::keys::{KeySource, good_signatures};
-use super::published::Published;
+use super::published::{Published, Signers};
 use super::workspace::Workspace;
 use crate::clock::{Clock, Timestamp};
 
@@ -172,18 +172,8 @@ fn before(workspace: &Workspace, role: &str, envelope: &Envelope) -> Result<Befo
             version - 1
         ))
     })?;
-    let root: Value = serde_json::from_slice(&bytes).map_err(|error| PublishError::Files(error.to_string()))?;
-    let role = root.pointer("/signed/roles/root").cloned().unwrap_or_default();
-    let ids = role.get("keyids").and_then(Value::as_array).cloned().unwrap_or_default();
-    let mut keys = Vec::new();
-    for id in ids.iter().filter_map(Value::as_str) {
-        let key = root.pointer("/signed/keys").and_then(|keys| keys.get(id)).cloned().unwrap_or_default();
-        let key = serde_json::from_value(key).map_err(|error| PublishError::Files(error.to_string()))?;
-        keys.push((id.to_owned(), key));
-    }
-    let threshold = role.get("threshold").and_then(Value::as_u64).filter(|threshold| *threshold > 0);
-    let missing = || PublishError::Files("the root before names no threshold".into());
-    Ok(Some((keys, threshold.ok_or_else(missing)?)))
+    let Signers { keys, threshold } = Signers::of_root(&bytes, "root")?;
+    Ok(Some((keys, threshold)))
 }
 
 /// Whether two roles say the same; the version of the specification that a writer names does not count.
@@ -191,6 +181,15 @@ pub(super) fn same_content(a: &Value, b: &Value) -> bool {
     let (Some(a), Some(b)) = (a.as_object(), b.as_object()) else { return false };
     let names = a.keys().chain(b.keys());
     names.filter(|name| *name != "spec_version").all(|name| a.get(name) == b.get(name))
+}
+
+/// The signed part of a metadata file.
+///
+/// # Errors
+/// It is none.
+pub(super) fn signed_part(bytes: &[u8]) -> Result<Value, PublishError> {
+    let read: Result<Envelope, _> = serde_json::from_slice(bytes);
+    read.map(|envelope| envelope.signed).map_err(|error| PublishError::Files(format!("is no signed metadata: {error}")))
 }
 
 /// `version` of a role; 0 where it has none.
