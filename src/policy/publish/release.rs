@@ -16,7 +16,7 @@ use super::super::repository::PolicyFiles;
 use super::super::repository::metadata::{self, Envelope, PublicKey};
 use super::super::{Policy, Problem};
 use super::keys::{KeySource, good_signatures};
-use super::published::{Overlay, Published};
+use super::published::{Overlay, Published, Signers};
 use super::sign::{expires_of, same_content, version_of};
 use super::workspace::{RoleSettings, Workspace};
 use super::{MAX_METADATA, PublishError, cannot, read_file, sync_folder, write_file};
@@ -191,6 +191,7 @@ fn roots(workspace: &Workspace, previous: Option<&Published>) -> Result<(BTreeMa
     if !same_content(&staged.signed, &says) {
         return Err(PublishError::Signatures(format!("root: repository.toml changed after it was signed: {mend}")));
     }
+    enough_for_root(workspace, &staged, version, &mend)?;
     let known = |number: u64| match number == version {
         true => Ok(bytes.clone()),
         false => workspace.root(number)?.ok_or_else(|| {
@@ -211,6 +212,25 @@ fn roots(workspace: &Workspace, previous: Option<&Published>) -> Result<(BTreeMa
     }
     let roots = (out + 1..=version).map(|number| Ok((number, known(number)?)));
     Ok((roots.collect::<Result<_, PublishError>>()?, anchor))
+}
+
+/// A root needs the signatures of its own keys, and of those of the root before it (specification §5.3.4).
+fn enough_for_root(workspace: &Workspace, staged: &Envelope, version: u64, mend: &str) -> Result<(), PublishError> {
+    let role = workspace.settings().role("root")?;
+    let mut needs = vec![("its own keys", role.keys.clone(), u64::from(role.threshold))];
+    if let Some(before) = version.checked_sub(1).filter(|before| *before > 0)
+        && let Some(bytes) = workspace.root(before)?
+    {
+        let Signers { keys, threshold } = Signers::of_root(&bytes, "root")?;
+        needs.push(("the keys of the root before it", keys, threshold));
+    }
+    for (whose, keys, threshold) in needs {
+        let have = good_signatures(staged, &keys).len();
+        if u64::try_from(have).unwrap_or(0) < threshold {
+            return Err(PublishError::Signatures(format!("root: {have} of {threshold} signatures of {whose}: {mend}")));
+        }
+    }
+    Ok(())
 }
 
 /// What a version must pass beside being loadable.
