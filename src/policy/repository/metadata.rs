@@ -17,6 +17,7 @@ use rustls::pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sigstore_tuf::canonical_json::to_canonical_bytes;
+use zeroize::Zeroizing;
 
 use super::super::document::Digest;
 use crate::clock::Timestamp;
@@ -138,10 +139,11 @@ impl LocalKey {
     /// When there is no randomness.
     pub fn generate() -> Result<(Self, Secret), MetadataError> {
         let failed = |_| MetadataError("no random bytes for a key".into());
-        let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(failed)?;
+        // Version 1, without the public key behind it: OpenSSL 3 and Python's cryptography read no other (RFC 5958 §2).
+        let document = Ed25519KeyPair::generate().and_then(|pair| pair.to_pkcs8v1()).map_err(failed)?;
         let key = Self::from_pkcs8(document.as_ref())?;
-        let pem =
-            format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(document.as_ref()));
+        let pem = Zeroizing::new(STANDARD.encode(document.as_ref()));
+        let pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", *pem);
         Ok((key, Secret::new(pem)))
     }
 }
