@@ -125,7 +125,7 @@ enum Command {
     Exec(exec::Args),
     /// Begin, list, show and end tasks
     Task(task::Args),
-    /// Check policy files, and decide on them
+    /// Write, test, decide on, sign and publish policy
     Policy(policy::Args),
     /// Verify an audit log, and show what proves it
     Audit(audit::Args),

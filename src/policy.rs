@@ -7,6 +7,7 @@
 //! - [`kill`]: `kill/`: what is stopped now.
 //! - [`session_policy`]: what narrows an AWS role, with the scope's parameters.
 //! - [`standing`]: until when the signatures speak: fresh, stale, expired.
+//! - [`publish`]: how owners sign and publish a version: the working repository behind `sidemint policy`.
 //! - [`rules`]: Cedar: the schema, the guardrails, one slice of rules per scope.
 //! - `load`: files → [`Policy`], where a bad file suspends its scope.
 //! - `lint`: what is allowed and still worth a second look.
@@ -20,6 +21,7 @@ pub mod document;
 pub mod kill;
 mod lint;
 mod load;
+pub mod publish;
 pub mod repository;
 pub mod rules;
 pub mod session_policy;
@@ -700,7 +702,7 @@ impl Problem {
         kind::WARNING,
     ];
 
-    fn new(file: impl Into<String>, kind: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(file: impl Into<String>, kind: &'static str, message: impl Into<String>) -> Self {
         Self { file: file.into(), kind, message: message.into() }
     }
 }

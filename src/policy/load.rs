@@ -12,7 +12,7 @@ use super::document::{
     Decision, Digest, DocumentError, Grant, GrantId, GrantProvider, ParamName, Provider, Scope, ScopeId,
 };
 use super::kill::{self, KillList};
-use super::repository::{PolicyFiles, Signed};
+use super::repository::{PolicyFiles, Signed, TESTS};
 use super::rules::{Engine, RuleProblem, Rules, Validators};
 use super::standing::{RoleName, Signers, WHOLE};
 use super::{ActiveScope, Content, Digests, Ends, Leaver, Policy, PolicyError, Problem, kind, lint};
@@ -201,7 +201,7 @@ fn parsed<T>(bytes: &Bytes, parse: impl Fn(&[u8]) -> Result<T, DocumentError>) -
 /// Sorts the files by folder. Those of `owners/` and `kill/` are read apart.
 fn sort(files: &PolicyFiles) -> Sorted<'_> {
     let mut sorted = Sorted::default();
-    for (path, bytes) in &files.files {
+    for (path, bytes) in files.files.iter().filter(|(path, _)| !path.ends_with(TESTS)) {
         let Some((folder, name)) = path.split_once('/') else {
             sorted.stray.push(unplaced(path));
             continue;

@@ -34,7 +34,7 @@ pub use super::cache::PolicyCache;
 pub use super::document::Digest;
 use super::standing::{RoleName, Standing};
 use super::{PolicyVersion, Problem};
-pub use directory::{DirectorySource, MAX_FILE, MAX_FILES, MAX_TOTAL};
+pub use directory::{DirectorySource, MAX_FILE, MAX_FILES, MAX_TOTAL, TESTS};
 
 /// All policy files of one version, by path (`decisions/ledger-read.toml`), exactly as published.
 ///

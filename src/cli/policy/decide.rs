@@ -12,6 +12,7 @@ use toml::Spanned;
 use super::{DecideArgs, read};
 use crate::cli::{CliError, CliResult, Exit, Output, plain, print};
 use crate::policy::document::{AwsGrantFile, Decision, Digest, Grant, GrantProvider, Scope};
+use crate::policy::publish::difference::{self, Change};
 use crate::policy::repository::PolicyFiles;
 use crate::policy::{GrantId, LoadOptions, Policy, ScopeId};
 
@@ -21,8 +22,12 @@ struct Item {
     file: String,
     decided: Option<Digest>,
     found: Digest,
+    /// Its bytes now.
+    content: Vec<u8>,
     /// What it says, in plain words.
     summary: Vec<String>,
+    /// What changed since the decision, where its content then can be had.
+    changes: Option<Vec<Change>>,
 }
 
 /// Everything that `decide` would do, worked out before anything is written.
@@ -35,7 +40,10 @@ pub(super) struct Plan {
 }
 
 pub(super) fn run(args: &DecideArgs) -> CliResult {
-    let plan = Plan::of(&read(&args.policy)?, &args.scope)?;
+    let mut plan = Plan::of(&read(&args.policy)?, &args.scope)?;
+    if let Some(out) = &args.published {
+        plan.compare(out)?;
+    }
     if args.output == Output::Text {
         print(plan.text())?;
     }
@@ -78,6 +86,16 @@ impl Plan {
         Ok(Self { file, items, old: old.to_vec(), new })
     }
 
+    /// Looks for what was decided on among what is or once was published at `out`, and says what changed since.
+    pub(super) fn compare(&mut self, out: &Path) -> Result<(), CliError> {
+        for item in &mut self.items {
+            let Some(decided) = item.decided.filter(|decided| *decided != item.found) else { continue };
+            let old = difference::published(out, &item.file, &decided).map_err(super::failed)?;
+            item.changes = old.map(|old| difference::between(&old, &item.content));
+        }
+        Ok(())
+    }
+
     fn changes(&self) -> bool {
         self.new.as_bytes() != self.old
     }
@@ -86,6 +104,9 @@ impl Plan {
         let mut lines = Vec::new();
         for item in &self.items {
             lines.push(format!("{}: {}", item.file, item.change()));
+            for change in item.changes.iter().flatten() {
+                lines.push(format!("    {}: {}{}", item.name(), plain(&change.what), change.way.told()));
+            }
             lines.extend(item.summary.iter().map(|line| format!("    {}", plain(line))));
             match item.decided {
                 Some(decided) if decided != item.found => {
@@ -102,7 +123,18 @@ impl Plan {
         let items = self.items.iter().map(|item| {
             let decided = item.decided.map(|digest| digest.to_string());
             let now = item.found.to_string();
-            json!({"file": item.file, "change": item.change(), "decided": decided, "now": now, "says": item.summary})
+            let changes = item.changes.as_ref().map(|changes| {
+                let told = |change: &Change| json!({"what": change.what, "way": change.way.as_str()});
+                changes.iter().map(told).collect::<Vec<_>>()
+            });
+            json!({
+                "file": item.file,
+                "change": item.change(),
+                "decided": decided,
+                "now": now,
+                "says": item.summary,
+                "changes": changes,
+            })
         });
         json!({"file": self.file, "written": self.changes(), "items": items.collect::<Vec<_>>()})
     }
@@ -130,8 +162,16 @@ impl Item {
         match self.decided {
             None => "not decided on before",
             Some(decided) if decided == self.found => "unchanged since the decision",
-            Some(_) => "CHANGED since the decision; its content then is not kept, this is what it says now",
+            Some(_) if self.changes.is_some() => "CHANGED since the decision, and this is how",
+            Some(_) => "CHANGED since the decision; --published OUT shows how, this is what it says now",
         }
+    }
+
+    /// `grant ledger-read-aws`, `scope ledger-read`.
+    fn name(&self) -> String {
+        let name = self.file.trim_end_matches(".toml");
+        name.split_once('/')
+            .map_or_else(|| name.to_owned(), |(folder, id)| format!("{} {id}", folder.trim_end_matches('s')))
     }
 }
 
@@ -150,7 +190,7 @@ fn scope_item(files: &PolicyFiles, id: &ScopeId, decided: Option<Digest>) -> Res
     ];
     summary.extend(scope.evidence.map(|evidence| format!("evidence: {evidence}")));
     summary.extend(scope.params.iter().map(|(name, spec)| format!("parameter {name}: up to {} characters", spec.max)));
-    Ok(Item { file, decided, found: Digest::of(content), summary })
+    Ok(Item { file, decided, found: Digest::of(content), content: content.to_vec(), summary, changes: None })
 }
 
 fn grant_item(files: &PolicyFiles, id: &GrantId, decided: Option<Digest>) -> Result<Item, CliError> {
@@ -160,7 +200,7 @@ fn grant_item(files: &PolicyFiles, id: &GrantId, decided: Option<Digest>) -> Res
     let GrantProvider::Aws(aws) = &grant.provider;
     let mut summary = aws_summary(aws);
     summary.push(format!("one credential lives at most {}", humantime::format_duration(grant.max_session)));
-    Ok(Item { file, decided, found: Digest::of(content), summary })
+    Ok(Item { file, decided, found: Digest::of(content), content: content.to_vec(), summary, changes: None })
 }
 
 fn aws_summary(aws: &AwsGrantFile) -> Vec<String> {

@@ -33,8 +33,13 @@ fn lint_exit(directory: &Path) -> u8 {
 }
 
 fn decide(directory: &Path, scope: &str) -> CliResult {
-    let args =
-        DecideArgs { policy: directory.to_owned(), scope: scope.parse().unwrap(), yes: true, output: Output::Json };
+    let args = DecideArgs {
+        policy: directory.to_owned(),
+        scope: scope.parse().unwrap(),
+        published: None,
+        yes: true,
+        output: Output::Json,
+    };
     decide::run(&args)
 }
 

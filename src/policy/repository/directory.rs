@@ -25,6 +25,8 @@ const MAX_DEPTH: usize = 8;
 const ATTEMPTS: usize = 3;
 /// The folders that are read.
 const FOLDERS: [&str; 6] = ["boundaries", "decisions", "grants", "kill", "owners", "scopes"];
+/// Table tests lie beside the decisions and are no policy: they are neither read nor published.
+pub const TESTS: &str = ".tests.toml";
 
 /// A directory of unsigned policy files: whoever can write there decides. Links are followed as long as they stay inside
 /// (Kubernetes mounts a ConfigMap so); names that begin with a dot are ignored, as is all that is not `.toml` or `.cedar`.
@@ -195,7 +197,7 @@ impl Walk {
             }
             return self.folder(&place, path, depth + 1);
         }
-        if !path.ends_with(".toml") && !path.ends_with(".cedar") {
+        if (!path.ends_with(".toml") && !path.ends_with(".cedar")) || path.ends_with(TESTS) {
             return Ok(());
         }
         if !meta.is_file() || path.contains(['\n', '\r']) {

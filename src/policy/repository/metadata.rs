@@ -17,6 +17,7 @@ use rustls::pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sigstore_tuf::canonical_json::to_canonical_bytes;
+use zeroize::Zeroizing;
 
 use super::super::document::Digest;
 use crate::clock::Timestamp;
@@ -49,12 +50,12 @@ pub struct KeyValue {
 }
 
 impl PublicKey {
-    fn ed25519(raw: &[u8]) -> Self {
+    pub(in crate::policy) fn ed25519(raw: &[u8]) -> Self {
         let public = raw.iter().map(|byte| format!("{byte:02x}")).collect();
         Self { keytype: "ed25519".to_owned(), scheme: "ed25519".to_owned(), keyval: KeyValue { public } }
     }
 
-    fn p256(point: &[u8]) -> Self {
+    pub(in crate::policy) fn p256(point: &[u8]) -> Self {
         // RFC 5480: id-ecPublicKey, prime256v1, an uncompressed point.
         const SPKI: [u8; 26] = [
             0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48,
@@ -138,10 +139,11 @@ impl LocalKey {
     /// When there is no randomness.
     pub fn generate() -> Result<(Self, Secret), MetadataError> {
         let failed = |_| MetadataError("no random bytes for a key".into());
-        let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(failed)?;
+        // Version 1, without the public key behind it: OpenSSL 3 and Python's cryptography read no other (RFC 5958 §2).
+        let document = Ed25519KeyPair::generate().and_then(|pair| pair.to_pkcs8v1()).map_err(failed)?;
         let key = Self::from_pkcs8(document.as_ref())?;
-        let pem =
-            format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(document.as_ref()));
+        let pem = Zeroizing::new(STANDARD.encode(document.as_ref()));
+        let pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", *pem);
         Ok((key, Secret::new(pem)))
     }
 }
@@ -287,17 +289,29 @@ impl Envelope {
         Self { signed, signatures: Vec::new() }
     }
 
+    /// What is signed: canonical JSON (specification §4.2.1).
+    ///
+    /// # Errors
+    /// When the role has a number that is no integer.
+    pub fn message(&self) -> Result<Vec<u8>, MetadataError> {
+        to_canonical_bytes(&self.signed).map_err(|error| MetadataError(error.to_string()))
+    }
+
     /// Adds `signer`'s signature, or replaces the one it gave before.
     ///
     /// # Errors
     /// When the signer fails, or the role has a number that is no integer.
     pub fn sign(&mut self, signer: &dyn Signer) -> Result<(), MetadataError> {
-        let message = to_canonical_bytes(&self.signed).map_err(|error| MetadataError(error.to_string()))?;
-        let sig = signer.sign(&message)?.iter().map(|byte| format!("{byte:02x}")).collect();
-        let keyid = signer.public().id();
+        let signature = signer.sign(&self.message()?)?;
+        self.add(signer.public(), &signature);
+        Ok(())
+    }
+
+    /// Adds the signature of `key`, or replaces the one it gave before.
+    pub fn add(&mut self, key: &PublicKey, signature: &[u8]) {
+        let (keyid, sig) = (key.id(), signature.iter().map(|byte| format!("{byte:02x}")).collect());
         self.signatures.retain(|signature| signature.keyid != keyid);
         self.signatures.push(Signature { keyid, sig });
-        Ok(())
     }
 
     /// The file's bytes.

@@ -1,0 +1,184 @@
+//! `policy kill`: stop something everywhere, now.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::{Online, Time, failed, publish, sources};
+use crate::cli::{CliError, CliResult, Exit, Output, complain, plain, print};
+use crate::clock::{SystemClock, Timestamp};
+use crate::policy::kill::{Stop, Target};
+use crate::policy::publish::kill::{self, Change, Done, Order};
+use crate::policy::publish::workspace::Workspace;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The working repository
+    #[arg(long, value_name = "DIR", required_unless_present = "list")]
+    policy: Option<PathBuf>,
+    /// Where the repository is published
+    #[arg(long, value_name = "OUT")]
+    to: PathBuf,
+    #[command(flatten)]
+    what: What,
+    /// Why; it goes to every audit log, never to callers
+    #[arg(long, required_unless_present_any = ["list", "lift"])]
+    reason: Option<String>,
+    /// When it is over (RFC 3339, UTC) [default: when it is lifted]
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["list", "lift"])]
+    until: Option<Timestamp>,
+    /// The entry's id [default: made of the time]
+    #[arg(long, value_name = "WORD", conflicts_with_all = ["list", "lift"])]
+    id: Option<String>,
+    /// A private key of the role incident; may be repeated
+    #[arg(long, value_name = "FILE.pem")]
+    key: Vec<PathBuf>,
+    /// A command that signs for incident
+    #[arg(long, value_name = "COMMAND")]
+    signer: Vec<String>,
+    #[command(flatten)]
+    online: Online,
+    /// How long the list is to speak [default: as repository.toml says]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    expires: Option<Duration>,
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+    #[command(flatten)]
+    time: Time,
+}
+
+/// What to stop, or what else to do with the list.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct What {
+    /// Stop a scope
+    #[arg(long)]
+    scope: Option<String>,
+    /// Stop a workload
+    #[arg(long, value_name = "ID")]
+    spiffe_id: Option<String>,
+    /// Stop every workload of a trust domain
+    #[arg(long, value_name = "NAME")]
+    trust_domain: Option<String>,
+    /// Stop one task
+    #[arg(long, value_name = "ID")]
+    task: Option<String>,
+    /// Stop every scope with this grant
+    #[arg(long)]
+    grant: Option<String>,
+    /// Stop every scope of this owner
+    #[arg(long)]
+    owner: Option<String>,
+    /// Stop every scope with a grant at this provider
+    #[arg(long)]
+    provider: Option<String>,
+    /// Stop everything
+    #[arg(long)]
+    all: bool,
+    /// Take an entry off the list
+    #[arg(long, value_name = "ID")]
+    lift: Option<String>,
+    /// Show the published list
+    #[arg(long)]
+    list: bool,
+}
+
+impl What {
+    /// The member of an entry, and its word.
+    fn member(&self) -> Option<(&'static str, String)> {
+        let members = [
+            ("scope", &self.scope),
+            ("spiffe_id", &self.spiffe_id),
+            ("trust_domain", &self.trust_domain),
+            ("task", &self.task),
+            ("grant", &self.grant),
+            ("owner", &self.owner),
+            ("provider", &self.provider),
+        ];
+        members.into_iter().find_map(|(name, word)| Some((name, word.clone()?)))
+    }
+}
+
+pub(super) async fn run(args: &Args) -> CliResult {
+    if args.what.list {
+        show(args, &kill::list(&args.to).await.map_err(failed)?)?;
+        return Ok(Exit::Ok as u8);
+    }
+    let usage = |message: &str| CliError::new(Exit::Usage, message);
+    let directory = args.policy.as_ref().ok_or_else(|| usage("give --policy DIR"))?;
+    let incident = sources(&args.key, &args.signer);
+    if incident.is_empty() {
+        return Err(usage("give --key FILE.pem or --signer COMMAND, of the role incident"));
+    }
+    let change = match &args.what.lift {
+        Some(id) => Change::Lift(id.clone()),
+        None => Change::Add {
+            id: args.id.clone(),
+            what: args.what.member(),
+            reason: args.reason.clone().unwrap_or_default(),
+            until: args.until,
+        },
+    };
+    let workspace = Workspace::open(directory).map_err(failed)?;
+    let online = args.online.keys();
+    let order =
+        Order { change: &change, incident: &incident, online: &online, expires: args.expires, now: args.time.now() };
+    let done = kill::kill(&workspace, &args.to, &order, &SystemClock).await.map_err(failed)?;
+    if done.folder_differs {
+        complain("kill/list.toml of the working repository says something else than what is published: look at it");
+    }
+    tell(args, &done)?;
+    Ok(Exit::Ok as u8)
+}
+
+fn tell(args: &Args, done: &Done) -> Result<(), CliError> {
+    if args.output == Output::Json {
+        let report = publish::json(&done.report);
+        return print(format!("{}\n", json!({"id": done.id, "entries": done.entries, "published": report})));
+    }
+    print(publish::text(&done.report))?;
+    let entries = done.entries;
+    match &args.what.lift {
+        Some(id) => print(format!("lifted {id}; the list has {entries} entries\n")),
+        None => print(format!(
+            "{}: every sidecar that reads this repository stops it at its next poll, within 35 s; the list has {entries} \
+             entries\nundo: sidemint policy kill --policy DIR --to OUT --key FILE.pem --lift {0}\n",
+            done.id
+        )),
+    }
+}
+
+fn show(args: &Args, stops: &[Stop]) -> Result<(), CliError> {
+    let now = args.time.now();
+    if args.output == Output::Json {
+        let stops: Vec<_> = stops
+            .iter()
+            .map(|stop| {
+                let (member, word) = told(&stop.target);
+                json!({"id": stop.id, "stops": {member: word}, "reason": stop.reason, "until": stop.until, "in_force": stop.in_force(now)})
+            })
+            .collect();
+        return print(format!("{}\n", json!({"stops": stops})));
+    }
+    for stop in stops {
+        let (member, word) = told(&stop.target);
+        let until = stop.until.map_or_else(|| "until it is lifted".to_owned(), |until| format!("until {until}"));
+        let past = if stop.in_force(now) { "" } else { ", past" };
+        print(format!("{}  {member} {word}  {until}{past}: {}\n", stop.id, plain(&stop.reason)))?;
+    }
+    print(format!("{} entries\n", stops.len()))
+}
+
+fn told(target: &Target) -> (&'static str, String) {
+    match target {
+        Target::Scope(id) => ("scope", id.to_string()),
+        Target::SpiffeId(id) => ("spiffe_id", id.as_str().to_owned()),
+        Target::TrustDomain(name) => ("trust_domain", name.as_str().to_owned()),
+        Target::Task(id) => ("task", id.to_string()),
+        Target::Grant(id) => ("grant", id.to_string()),
+        Target::Owner(id) => ("owner", id.clone()),
+        Target::Provider(word) => ("provider", word.clone()),
+        Target::All => ("all", "true".to_owned()),
+    }
+}

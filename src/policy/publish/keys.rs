@@ -1,0 +1,250 @@
+//! Who signs: a private key in a file, or a command that asks a KMS or an HSM.
+
+use std::fmt;
+use std::io::Read as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, ED25519, UnparsedPublicKey, VerificationAlgorithm,
+};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rustls::pki_types::SubjectPublicKeyInfoDer;
+use rustls::pki_types::pem::PemObject as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::super::repository::metadata::{Envelope, LocalKey, PublicKey, Signer as _};
+use super::{PublishError, cannot};
+use crate::clock::{Clock, within};
+use crate::secret::Secret;
+
+/// How long a signer command may take where nothing else is said: time for a finger on a token.
+pub const SIGNER_TIMEOUT: Duration = Duration::from_secs(60);
+/// The longest answer of a signer command, in bytes.
+const MAX_ANSWER: u64 = 4096;
+/// The largest key file, in bytes.
+const MAX_KEY: u64 = 16 * 1024;
+/// RFC 8410: what stands before the 32 bytes of an Ed25519 key.
+const ED25519_SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+
+/// Bytes from hex digits.
+fn hex(text: &str) -> Option<Vec<u8>> {
+    let digits = text.as_bytes();
+    if !digits.len().is_multiple_of(2) || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    digits.chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
+}
+
+/// Reads a public key: 64 hex digits of an Ed25519 key, or PEM (`BEGIN PUBLIC KEY`) of an Ed25519 or P-256 key.
+///
+/// # Errors
+/// Another form or another algorithm.
+pub fn parse_public(text: &str) -> Result<PublicKey, PublishError> {
+    let wrong = || {
+        PublishError::Key("a public key is 64 hex digits (Ed25519), or PEM BEGIN PUBLIC KEY of Ed25519 or P-256".into())
+    };
+    let text = text.trim();
+    if let Some(raw) = hex(text) {
+        return if raw.len() == 32 { Ok(PublicKey::ed25519(&raw)) } else { Err(wrong()) };
+    }
+    let der = SubjectPublicKeyInfoDer::from_pem_slice(text.as_bytes()).map_err(|_| wrong())?;
+    if let Some(raw) = der.strip_prefix(&ED25519_SPKI).filter(|raw| raw.len() == 32) {
+        return Ok(PublicKey::ed25519(raw));
+    }
+    // A P-256 key in the one form that clients read: an uncompressed point of 65 bytes at the end.
+    let point = der.len().checked_sub(65).and_then(|at| der.get(at..)).ok_or_else(wrong)?;
+    let key = PublicKey::p256(point);
+    let same = SubjectPublicKeyInfoDer::from_pem_slice(key.keyval.public.as_bytes()).is_ok_and(|made| made == der);
+    if same && point.first() == Some(&4) { Ok(key) } else { Err(wrong()) }
+}
+
+/// The key's own bytes, as a verifier wants them.
+fn raw(key: &PublicKey) -> Option<Vec<u8>> {
+    match key.keytype.as_str() {
+        "ed25519" => hex(&key.keyval.public),
+        _ => {
+            let der = SubjectPublicKeyInfoDer::from_pem_slice(key.keyval.public.as_bytes()).ok()?;
+            Some(der.get(der.len().checked_sub(65)?..)?.to_vec())
+        }
+    }
+}
+
+/// Whether `signature` is that of `key` over `message`.
+pub fn verifies(key: &PublicKey, message: &[u8], signature: &[u8]) -> bool {
+    let algorithm: &dyn VerificationAlgorithm = match key.scheme.as_str() {
+        "ed25519" => &ED25519,
+        "ecdsa-sha2-nistp256" => &ECDSA_P256_SHA256_ASN1,
+        _ => return false,
+    };
+    raw(key).is_some_and(|raw| UnparsedPublicKey::new(algorithm, raw).verify(message, signature).is_ok())
+}
+
+/// The names of the keys among `keys` whose signatures on `envelope` are good.
+pub fn good_signatures<'a>(envelope: &Envelope, keys: &'a [(String, PublicKey)]) -> Vec<&'a str> {
+    let Ok(message) = envelope.message() else { return Vec::new() };
+    let signed = |key: &PublicKey| {
+        let id = key.id();
+        let own = envelope.signatures.iter().filter(|signature| signature.keyid == id);
+        own.filter_map(|signature| hex(&signature.sig)).any(|signature| verifies(key, &message, &signature))
+    };
+    keys.iter().filter(|(_, key)| signed(key)).map(|(name, _)| name.as_str()).collect()
+}
+
+/// Where a signature comes from.
+#[derive(Clone, PartialEq, Eq)]
+pub enum KeySource {
+    /// A PKCS#8 PEM file, Ed25519 or P-256.
+    File(PathBuf),
+    /// A command, run by `sh -c`. It gets the bytes to sign on standard input and the role's name as `SIDEMINT_ROLE`; it
+    /// prints the signature in hex or base64. Ed25519 signs the bytes themselves, P-256 their SHA-256; ASN.1 DER or the
+    /// 64 bytes `r‖s` are both read. Which key it holds is found by the public keys of the role.
+    Command {
+        /// The command line.
+        command: String,
+        /// How long it may take.
+        timeout: Duration,
+    },
+}
+
+impl fmt::Debug for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "File({})", path.display()),
+            // A command line may hold a PIN.
+            Self::Command { .. } => f.write_str("Command"),
+        }
+    }
+}
+
+impl KeySource {
+    /// The signature over `message` for `role`, and which of `keys` gave it.
+    ///
+    /// # Errors
+    /// The key cannot be read, is none of `keys`, or the command fails, takes too long or answers something else.
+    pub async fn sign(
+        &self,
+        role: &str,
+        message: &[u8],
+        keys: &[(String, PublicKey)],
+        clock: &dyn Clock,
+    ) -> Result<(PublicKey, Vec<u8>), PublishError> {
+        match self {
+            Self::File(path) => {
+                let key = read_private(path)?;
+                if !keys.iter().any(|(_, public)| public == key.public()) {
+                    return Err(stranger(role, &format!("{} (key {})", path.display(), key.public().id())));
+                }
+                let signature = key.sign(message).map_err(|error| PublishError::Key(error.to_string()))?;
+                Ok((key.public().clone(), signature))
+            }
+            Self::Command { command, timeout } => {
+                let answer = within(clock, *timeout, run(command, role, message)).await.ok_or_else(|| {
+                    let limit = humantime::format_duration(*timeout);
+                    PublishError::Key(format!("the signer command did not end within {limit} and was stopped"))
+                })??;
+                let found = answer.iter().find_map(|signature| {
+                    keys.iter().find_map(|(_, key)| Some((key.clone(), accept(key, message, signature)?)))
+                });
+                found.ok_or_else(|| stranger(role, "what the signer command printed"))
+            }
+        }
+    }
+}
+
+fn stranger(role: &str, what: &str) -> PublishError {
+    PublishError::Key(format!("{what}: is of none of the keys that repository.toml names for {role}"))
+}
+
+/// The signature in TUF's form, where it is that of `key`.
+fn accept(key: &PublicKey, message: &[u8], signature: &[u8]) -> Option<Vec<u8>> {
+    if verifies(key, message, signature) {
+        return Some(signature.to_vec());
+    }
+    // PKCS#11 and some KMS give r‖s.
+    let fixed = key.scheme == "ecdsa-sha2-nistp256"
+        && raw(key).is_some_and(|raw| {
+            UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, raw).verify(message, signature).is_ok()
+        });
+    if !fixed {
+        return None;
+    }
+    let (r, s) = signature.split_at_checked(32)?;
+    let body = [integer(r), integer(s)].concat();
+    let length = u8::try_from(body.len()).ok()?;
+    Some([&[0x30, length][..], &body].concat())
+}
+
+/// A DER INTEGER (X.690 §8.3) of up to 32 unsigned bytes.
+fn integer(bytes: &[u8]) -> Vec<u8> {
+    let skip = bytes.iter().take_while(|byte| **byte == 0).count().min(bytes.len().saturating_sub(1));
+    let value = bytes.get(skip..).unwrap_or_default();
+    let pad = value.first().is_some_and(|first| first & 0x80 != 0);
+    // At most 33 bytes.
+    let length = u8::try_from(value.len() + usize::from(pad)).unwrap_or_default();
+    let mut out = vec![0x02, length];
+    out.extend(pad.then_some(0));
+    out.extend_from_slice(value);
+    out
+}
+
+fn read_private(path: &Path) -> Result<LocalKey, PublishError> {
+    let failed = |error: std::io::Error| cannot(path, "read", &error);
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mode = file.metadata().map_err(failed)?.permissions().mode();
+    // A group may read it: Kubernetes mounts a Secret so.
+    if mode & 0o027 != 0 {
+        let message = format!("{}: others may read or change it: chmod 600 {0}", path.display());
+        return Err(PublishError::Key(message));
+    }
+    let mut pem = String::new();
+    let read = file.take(MAX_KEY).read_to_string(&mut pem);
+    let pem = Secret::new(pem);
+    read.map_err(failed)?;
+    LocalKey::from_pem(&pem).map_err(|error| PublishError::Key(format!("{}: {error}", path.display())))
+}
+
+/// Runs a signer command; every reading of its answer, since 64 hex digits are also base64.
+async fn run(command: &str, role: &str, message: &[u8]) -> Result<Vec<Vec<u8>>, PublishError> {
+    let failed = |what: &str| PublishError::Key(format!("the signer command {what}"));
+    let mut child = tokio::process::Command::new("/bin/sh")
+        .args(["-c", command])
+        .env("SIDEMINT_ROLE", role)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| failed(&format!("cannot be run: {error}")))?;
+    let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+    let give = async {
+        if let Some(mut stdin) = stdin {
+            // One that does not read all says so by what it prints.
+            let _ = stdin.write_all(message).await;
+        }
+    };
+    let take = async {
+        let mut answer = Vec::new();
+        match stdout {
+            Some(stdout) => stdout.take(MAX_ANSWER + 1).read_to_end(&mut answer).await.map(|_| answer),
+            None => Ok(answer),
+        }
+    };
+    let ((), answer) = tokio::join!(give, take);
+    let answer = answer.map_err(|error| failed(&format!("cannot be read: {error}")))?;
+    if answer.len() as u64 > MAX_ANSWER {
+        return Err(failed(&format!("printed more than {MAX_ANSWER} bytes")));
+    }
+    let status = child.wait().await.map_err(|error| failed(&format!("is lost: {error}")))?;
+    if !status.success() {
+        return Err(failed(&format!("failed: {status}")));
+    }
+    let text: String = String::from_utf8_lossy(&answer).split_whitespace().collect();
+    let readings: Vec<Vec<u8>> = [hex(&text), STANDARD.decode(&text).ok()].into_iter().flatten().collect();
+    if text.is_empty() || readings.is_empty() {
+        return Err(failed("printed no signature in hex or base64"));
+    }
+    Ok(readings)
+}

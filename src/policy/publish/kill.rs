@@ -1,0 +1,208 @@
+//! `policy kill`: one entry of the kill list, signed and published at once. Nothing else is waited for: every other role
+//! stays as it is published, whatever the folder says.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use toml::{Table, Value};
+
+use super::super::kill::{KillList, LIST, Stop};
+use super::super::repository::MAX_FILE;
+use super::super::repository::metadata::Envelope;
+use super::keys::KeySource;
+use super::published::Published;
+use super::release::{self, Candidate, Gate, OnlineKeys, Report};
+use super::workspace::Workspace;
+use super::{PublishError, read_file, write_file};
+use crate::clock::{Clock, Timestamp};
+
+/// The role that signs the list.
+const ROLE: &str = "incident";
+const HEAD: &str = "# What is stopped now; `sidemint policy kill` writes it.\n";
+
+/// What is to be done to the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Stop something.
+    Add {
+        /// The entry's id; else one is made of the time.
+        id: Option<String>,
+        /// The member that says what is stopped: `scope`, `spiffe_id`, `trust_domain`, `task`, `grant`, `owner`, `provider`
+        /// with its word; `None` stops everything.
+        what: Option<(&'static str, String)>,
+        /// Why, for the audit log.
+        reason: String,
+        /// When it is over, UTC.
+        until: Option<Timestamp>,
+    },
+    /// Take an entry off the list.
+    Lift(String),
+}
+
+/// How to publish the change.
+#[derive(Debug)]
+pub struct Order<'a> {
+    /// The change.
+    pub change: &'a Change,
+    /// The keys of `incident`.
+    pub incident: &'a [KeySource],
+    /// The online keys.
+    pub online: &'a OnlineKeys,
+    /// How long the list is to speak; else what `repository.toml` says.
+    pub expires: Option<Duration>,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Done {
+    /// The entry's id.
+    pub id: String,
+    /// How it was published.
+    pub report: Report,
+    /// How many entries the list has now.
+    pub entries: usize,
+    /// Whether `DIR/kill/list.toml` says something else than what is published, and still does.
+    pub folder_differs: bool,
+}
+
+fn refused(message: impl std::fmt::Display) -> PublishError {
+    PublishError::Refused(message.to_string())
+}
+
+/// The list that is published at `out`.
+///
+/// # Errors
+/// Nothing is published there, or what is cannot be read.
+pub async fn list(out: &Path) -> Result<Vec<Stop>, PublishError> {
+    let published = Published::read(out).await?.ok_or_else(|| nothing(out))?;
+    let bytes = published.files().files.get(LIST).cloned().unwrap_or_else(|| Bytes::from_static(b"schema = 1\n"));
+    parse(&bytes).map(|list| list.stops().to_vec())
+}
+
+fn nothing(out: &Path) -> PublishError {
+    PublishError::Files(format!("{}: nothing is published there", out.display()))
+}
+
+fn parse(bytes: &[u8]) -> Result<KillList, PublishError> {
+    KillList::parse(bytes, None).map_err(|error| refused(format!("{LIST}: {error}")))
+}
+
+/// Changes the published list, signs it and publishes it. The list in the folder gets the same change.
+///
+/// # Errors
+/// The entry is wrong, the keys are not those of the roles, or clients would refuse the version.
+pub async fn kill(
+    workspace: &Workspace,
+    out: &Path,
+    order: &Order<'_>,
+    clock: &dyn Clock,
+) -> Result<Done, PublishError> {
+    let _lock = release::lock(out)?;
+    let previous = Published::read(out).await?.ok_or_else(|| nothing(out))?;
+    let published = previous.files().files.get(LIST).cloned();
+    let (id, new) = changed(published.as_deref(), order.change, order.now)?;
+    let entries = parse(&new)?.stops().len();
+
+    let mut files = previous.files().files.clone();
+    files.insert(LIST.to_owned(), new.clone());
+    let settings = workspace.settings();
+    let role = settings.role(ROLE)?;
+    let version = previous.version(ROLE).saturating_add(1);
+    let expires = order.now + order.expires.unwrap_or(role.life);
+    let signed = settings.content(ROLE, version, expires, &files)?;
+    let threshold = u64::from(role.threshold);
+    let bytes = release::sign_with(ROLE, signed, order.incident, &role.keys, threshold, clock).await?;
+    let mut roles = previous.roles();
+    roles.insert(ROLE.to_owned(), (version, bytes.clone()));
+    let anchor = previous.head.anchor();
+    let candidate = Candidate { roots: Default::default(), roles, files, anchor };
+    let gate = Gate { kill: true, ..Gate::default() };
+    let report =
+        release::release(workspace, out, Some(&previous), candidate, order.online, &gate, clock, order.now).await?;
+
+    let folder_differs = follow(workspace, published, &new, order)?;
+    let envelope: Envelope = serde_json::from_slice(&bytes).map_err(|error| PublishError::Files(error.to_string()))?;
+    workspace.stage(ROLE, &envelope)?;
+    Ok(Done { id, report, entries, folder_differs })
+}
+
+/// Gives the list in the folder the same change; whether it differs from what is published now.
+fn follow(
+    workspace: &Workspace,
+    published: Option<Bytes>,
+    new: &Bytes,
+    order: &Order<'_>,
+) -> Result<bool, PublishError> {
+    let place = workspace.directory().join(LIST);
+    let there = read_file(&place, MAX_FILE)?;
+    if there.is_none() || there == published {
+        write_file(&place, new, 0o644)?;
+        return Ok(false);
+    }
+    // Somebody is at work on it: theirs stays theirs, with this change in it where that is possible.
+    if let Ok((_, theirs)) = changed(there.as_deref(), order.change, order.now) {
+        write_file(&place, &theirs, 0o644)?;
+        return Ok(theirs != *new);
+    }
+    Ok(there.as_ref() != Some(new))
+}
+
+/// The list with the change, checked as sidecars will, and the entry's id.
+fn changed(old: Option<&[u8]>, change: &Change, now: Timestamp) -> Result<(String, Bytes), PublishError> {
+    let text = std::str::from_utf8(old.unwrap_or(b"schema = 1\n"))
+        .map_err(|_| refused(format!("{LIST}: is not UTF-8 text")))?;
+    let mut table: Table = toml::from_str(text).map_err(|error| refused(format!("{LIST}: {}", error.message())))?;
+    let stops = table.entry("stop").or_insert_with(|| Value::Array(Vec::new()));
+    let stops = stops.as_array_mut().ok_or_else(|| refused(format!("{LIST}: stop must be a list")))?;
+    let has = |stops: &[Value], id: &str| stops.iter().any(|stop| stop.get("id").and_then(Value::as_str) == Some(id));
+    let id = match change {
+        Change::Add { id, what, reason, until } => {
+            let id = id.clone().unwrap_or_else(|| fresh(now, |id| has(stops, id)));
+            let mut stop = Table::new();
+            stop.insert("id".to_owned(), id.clone().into());
+            let (member, word) = what.as_ref().map_or(("all", Value::Boolean(true)), |(m, w)| (*m, w.clone().into()));
+            stop.insert(member.to_owned(), word);
+            stop.insert("reason".to_owned(), reason.clone().into());
+            if let Some(until) = until {
+                let until = until.floor_to_second().to_string().parse().map(Value::Datetime);
+                stop.insert("until".to_owned(), until.map_err(|_| refused("until is no time"))?);
+            }
+            stops.push(Value::Table(stop));
+            id
+        }
+        Change::Lift(id) => {
+            if !has(stops, id) {
+                return Err(refused(format!("there is no entry {id}: `sidemint policy kill --list` shows them")));
+            }
+            stops.retain(|stop| stop.get("id").and_then(Value::as_str) != Some(id.as_str()));
+            id.clone()
+        }
+    };
+    if stops.is_empty() {
+        table.remove("stop");
+    }
+    let text = toml::to_string(&table).map_err(|error| refused(format!("{LIST}: {error}")))?;
+    let bytes = Bytes::from(format!("{HEAD}{text}"));
+    parse(&bytes)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(refused(format!("{LIST}: would be larger than {MAX_FILE} bytes: lift what is past")));
+    }
+    Ok((id, bytes))
+}
+
+/// An id of the time: `k-20261123-164833`, with a number where there is one already.
+fn fresh(now: Timestamp, taken: impl Fn(&str) -> bool) -> String {
+    let digits: String = now.floor_to_second().to_string().chars().filter(char::is_ascii_digit).collect();
+    let (day, time) = digits.split_at(digits.len().min(8));
+    let first = format!("k-{day}-{time}");
+    let mut id = first.clone();
+    let mut number = 2_u32;
+    while taken(&id) {
+        id = format!("{first}-{number}");
+        number = number.saturating_add(1);
+    }
+    id
+}

@@ -1,0 +1,283 @@
+//! What a client finds at `OUT`, verified by the very code with which sidecars read it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::super::repository::fetch::{Answer, DirectoryFetch, Fetch, FetchError, Tag};
+use super::super::repository::high_water::Marks;
+use super::super::repository::metadata::{PublicKey, metadata_name};
+use super::super::repository::trusted::{Known, MAX_ROOT, MAX_SNAPSHOT, MAX_TIMESTAMP, Next, Roots, TIMESTAMP};
+use super::super::repository::trusted::{Top, Verified, complete};
+use super::super::repository::{Digest, PolicyFiles};
+use super::super::standing::Standing;
+use super::{PublishError, read_file};
+use crate::clock::Timestamp;
+
+/// The longest chain of roots that is walked.
+const MAX_ROOTS: u64 = 1024;
+
+fn refused(message: impl std::fmt::Display) -> PublishError {
+    PublishError::Refused(message.to_string())
+}
+
+fn root_name(version: u64) -> String {
+    format!("metadata/{}", metadata_name("root", version))
+}
+
+/// What is to be published, over what is.
+#[derive(Debug, Clone)]
+pub(super) struct Overlay {
+    below: DirectoryFetch,
+    over: BTreeMap<String, Bytes>,
+    hidden: Option<String>,
+}
+
+impl Overlay {
+    /// `over` in front of what lies at `out`.
+    pub(super) fn new(out: &Path, over: BTreeMap<String, Bytes>) -> Self {
+        Self { below: DirectoryFetch::new(out), over, hidden: None }
+    }
+}
+
+#[async_trait]
+impl Fetch for Overlay {
+    async fn get(&self, name: &str, limit: u64, seen: Option<&Tag>) -> Result<Answer, FetchError> {
+        if self.hidden.as_deref() == Some(name) {
+            return Ok(Answer::Absent);
+        }
+        match self.over.get(name) {
+            Some(bytes) if bytes.len() as u64 > limit => Err(FetchError::TooLarge { name: name.to_owned(), limit }),
+            Some(bytes) => Ok(Answer::Body { bytes: bytes.clone(), tag: None }),
+            None => self.below.get(name, limit, seen).await,
+        }
+    }
+}
+
+/// The part that a heartbeat needs: roots, the timestamp, and the snapshot that it names.
+#[derive(Debug)]
+pub struct Head {
+    newest: Roots,
+    top: Top,
+    /// Every root, by version.
+    pub roots: BTreeMap<u64, Bytes>,
+    /// The snapshot's bytes.
+    pub snapshot: Bytes,
+}
+
+/// A verified published repository.
+#[derive(Debug)]
+pub struct Published {
+    /// Roots, timestamp and snapshot.
+    pub head: Head,
+    verified: Verified,
+}
+
+impl Head {
+    /// Reads and verifies the head of what is published at `out`; `None` where nothing is.
+    ///
+    /// # Errors
+    /// Something is there and a client would refuse it.
+    pub async fn read(out: &Path) -> Result<Option<Self>, PublishError> {
+        let Some((anchor, newest)) = found(out)? else { return Ok(None) };
+        let named = |error| refused(format!("{} holds a repository that clients refuse: {error}", out.display()));
+        let mut overlay = Overlay::new(out, BTreeMap::new());
+        let error = match Self::load(&overlay, &anchor, None, None).await {
+            Ok(head) => return Ok(Some(head)),
+            Err(error) => error,
+        };
+        // A publication that was cut off between its new root and its timestamp leaves one root too many: then the state
+        // before it is what is published.
+        if newest > 1 {
+            overlay.hidden = Some(root_name(newest));
+            if let Ok(head) = Self::load(&overlay, &anchor, None, None).await {
+                return Ok(Some(head));
+            }
+        }
+        Err(named(error))
+    }
+
+    /// Loads what `fetch` gives: from the root `anchor` alone, as a sidecar that starts empty; or from the state
+    /// `previous`, as one that runs. Where `judge` is a time, what has ended by then is refused.
+    ///
+    /// # Errors
+    /// What such a sidecar would refuse.
+    pub(super) async fn load(
+        fetch: &Overlay,
+        anchor: &Bytes,
+        previous: Option<&Published>,
+        judge: Option<Timestamp>,
+    ) -> Result<Self, PublishError> {
+        let (mut newest, mut roots) = match previous {
+            Some(previous) => (previous.head.newest.clone(), previous.head.roots.clone()),
+            None => {
+                let first = Roots::anchor(anchor).map_err(refused)?;
+                let version = first.mark().version;
+                (first, BTreeMap::from([(version, anchor.clone())]))
+            }
+        };
+        while let Next::Root { roots: next, bytes, .. } = newest.next(fetch).await.map_err(refused)? {
+            roots.insert(next.mark().version, bytes);
+            newest = *next;
+            if newest.mark().version > MAX_ROOTS {
+                return Err(refused(format!("more than {MAX_ROOTS} roots")));
+            }
+        }
+        let marks = previous.map(Published::marks).unwrap_or_default();
+        let timestamp = body(fetch, TIMESTAMP, MAX_TIMESTAMP).await?;
+        let top = newest.timestamp(timestamp, &marks, judge).map_err(refused)?;
+        let name = format!("metadata/{}", metadata_name("snapshot", top.pin.version));
+        let snapshot = body(fetch, &name, MAX_SNAPSHOT).await?;
+        if top.pin.digest.is_some_and(|digest| digest != Digest::of(&snapshot)) {
+            return Err(refused(format!("{name}: is not what the timestamp names")));
+        }
+        Ok(Self { newest, top, roots, snapshot })
+    }
+
+    /// The version of the root, the timestamp or the snapshot.
+    pub fn version(&self, role: &str) -> u64 {
+        match role {
+            "root" => self.newest.mark().version,
+            "timestamp" => self.top.mark.version,
+            "snapshot" => self.top.pin.version,
+            _ => 0,
+        }
+    }
+
+    /// The first root: what deployments ship.
+    pub fn anchor(&self) -> Bytes {
+        self.roots.first_key_value().map(|(_, bytes)| bytes.clone()).unwrap_or_default()
+    }
+
+    /// When the newest root's word ends, UTC.
+    pub fn root_end(&self) -> Timestamp {
+        self.newest.end()
+    }
+
+    /// Who may sign a top-level role, and how many must, as the newest root says.
+    ///
+    /// # Errors
+    /// The root names keys of a kind that this version does not know.
+    pub fn signers(&self, role: &str) -> Result<Signers, PublishError> {
+        let newest = self.roots.last_key_value().map(|(_, bytes)| bytes.clone()).unwrap_or_default();
+        Signers::of_root(&newest, role)
+    }
+}
+
+async fn body(fetch: &Overlay, name: &str, limit: u64) -> Result<Bytes, PublishError> {
+    match fetch.get(name, limit, None).await.map_err(refused)? {
+        Answer::Body { bytes, .. } => Ok(bytes),
+        Answer::Absent | Answer::Unchanged => Err(refused(format!("{name}: is not there"))),
+    }
+}
+
+/// The first root at `out` and the newest version that lies there; `None` where no timestamp is.
+fn found(out: &Path) -> Result<Option<(Bytes, u64)>, PublishError> {
+    if read_file(&out.join(TIMESTAMP), MAX_TIMESTAMP)?.is_none() {
+        return Ok(None);
+    }
+    let anchor = read_file(&out.join(root_name(1)), MAX_ROOT)?;
+    let anchor = anchor.ok_or_else(|| refused(format!("{}/metadata has no 1.root.json", out.display())))?;
+    let mut newest = 1;
+    while newest < MAX_ROOTS && out.join(root_name(newest + 1)).exists() {
+        newest += 1;
+    }
+    Ok(Some((anchor, newest)))
+}
+
+/// Who may sign a top-level role, and how many of them must.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signers {
+    /// The keys, by their ids.
+    pub keys: Vec<(String, PublicKey)>,
+    /// How many must sign; at least 1.
+    pub threshold: u64,
+}
+
+impl Signers {
+    /// What a root says of `role`.
+    ///
+    /// # Errors
+    /// It is no root, or names keys of a kind that this version does not know.
+    pub fn of_root(root: &[u8], role: &str) -> Result<Self, PublishError> {
+        let broken = |error: serde_json::Error| PublishError::Files(format!("the root cannot be read: {error}"));
+        let root: Value = serde_json::from_slice(root).map_err(broken)?;
+        let missing = || PublishError::Files(format!("the root names nobody who signs {role}"));
+        let settings = root.pointer("/signed/roles").and_then(|roles| roles.get(role)).ok_or_else(missing)?;
+        let mut keys = Vec::new();
+        for id in settings.get("keyids").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+            let key = root.pointer("/signed/keys").and_then(|keys| keys.get(id)).cloned().unwrap_or_default();
+            keys.push((id.to_owned(), serde_json::from_value(key).map_err(broken)?));
+        }
+        let threshold = settings.get("threshold").and_then(Value::as_u64).filter(|threshold| *threshold > 0);
+        Ok(Self { keys, threshold: threshold.ok_or_else(missing)? })
+    }
+}
+
+impl Published {
+    /// Reads and verifies what is published at `out`; `None` where nothing is. What has ended is read, too.
+    ///
+    /// # Errors
+    /// Something is there and a client would refuse it.
+    pub async fn read(out: &Path) -> Result<Option<Self>, PublishError> {
+        let Some(head) = Head::read(out).await? else { return Ok(None) };
+        let named = |error| refused(format!("{} holds a repository that clients refuse: {error}", out.display()));
+        Self::whole(Overlay::new(out, BTreeMap::new()), head, &Marks::default(), None).await.map(Some).map_err(named)
+    }
+
+    /// As [`Head::load`], with every role and file.
+    ///
+    /// # Errors
+    /// What such a sidecar would refuse.
+    pub(super) async fn load(
+        fetch: Overlay,
+        anchor: &Bytes,
+        previous: Option<&Self>,
+        judge: Option<Timestamp>,
+    ) -> Result<Self, PublishError> {
+        let head = Head::load(&fetch, anchor, previous, judge).await?;
+        let marks = previous.map(Self::marks).unwrap_or_default();
+        Self::whole(fetch, head, &marks, judge).await
+    }
+
+    async fn whole(fetch: Overlay, head: Head, marks: &Marks, judge: Option<Timestamp>) -> Result<Self, PublishError> {
+        let fetch: Arc<dyn Fetch> = Arc::new(fetch);
+        let mut known = Known::default();
+        let verified = complete(head.top.clone(), &fetch, &mut known, marks, &BTreeSet::new(), judge).await;
+        Ok(Self { head, verified: verified.map_err(refused)? })
+    }
+
+    fn marks(&self) -> Marks {
+        self.verified.marks(&Marks::default())
+    }
+
+    /// The version of a role, 0 where it has none.
+    pub fn version(&self, role: &str) -> u64 {
+        self.verified.roles.get(role).map_or_else(|| self.head.version(role), |(mark, _)| mark.version)
+    }
+
+    /// The metadata of a role that lists files.
+    pub fn role(&self, role: &str) -> Option<(u64, &Bytes)> {
+        self.verified.roles.get(role).map(|(mark, bytes)| (mark.version, bytes))
+    }
+
+    /// Every role that lists files, with its version and metadata.
+    pub fn roles(&self) -> BTreeMap<String, (u64, Bytes)> {
+        let roles = self.verified.roles.iter();
+        roles.map(|(name, (mark, bytes))| (name.to_string(), (mark.version, bytes.clone()))).collect()
+    }
+
+    /// The files as a sidecar would load them.
+    pub fn files(&self) -> &PolicyFiles {
+        &self.verified.files
+    }
+
+    /// Until when each role speaks.
+    pub fn standing(&self) -> &Standing {
+        &self.verified.standing
+    }
+}

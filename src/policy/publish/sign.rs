@@ -1,0 +1,207 @@
+//! One key holder, on their own machine, adds one signature to one role.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::super::repository::metadata::{Envelope, PublicKey};
+use super::PublishError;
+use super::keys::{KeySource, good_signatures};
+use super::published::{Published, Signers};
+use super::workspace::Workspace;
+use crate::clock::{Clock, Timestamp};
+
+/// What is to be signed, and with what.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The role: `root`, `targets` or a delegated one.
+    pub role: &'a str,
+    /// The key.
+    pub key: &'a KeySource,
+    /// How long it is to speak; else what `repository.toml` says. Given, it renews what has not changed.
+    pub expires: Option<Duration>,
+    /// Drop signatures that are over something else, and begin again.
+    pub restart: bool,
+    /// What is published, where it can be seen; else what the working repository knows of it.
+    pub published: Option<&'a Published>,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// How a role stands after a signature.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signed {
+    /// The role.
+    pub role: String,
+    /// The version that is being signed.
+    pub version: u64,
+    /// When it stops to speak, UTC.
+    pub expires: Timestamp,
+    /// Whose signatures it has, by the keys' names.
+    pub signers: Vec<String>,
+    /// How many it needs.
+    pub threshold: u32,
+    /// For a root that follows another: whose signatures of the root before it has, and how many it needs of them.
+    pub before: Option<(usize, u64)>,
+    /// Whether this signature began a new version.
+    pub begun: bool,
+    /// Where it is.
+    pub file: PathBuf,
+}
+
+impl Signed {
+    /// Whether it has the signatures that it needs.
+    pub fn complete(&self) -> bool {
+        let enough = |have: usize, need: u64| u64::try_from(have).is_ok_and(|have| have >= need);
+        enough(self.signers.len(), u64::from(self.threshold))
+            && self.before.is_none_or(|(have, need)| enough(have, need))
+    }
+}
+
+/// Builds the metadata of the role from the folder where its content changed, and adds the signature of one key.
+///
+/// # Errors
+/// The key is none of the role's; others signed something else (unless `restart`); there is nothing new to sign.
+pub async fn sign(workspace: &Workspace, request: &Request<'_>, clock: &dyn Clock) -> Result<Signed, PublishError> {
+    let role = workspace.settings().role(request.role)?;
+    let known = known_version(workspace, request)?;
+    let (mut envelope, begun) = match plan(workspace, request, known)? {
+        Plan::Append(envelope) => (envelope, false),
+        Plan::Begin => {
+            let version = known.checked_add(1).ok_or_else(|| PublishError::Files("versions have run out".into()))?;
+            let expires = request.now + request.expires.unwrap_or(role.life);
+            let files = if request.role == "root" { BTreeMap::new() } else { workspace.files()? };
+            (Envelope::unsigned(workspace.settings().content(request.role, version, expires, &files)?), true)
+        }
+    };
+    let before = before(workspace, request.role, &envelope)?;
+    let mut keys = role.keys.clone();
+    if let Some((old, _)) = &before {
+        keys.extend(old.iter().filter(|(_, key)| !role.keys.iter().any(|(_, known)| known == key)).cloned());
+    }
+    let message = envelope.message().map_err(|error| PublishError::Files(error.to_string()))?;
+    let (public, signature) = request.key.sign(request.role, &message, &keys, clock).await?;
+    envelope.add(&public, &signature);
+    let file = workspace.stage(request.role, &envelope)?;
+    Ok(Signed {
+        role: request.role.to_owned(),
+        version: version_of(&envelope.signed),
+        expires: expires_of(&envelope.signed)?,
+        signers: good_signatures(&envelope, &role.keys).into_iter().map(str::to_owned).collect(),
+        threshold: role.threshold,
+        before: before.map(|(old, need)| (good_signatures(&envelope, &old).len(), need)),
+        begun,
+        file,
+    })
+}
+
+enum Plan {
+    Append(Envelope),
+    Begin,
+}
+
+/// Whether the signature belongs to what is staged, or a new version begins. `known` is the version published last.
+fn plan(workspace: &Workspace, request: &Request<'_>, known: u64) -> Result<Plan, PublishError> {
+    let name = request.role;
+    let Some((_, staged)) = workspace.staged(name)? else { return Ok(Plan::Begin) };
+    let (version, expires) = (version_of(&staged.signed), expires_of(&staged.signed)?);
+    let files = if name == "root" { BTreeMap::new() } else { workspace.files()? };
+    let same = same_content(&staged.signed, &workspace.settings().content(name, version, expires, &files)?);
+    if version <= known {
+        // Published: what comes now is the next version, if there is anything to say.
+        if same && request.expires.is_none() && !request.restart && !half_over(workspace, name, expires, request.now)? {
+            return Err(PublishError::Refused(format!(
+                "{name}: version {version} is published and says what the folder says, until {expires}; renew it with --expires"
+            )));
+        }
+        return Ok(Plan::Begin);
+    }
+    let role = workspace.settings().role(name)?;
+    let lapsed = expires <= request.now;
+    let other_life = request.expires.is_some_and(|life| (request.now + life).floor_to_second() != expires)
+        && good_signatures(&staged, &role.keys).is_empty();
+    if request.restart || lapsed || other_life {
+        return Ok(Plan::Begin);
+    }
+    if version != known + 1 || !same {
+        let why = if same {
+            format!("is version {version}, and {known} is published")
+        } else {
+            "says something else than the folder".into()
+        };
+        return Err(PublishError::Signatures(format!(
+            "{}: what was signed so far {why}: look at both, then begin again with --restart",
+            workspace.staged_path(name).display()
+        )));
+    }
+    Ok(Plan::Append(staged))
+}
+
+fn half_over(workspace: &Workspace, name: &str, expires: Timestamp, now: Timestamp) -> Result<bool, PublishError> {
+    Ok(expires.since(now) < workspace.settings().role(name)?.life / 2)
+}
+
+/// The version of the role that is published, 0 for none.
+fn known_version(workspace: &Workspace, request: &Request<'_>) -> Result<u64, PublishError> {
+    if let Some(published) = request.published {
+        return Ok(published.version(request.role));
+    }
+    if request.role != "root" {
+        return Ok(workspace.published_versions()?.get(request.role).copied().unwrap_or(0));
+    }
+    let mut version = 0;
+    while workspace.root(version + 1)?.is_some() {
+        version += 1;
+    }
+    Ok(version)
+}
+
+type Before = Option<(Vec<(String, PublicKey)>, u64)>;
+
+/// The keys and the threshold of the root before `envelope`, which must sign it too (specification §5.3.4).
+fn before(workspace: &Workspace, role: &str, envelope: &Envelope) -> Result<Before, PublishError> {
+    let version = version_of(&envelope.signed);
+    if role != "root" || version < 2 {
+        return Ok(None);
+    }
+    let bytes = workspace.root(version - 1)?.ok_or_else(|| {
+        PublishError::Files(format!(
+            "metadata/{}.root.json: is not there, and its keys must sign the next",
+            version - 1
+        ))
+    })?;
+    let Signers { keys, threshold } = Signers::of_root(&bytes, "root")?;
+    Ok(Some((keys, threshold)))
+}
+
+/// Whether two roles say the same; the version of the specification that a writer names does not count.
+pub(super) fn same_content(a: &Value, b: &Value) -> bool {
+    let (Some(a), Some(b)) = (a.as_object(), b.as_object()) else { return false };
+    let names = a.keys().chain(b.keys());
+    names.filter(|name| *name != "spec_version").all(|name| a.get(name) == b.get(name))
+}
+
+/// The signed part of a metadata file.
+///
+/// # Errors
+/// It is none.
+pub(super) fn signed_part(bytes: &[u8]) -> Result<Value, PublishError> {
+    let read: Result<Envelope, _> = serde_json::from_slice(bytes);
+    read.map(|envelope| envelope.signed).map_err(|error| PublishError::Files(format!("is no signed metadata: {error}")))
+}
+
+/// `version` of a role; 0 where it has none.
+pub(super) fn version_of(signed: &Value) -> u64 {
+    signed.get("version").and_then(Value::as_u64).unwrap_or(0)
+}
+
+/// `expires` of a role.
+///
+/// # Errors
+/// It has none, or another form than TUF's.
+pub(super) fn expires_of(signed: &Value) -> Result<Timestamp, PublishError> {
+    let text = signed.get("expires").and_then(Value::as_str).unwrap_or_default();
+    text.parse().map_err(|_| PublishError::Files(format!("expires is no time of TUF metadata: {text:?}")))
+}
