@@ -452,7 +452,8 @@ impl SignedSource {
             Answer::Unchanged if seen.is_some() => Ok(None),
             Answer::Unchanged | Answer::Absent => {
                 let said = self.fetch.note().map(|note| format!(" ({note})")).unwrap_or_default();
-                let message = format!("{TIMESTAMP}: is not there: is policy.repository the folder above metadata/?{said}");
+                let message =
+                    format!("{TIMESTAMP}: is not there: is policy.repository the folder above metadata/?{said}");
                 Err(Fault::new(FaultKind::Missing, message))
             }
         }
