@@ -32,6 +32,7 @@ use crate::pod_task::PodTask;
 use crate::policy::cache::PolicyCache;
 use crate::policy::repository::fault::Fault;
 use crate::policy::repository::fetch::{DirectoryFetch, Fetch};
+use crate::policy::repository::http::{ClientSvid, HttpError, HttpFetch, HttpSettings, Roots};
 use crate::policy::repository::signed::{SignedSettings, SignedSource};
 use crate::policy::repository::trusted::MAX_ROOT;
 use crate::policy::repository::{DirectorySource, PolicySource};
@@ -75,7 +76,7 @@ pub enum StartError {
     PolicyAnchor(#[from] Fault),
     /// The policy repository's place cannot be used.
     #[error("policy.repository: {0}")]
-    PolicyRepository(String),
+    PolicyRepository(#[from] HttpError),
     /// A listener.
     #[error("{key}: cannot listen on {address}: {error}")]
     Bind {
@@ -153,7 +154,7 @@ pub async fn build(config: &Config) -> Result<Bound, StartError> {
     let clock: SharedClock = Arc::clone(&trusted) as _;
     let audit = Arc::new(Audit::start(&config.audit, &config.state_directory, clock.now())?);
     let workload_api = SpiffeWorkloadApi::start(&config.identity.workload_api, machine)?;
-    let policy = policy(config, &clock)?;
+    let policy = policy(config, &clock, Arc::clone(&workload_api) as _)?;
     let parts = Parts {
         authenticator: Authenticator::new(Arc::clone(&workload_api) as _, config.identity.audience.clone())
             .with_federated(config.mtls.as_ref().map(|mtls| mtls.federated.clone()).unwrap_or_default()),
@@ -223,7 +224,11 @@ pub fn metrics() -> Result<Metrics, prometheus::Error> {
     Ok(metrics)
 }
 
-fn policy(config: &Config, clock: &SharedClock) -> Result<Arc<PolicyCache>, StartError> {
+fn policy(
+    config: &Config,
+    clock: &SharedClock,
+    workload_api: Arc<dyn WorkloadApi>,
+) -> Result<Arc<PolicyCache>, StartError> {
     let options = LoadOptions { scopes: config.policy.scopes.iter().cloned().collect() };
     let source: Arc<dyn PolicySource> = match &config.policy.place {
         PolicyPlace::Unsigned(directory) => {
@@ -240,7 +245,7 @@ fn policy(config: &Config, clock: &SharedClock) -> Result<Arc<PolicyCache>, Star
                 minimum_version: repository.minimum_version,
                 scopes: options.scopes.clone(),
             };
-            Arc::new(SignedSource::new(settings, fetch(repository)?, Arc::clone(clock))?)
+            Arc::new(SignedSource::new(settings, fetch(repository, clock, Some(workload_api))?, Arc::clone(clock))?)
         }
     };
     Ok(Arc::new(PolicyCache::new(source, options)))
@@ -265,13 +270,30 @@ pub fn trust_anchor(path: &Path) -> Result<bytes::Bytes, String> {
 ///
 /// # Errors
 /// When its place cannot be used.
-pub fn fetch(settings: &RepositorySettings) -> Result<Arc<dyn Fetch>, StartError> {
-    match &settings.repository {
-        RepositoryPlace::Directory(directory) => Ok(Arc::new(DirectoryFetch::new(directory))),
-        RepositoryPlace::Https(url) => {
-            Err(StartError::PolicyRepository(format!("{url}: this build reads repositories in directories alone")))
-        }
-    }
+pub fn fetch(
+    settings: &RepositorySettings,
+    clock: &SharedClock,
+    workload_api: Option<Arc<dyn WorkloadApi>>,
+) -> Result<Arc<dyn Fetch>, StartError> {
+    let base = match &settings.repository {
+        RepositoryPlace::Directory(directory) => return Ok(Arc::new(DirectoryFetch::new(directory))),
+        RepositoryPlace::Http(base) => base.clone(),
+    };
+    let roots = match (&settings.server_id, &settings.ca) {
+        (Some(id), _) => Roots::Spiffe(id.clone()),
+        (None, Some(pem)) => Roots::Pem(pem.clone()),
+        (None, None) => Roots::System,
+    };
+    let client = settings.client_svid.then_some(ClientSvid::Default);
+    let settings = HttpSettings {
+        base,
+        allow_plain_http: false,
+        roots,
+        client,
+        proxy: settings.proxy.clone(),
+        timeout: settings.timeout,
+    };
+    Ok(Arc::new(HttpFetch::new(settings, Arc::clone(clock), workload_api)?))
 }
 
 fn clouds(

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use http::Uri;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
@@ -15,6 +16,7 @@ use toml::{Table, Value};
 use crate::audit::{self, Output};
 use crate::identity::jwt_svid::is_cloud_audience;
 use crate::identity::{SpiffeId, TrustDomain};
+use crate::policy::repository::http::Proxy;
 use crate::policy::{ParamName, ScopeId};
 
 /// How a key's value is written.
@@ -203,7 +205,7 @@ pub struct RepositorySettings {
     /// PEM certificates that vouch for the server, in place of the system's.
     pub ca: Option<PathBuf>,
     /// An `http://` proxy; none unless it is named here.
-    pub proxy: Option<String>,
+    pub proxy: Option<Proxy>,
     /// Whether our X.509-SVID is shown to the server.
     pub client_svid: bool,
     /// The server's SPIFFE ID, verified by the trust bundle in place of `ca`.
@@ -217,8 +219,8 @@ pub struct RepositorySettings {
 pub enum RepositoryPlace {
     /// Below a local directory.
     Directory(PathBuf),
-    /// Below an `https://` URL, without a slash at its end.
-    Https(String),
+    /// Below an `https://` URL, or an `http://` one on loopback.
+    Http(Uri),
 }
 
 /// `[aws]`
@@ -617,10 +619,8 @@ impl Raw {
         if minimum_version == Some(0) {
             return Err(section.error("minimum_version", "at least 1"));
         }
-        let proxy: Option<String> = section.get("proxy")?;
-        if proxy.as_ref().is_some_and(|proxy| !proxy.starts_with("http://")) {
-            return Err(section.error("proxy", "write http://HOST:PORT"));
-        }
+        let proxy = section.get::<String>("proxy")?.map(|text| text.parse::<Proxy>());
+        let proxy = proxy.transpose().map_err(|error| section.error("proxy", error.to_string()))?;
         let client_svid = match section.get::<String>("client")?.as_deref() {
             None => false,
             Some("svid") => true,
@@ -734,11 +734,11 @@ pub fn repository_place(text: &str) -> Option<RepositoryPlace> {
     if text.starts_with('/') {
         return Some(RepositoryPlace::Directory(text.into()));
     }
-    let uri: http::Uri = text.parse().ok()?;
-    let authority = uri.authority().filter(|_| uri.scheme_str() == Some("https"))?;
+    let uri: Uri = text.parse().ok()?;
+    let authority = uri.authority().filter(|_| matches!(uri.scheme_str(), Some("https" | "http")))?;
     // A password would be told in every error.
     let plain = !authority.as_str().contains('@') && uri.query().is_none() && !text.contains('#');
-    plain.then(|| RepositoryPlace::Https(text.trim_end_matches('/').to_owned()))
+    plain.then_some(RepositoryPlace::Http(uri))
 }
 
 #[cfg(test)]
@@ -840,7 +840,7 @@ mod tests {
         let policy = parse(text, &[("SIDEMINT_POLICY_MINIMUM_VERSION", "7")]).unwrap().policy;
         assert_eq!(policy.poll, Duration::from_secs(30));
         let PolicyPlace::Signed(settings) = policy.place else { panic!("{policy:?}") };
-        assert_eq!(settings.repository, RepositoryPlace::Https("https://policy.example.org/fleet".to_owned()));
+        assert_eq!(settings.repository, RepositoryPlace::Http(Uri::from_static("https://policy.example.org/fleet")));
         assert_eq!((settings.minimum_version, settings.timeout), (Some(7), Duration::from_secs(10)));
         assert!(!settings.client_svid && settings.ca.is_none() && settings.proxy.is_none());
     }

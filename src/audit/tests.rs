@@ -546,6 +546,8 @@ fn every_member() -> std::collections::BTreeSet<String> {
         tier: Some(Tier::Baseline),
         policy_version: Some("v"),
         rule_ids: &rules,
+        digests: None,
+        stale: None,
         deadline: Some(Timestamp::default()),
         provider: Some(Provider::Aws),
         lease: Some(&lease),

@@ -13,6 +13,7 @@ use crate::clock::SharedClock;
 use crate::config::{RepositorySettings, default_state_directory, repository_place};
 use crate::policy::PolicyVersion;
 use crate::policy::repository::fault::{Fault, FaultKind};
+use crate::policy::repository::http::Proxy;
 use crate::policy::repository::signed::{Examined, SignedSettings, SignedSource};
 use crate::policy::repository::trusted::RoleSummary;
 use crate::policy::standing::OWNERS;
@@ -33,6 +34,12 @@ pub(super) struct Args {
     /// The sidecar's state directory. Default: as of `serve`
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
+    /// PEM certificates that vouch for the repository's host, in place of the system's
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// The proxy to the repository: http://[USER:PASSWORD@]HOST:PORT
+    #[arg(long, value_name = "URL")]
+    proxy: Option<Proxy>,
     /// The least snapshot version to believe
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     minimum_version: Option<u64>,
@@ -74,8 +81,8 @@ impl Args {
             repository,
             root: self.root.clone(),
             minimum_version: self.minimum_version,
-            ca: None,
-            proxy: None,
+            ca: self.ca.clone(),
+            proxy: self.proxy.clone(),
             client_svid: false,
             server_id: None,
             timeout: std::time::Duration::from_secs(10),
@@ -86,7 +93,7 @@ impl Args {
             minimum_version: self.minimum_version,
             scopes: BTreeSet::new(),
         };
-        let fetch = fetch(&repository).map_err(|error| usage(error.to_string()))?;
+        let fetch = fetch(&repository, &clock, None).map_err(|error| usage(error.to_string()))?;
         SignedSource::new(settings, fetch, clock).map_err(|fault| refused(&fault))
     }
 }
@@ -217,6 +224,8 @@ mod tests {
             root: folder.join("root.json"),
             repository: folder.join("repository").display().to_string(),
             state: Some(folder.join("state")),
+            ca: None,
+            proxy: None,
             minimum_version: None,
             yes: true,
             output: Output::Text,

@@ -108,8 +108,21 @@ pub struct Proxy {
 
 /// A text is no proxy's address. It quotes nothing of it, which may hold a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("policy.proxy must be http://[USER:PASSWORD@]HOST:PORT, without a path")]
+#[error("a proxy is http://[USER:PASSWORD@]HOST:PORT, without a path")]
 pub struct ProxyError;
+
+impl PartialEq for Proxy {
+    fn eq(&self, other: &Self) -> bool {
+        let same = match (&self.credentials, &other.credentials) {
+            // Exposed to be compared, which tells nothing but equality.
+            (Some(ours), Some(theirs)) => ours.matches(theirs.expose()),
+            (ours, theirs) => ours.is_none() && theirs.is_none(),
+        };
+        same && self.place == other.place
+    }
+}
+
+impl Eq for Proxy {}
 
 impl fmt::Debug for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
