@@ -17,7 +17,7 @@ class PolicyDirectory:
     def __init__(self, folder):
         self.folder = folder
         for part in ("", "decisions", "scopes", "grants", "boundaries"):
-            (folder / part).mkdir(mode=0o755)
+            (folder / part).mkdir(mode=0o755, exist_ok=True)
 
     def scope(self, name, principals, max_task="10m", max_residual="30s", customers=("c-42",), more=""):
         """Writes one scope: who may begin it, for which customers, and how long access may outlive it."""

@@ -13,7 +13,7 @@ SIDECAR_UID = 2001
 class Sidecar:
     """One sidecar with its own ports, journal, audit file and configuration. It may be started again."""
 
-    def __init__(self, world, name, workload_api=None, sts=None, pod_task=None, shutdown="end", uid=SIDECAR_UID):
+    def __init__(self, world, name, workload_api=None, sts=None, pod_task=None, shutdown="end", uid=SIDECAR_UID, policy=None):
         self.world, self.name, self.uid = world, name, uid
         self.folder = world.folder / name
         self.folder.mkdir(mode=0o755)
@@ -39,7 +39,7 @@ class Sidecar:
                 admin=self.admin_port,
                 folder=self.folder,
                 workload_api=workload_api or world.spire.workload_api,
-                policy=world.policy.folder,
+                policy=policy or f'directory = "{world.policy.folder}"\ntrust = "unsigned"\npoll = "1s"',
                 sts=sts or world.rgw.endpoint,
                 audience=AUDIENCE,
                 shutdown=shutdown,
@@ -170,9 +170,7 @@ workload_api = "{workload_api}"
 audience = "sidemint"
 
 [policy]
-directory = "{policy}"
-trust = "unsigned"
-poll = "1s"
+{policy}
 
 [aws]
 sts_endpoint = "{sts}"
