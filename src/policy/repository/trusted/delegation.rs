@@ -69,7 +69,12 @@ struct Pattern(Vec<Segment>);
 impl Pattern {
     fn parse(text: &str) -> Option<Self> {
         let segments: Vec<Segment> = text.split('/').map(Segment::parse).collect::<Option<_>>()?;
-        (2..=MAX_SEGMENTS + 1).contains(&segments.len()).then_some(Self(segments))
+        (2..=MAX_SEGMENTS + MAX_DEPTH + 1).contains(&segments.len()).then_some(Self(segments))
+    }
+
+    /// The same up to where names end: what is longer matches no name, wherever it was written.
+    fn cut(&self) -> Self {
+        Self(self.0.iter().take(MAX_SEGMENTS + 1).cloned().collect())
     }
 
     fn matches(&self, path: &str) -> bool {
@@ -172,7 +177,7 @@ impl Tree {
         }
         let (_, folder) = OWNERS.get(owner).copied().unwrap_or_default();
         let within = |pattern: &Pattern| match self.nodes.get(parent) {
-            Some(node) => node.patterns.iter().any(|outer| outer.holds(pattern)),
+            Some(node) => node.patterns.iter().any(|outer| outer.cut().holds(&pattern.cut())),
             None => pattern.below(folder),
         };
         if !patterns.iter().all(within) {
@@ -255,7 +260,7 @@ mod tests {
         for text in ["", "*", "a", "a/", "/a", "a//b", "a/**", "a/{b,c}", "a/?", "a/[b]", "a/../b", "a/*b*", "a/ä"] {
             assert_eq!(Pattern::parse(text), None, "{text}");
         }
-        assert_eq!(Pattern::parse(&format!("a{}", "/*".repeat(9))), None);
+        assert_eq!(Pattern::parse(&format!("a{}", "/*".repeat(13))), None);
     }
 
     #[test]
