@@ -546,6 +546,14 @@ fn the_examples_of_the_vocabulary_page_load() {
         ("decisions/ledger-read.cedar", Some(&rules)),
     ]);
     assert_eq!(decide(&files, REPORT, &ledger("c-42")).unwrap().rule_ids(), ["report-reads-ledger"]);
+    let [owner, charter, kill] = ["toml owner", "toml charter", "toml kill"].map(|kind| blocks(kind).remove(0));
+    assert!(charter::Owner::parse(owner.as_bytes()).unwrap().active_until.is_some());
+    assert_eq!(
+        charter::Charter::parse(charter.as_bytes()).unwrap(),
+        charter::Charter::default(),
+        "it tells the defaults"
+    );
+    assert_eq!(kill::KillList::parse(kill.as_bytes(), None).unwrap().in_force(now()), 1);
     let policy = Policy::load(&files).unwrap();
     let pod = policy.decide(&caller(REPORT, Proof::Pod), &ledger("c-42"), now()).unwrap_err();
     assert_eq!(pod.reason, DenialReason::NotPermitted);

@@ -160,7 +160,7 @@ async fn an_owner_who_leaves_stops_their_scopes_after_the_grace() {
     let line = &w.audited(reply.request_id()).await[0];
     assert_eq!([&line["reason"], &line["rule_ids"][0]], ["guardrail", "guardrail-owner-gone"]);
     assert!(line["detail"].as_str().unwrap().contains("the owner tests is active until 2026-11-25"));
-    assert_eq!(w.metric(suspended).await, Some(8.0));
+    assert_eq!(w.metric(suspended).await, Some(9.0));
     // No new credential: the task ends when it needs one.
     w.clock.advance(secs(1201));
     assert_eq!(w.credentials(&task.token).await.status, 401);
