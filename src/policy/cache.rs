@@ -93,7 +93,7 @@ enum Loaded {
     Unchanged,
     Confirmed(Standing),
     Good(Policy),
-    Bad(PolicyVersion, Vec<Problem>, Option<KillList>),
+    Bad(PolicyVersion, Vec<Problem>, Option<Arc<KillList>>),
 }
 
 impl PolicyCache {
@@ -177,8 +177,8 @@ impl PolicyCache {
     }
 
     /// Takes the kill list of a version that was refused for something else, where it has one that is good.
-    fn stop_more(&self, known: &mut Known, kill: Option<KillList>) {
-        let Some(kill) = kill.filter(|kill| known.goes_on(kill).is_ok()).map(Arc::new) else { return };
+    fn stop_more(&self, known: &mut Known, kill: Option<Arc<KillList>>) {
+        let Some(kill) = kill.filter(|kill| known.goes_on(kill).is_ok()) else { return };
         if let Some(policy) = self.current().filter(|policy| **policy.kill_list() != *kill) {
             known.borrowed = true;
             self.current.send_replace(Some(Arc::new(policy.with_kill_list(Arc::clone(&kill)))));
@@ -217,7 +217,10 @@ impl PolicyCache {
         let options = self.options.clone();
         let work = tokio::task::spawn_blocking(move || match Policy::load_with(&files, &options) {
             Ok(policy) => Loaded::Good(policy),
-            Err(error) => Loaded::Bad(files.version.clone(), error.problems, load::kill_list(&files).ok()),
+            Err(error) => {
+                let kill = load::kill_list(&files).ok().map(Arc::new);
+                Loaded::Bad(files.version.clone(), error.problems, kill)
+            }
         });
         work.await.map_err(|_| PolicySourceError::unavailable("loading the policy was cut off"))
     }
