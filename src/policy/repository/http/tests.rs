@@ -555,6 +555,10 @@ fn a_proxys_password_is_never_shown() {
     }
     let proxy: Proxy = "http://user:hunter2@proxy.example:3128/".parse().unwrap();
     assert!(!format!("{proxy:?}").contains("hunter2"));
+    for (other, same) in [("user:hunter2", true), ("user:hunter3", false)] {
+        assert_eq!(proxy == format!("http://{other}@proxy.example:3128").parse().unwrap(), same);
+    }
+    assert_ne!(proxy, "http://proxy.example:3128".parse().unwrap());
     let mut settings = settings("http://127.0.0.1/");
     settings.proxy = Some(proxy);
     assert!(!format!("{settings:?} {:?}", fetch(settings.clone(), &clock())).contains("hunter2"));
