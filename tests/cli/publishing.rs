@@ -91,10 +91,10 @@ impl Repository {
     /// A new key in the place of `old`: what a key holder makes with openssl, and an editor of repository.toml writes.
     fn replace_key(&self, old: &str, new: &str) {
         let elsewhere = Self::new(false);
-        fs::copy(elsewhere.key(old), self.key(new)).unwrap();
+        fs::copy(elsewhere.key("security"), self.key(new)).unwrap();
         let settings = fs::read_to_string(elsewhere.path("repository.toml")).unwrap();
-        let public = settings.lines().find(|line| line.starts_with(&format!("{old} = "))).unwrap();
-        self.edit("repository.toml", "[keys]\n", &format!("[keys]\n{}\n", public.replacen(old, new, 1)));
+        let public = settings.lines().find(|line| line.starts_with("security = ")).unwrap();
+        self.edit("repository.toml", "[keys]\n", &format!("[keys]\n{}\n", public.replacen("security", new, 1)));
         self.edit("repository.toml", &format!("[\"{old}\""), &format!("[\"{new}\""));
         // Who lost a key cannot sign with it.
         fs::remove_file(self.key(old)).unwrap();

@@ -115,7 +115,7 @@ fn plan(workspace: &Workspace, request: &Request<'_>, known: u64) -> Result<Plan
         let spoken =
             u64::try_from(good_signatures(&staged, &role.keys).len()).unwrap_or(0) >= u64::from(role.threshold);
         let wanted = request.expires.is_some() || request.restart || expires.since(request.now) < role.life / 2;
-        if same && spoken && !wanted {
+        if same && version == known && spoken && !wanted {
             return Err(PublishError::Refused(format!(
                 "{name}: version {version} is published and says what the folder says, until {expires}; renew it with --expires"
             )));
