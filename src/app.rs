@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use crate::audit::{Audit, AuditError};
 use crate::broker::{BeginError, Broker, Limits, MintError, Parts, reaper};
 use crate::clock::{SharedClock, SystemClock, TrustedClock, within};
-use crate::config::{Config, ShutdownSettings};
+use crate::config::{Config, PolicyPlace, RepositoryPlace, RepositorySettings, ShutdownSettings};
 use crate::exchange::aws::{AwsSts, Settings, SettingsError};
 use crate::exchange::retry::Rate;
 use crate::exchange::{Cloud, Provider, Revocation};
@@ -30,7 +30,11 @@ use crate::lease::journal::{DiskJournal, JournalError};
 use crate::metrics::{Metrics, Words};
 use crate::pod_task::PodTask;
 use crate::policy::cache::PolicyCache;
-use crate::policy::repository::DirectorySource;
+use crate::policy::repository::fault::Fault;
+use crate::policy::repository::fetch::{DirectoryFetch, Fetch};
+use crate::policy::repository::signed::{SignedSettings, SignedSource};
+use crate::policy::repository::trusted::MAX_ROOT;
+use crate::policy::repository::{DirectorySource, PolicySource};
 use crate::policy::{DenialReason, LoadOptions, Problem, Tier};
 use crate::server::admin::Admin;
 use crate::server::mtls::{self, Mtls};
@@ -63,6 +67,15 @@ pub enum StartError {
     /// AWS.
     #[error("{0}")]
     Aws(#[from] SettingsError),
+    /// The trust anchor cannot be read.
+    #[error("policy.root: {0}")]
+    PolicyRoot(String),
+    /// The trust anchor is none.
+    #[error("policy.root: {0}: ask the policy's publishers for the root.json to trust")]
+    PolicyAnchor(#[from] Fault),
+    /// The policy repository's place cannot be used.
+    #[error("policy.repository: {0}")]
+    PolicyRepository(String),
     /// A listener.
     #[error("{key}: cannot listen on {address}: {error}")]
     Bind {
@@ -140,7 +153,7 @@ pub async fn build(config: &Config) -> Result<Bound, StartError> {
     let clock: SharedClock = Arc::clone(&trusted) as _;
     let audit = Arc::new(Audit::start(&config.audit, &config.state_directory, clock.now())?);
     let workload_api = SpiffeWorkloadApi::start(&config.identity.workload_api, machine)?;
-    let policy = policy(config);
+    let policy = policy(config, &clock)?;
     let parts = Parts {
         authenticator: Authenticator::new(Arc::clone(&workload_api) as _, config.identity.audience.clone())
             .with_federated(config.mtls.as_ref().map(|mtls| mtls.federated.clone()).unwrap_or_default()),
@@ -210,13 +223,55 @@ pub fn metrics() -> Result<Metrics, prometheus::Error> {
     Ok(metrics)
 }
 
-fn policy(config: &Config) -> Arc<PolicyCache> {
-    let source = Arc::new(DirectorySource::new(config.policy.directory.clone()));
-    tracing::warn!(
-        directory = %config.policy.directory.display(),
-        "policy.trust = \"unsigned\": whoever can write this directory decides; nothing proves who wrote it"
-    );
-    Arc::new(PolicyCache::new(source, LoadOptions { scopes: config.policy.scopes.iter().cloned().collect() }))
+fn policy(config: &Config, clock: &SharedClock) -> Result<Arc<PolicyCache>, StartError> {
+    let options = LoadOptions { scopes: config.policy.scopes.iter().cloned().collect() };
+    let source: Arc<dyn PolicySource> = match &config.policy.place {
+        PolicyPlace::Unsigned(directory) => {
+            tracing::warn!(
+                directory = %directory.display(),
+                "policy.trust = \"unsigned\": whoever can write this directory decides; nothing proves who wrote it"
+            );
+            Arc::new(DirectorySource::new(directory.clone()))
+        }
+        PolicyPlace::Signed(repository) => {
+            let settings = SignedSettings {
+                anchor: trust_anchor(&repository.root).map_err(StartError::PolicyRoot)?,
+                state: config.state_directory.clone(),
+                minimum_version: repository.minimum_version,
+                scopes: options.scopes.clone(),
+            };
+            Arc::new(SignedSource::new(settings, fetch(repository)?, Arc::clone(clock))?)
+        }
+    };
+    Ok(Arc::new(PolicyCache::new(source, options)))
+}
+
+/// Reads the `root.json` that is trusted.
+///
+/// # Errors
+/// One line that says why not.
+pub fn trust_anchor(path: &Path) -> Result<bytes::Bytes, String> {
+    let failed = |error: io::Error| format!("{}: {error}", path.display());
+    let file = fs::File::open(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(file, MAX_ROOT + 1), &mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MAX_ROOT {
+        return Err(format!("{}: larger than {MAX_ROOT} bytes", path.display()));
+    }
+    Ok(bytes.into())
+}
+
+/// What reaches a signed repository.
+///
+/// # Errors
+/// When its place cannot be used.
+pub fn fetch(settings: &RepositorySettings) -> Result<Arc<dyn Fetch>, StartError> {
+    match &settings.repository {
+        RepositoryPlace::Directory(directory) => Ok(Arc::new(DirectoryFetch::new(directory))),
+        RepositoryPlace::Https(url) => {
+            Err(StartError::PolicyRepository(format!("{url}: this build reads repositories in directories alone")))
+        }
+    }
 }
 
 fn clouds(

@@ -45,6 +45,14 @@ const KEYS: &[(&str, &str, Form)] = &[
     ("identity", "audience", Form::Text),
     ("policy", "directory", Form::Text),
     ("policy", "trust", Form::Text),
+    ("policy", "repository", Form::Text),
+    ("policy", "root", Form::Text),
+    ("policy", "minimum_version", Form::Number),
+    ("policy", "ca", Form::Text),
+    ("policy", "proxy", Form::Text),
+    ("policy", "client", Form::Text),
+    ("policy", "server_id", Form::Text),
+    ("policy", "timeout", Form::Text),
     ("policy", "scopes", Form::List),
     ("policy", "poll", Form::Text),
     ("aws", "sts_endpoint", Form::Text),
@@ -166,12 +174,51 @@ pub struct IdentitySettings {
 /// `[policy]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicySettings {
-    /// The directory of policy files.
-    pub directory: PathBuf,
+    /// Where the files are, and whom they are believed.
+    pub place: PolicyPlace,
     /// Load only these scopes; empty for all.
     pub scopes: Vec<ScopeId>,
-    /// How often the directory is looked at.
+    /// How often the place is looked at.
     pub poll: Duration,
+}
+
+/// Where policy files are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PolicyPlace {
+    /// In a directory: whoever can write there decides.
+    Unsigned(PathBuf),
+    /// In a signed repository.
+    Signed(Box<RepositorySettings>),
+}
+
+/// The keys of `[policy]` that are about a signed repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepositorySettings {
+    /// Where it lies.
+    pub repository: RepositoryPlace,
+    /// The trust anchor, a `root.json`.
+    pub root: PathBuf,
+    /// The least snapshot version to believe.
+    pub minimum_version: Option<u64>,
+    /// PEM certificates that vouch for the server, in place of the system's.
+    pub ca: Option<PathBuf>,
+    /// An `http://` proxy; none unless it is named here.
+    pub proxy: Option<String>,
+    /// Whether our X.509-SVID is shown to the server.
+    pub client_svid: bool,
+    /// The server's SPIFFE ID, verified by the trust bundle in place of `ca`.
+    pub server_id: Option<SpiffeId>,
+    /// How long one request may take.
+    pub timeout: Duration,
+}
+
+/// Where a signed repository lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RepositoryPlace {
+    /// Below a local directory.
+    Directory(PathBuf),
+    /// Below an `https://` URL, without a slash at its end.
+    Https(String),
 }
 
 /// `[aws]`
@@ -511,9 +558,26 @@ impl Raw {
 
     fn policy(&self) -> Result<PolicySettings, ConfigError> {
         let section = Section { name: "policy", keys: &self.policy };
-        let directory = section.get("directory")?.ok_or_else(|| {
-            section.error("directory", "name the directory that holds decisions/, scopes/, grants/, boundaries/")
-        })?;
+        let (directory, repository) = (section.get::<PathBuf>("directory")?, section.get::<String>("repository")?);
+        // Looked at either way, so that the reference file can set it.
+        let timeout = section.duration("timeout", Duration::from_secs(10), Duration::from_secs(1))?;
+        let (place, poll) = match (directory, repository) {
+            (Some(directory), None) => (self.policy_directory(directory)?, Duration::from_secs(2)),
+            (None, Some(repository)) => (self.policy_repository(&repository, timeout)?, Duration::from_secs(30)),
+            (Some(_), Some(_)) => {
+                return Err(section.error("repository", "there is a policy.directory too: remove one of the two"));
+            }
+            (None, None) => {
+                let what = "name the signed policy repository, or in policy.directory a directory of unsigned files";
+                return Err(section.error("repository", what));
+            }
+        };
+        let poll = section.duration("poll", poll, Duration::from_millis(100))?;
+        Ok(PolicySettings { place, scopes: section.get("scopes")?.unwrap_or_default(), poll })
+    }
+
+    fn policy_directory(&self, directory: PathBuf) -> Result<PolicyPlace, ConfigError> {
+        let section = Section { name: "policy", keys: &self.policy };
         match section.get::<String>("trust")?.as_deref() {
             Some("unsigned") => {}
             Some(_) => return Err(section.error("trust", "the only trust in a directory is \"unsigned\"")),
@@ -522,8 +586,53 @@ impl Raw {
                 return Err(section.error("trust", what));
             }
         }
-        let poll = section.duration("poll", Duration::from_secs(2), Duration::from_millis(100))?;
-        Ok(PolicySettings { directory, scopes: section.get("scopes")?.unwrap_or_default(), poll })
+        for key in ["root", "minimum_version", "ca", "proxy", "client", "server_id"] {
+            if section.get::<Value>(key)?.is_some() {
+                return Err(section.error(key, "is for a signed policy.repository: remove it"));
+            }
+        }
+        Ok(PolicyPlace::Unsigned(directory))
+    }
+
+    fn policy_repository(&self, repository: &str, timeout: Duration) -> Result<PolicyPlace, ConfigError> {
+        let section = Section { name: "policy", keys: &self.policy };
+        let repository = match repository_place(repository) {
+            Some(place) => place,
+            None => return Err(section.error("repository", "write https://HOST/PATH or a path that begins with /")),
+        };
+        if section.get::<String>("trust")?.is_some_and(|trust| trust != "signed") {
+            return Err(section.error("trust", "a repository is \"signed\"; for unsigned files use policy.directory"));
+        }
+        if matches!(repository, RepositoryPlace::Directory(_)) {
+            for key in ["ca", "proxy", "client", "server_id"] {
+                if section.get::<Value>(key)?.is_some() {
+                    return Err(section.error(key, "is for a policy.repository with https://: remove it"));
+                }
+            }
+        }
+        let root = section.get("root")?.ok_or_else(|| {
+            section.error("root", "name the root.json that the deployment trusts; its publishers have it")
+        })?;
+        let minimum_version: Option<u64> = section.get("minimum_version")?;
+        if minimum_version == Some(0) {
+            return Err(section.error("minimum_version", "at least 1"));
+        }
+        let proxy: Option<String> = section.get("proxy")?;
+        if proxy.as_ref().is_some_and(|proxy| !proxy.starts_with("http://")) {
+            return Err(section.error("proxy", "write http://HOST:PORT"));
+        }
+        let client_svid = match section.get::<String>("client")?.as_deref() {
+            None => false,
+            Some("svid") => true,
+            Some(_) => return Err(section.error("client", "write \"svid\", or remove it")),
+        };
+        let (ca, server_id) = (section.get::<PathBuf>("ca")?, section.get::<SpiffeId>("server_id")?);
+        if ca.is_some() && server_id.is_some() {
+            return Err(section.error("server_id", "the trust bundle verifies it in place of policy.ca: remove one"));
+        }
+        let settings =
+            RepositorySettings { repository, root, minimum_version, ca, proxy, client_svid, server_id, timeout };
+        Ok(PolicyPlace::Signed(Box::new(settings)))
     }
 
     fn aws(&self) -> Result<AwsSettings, ConfigError> {
@@ -620,6 +729,18 @@ impl Raw {
     }
 }
 
+/// A signed repository's place as it is written: `https://HOST/PATH`, or a path from the root of the file system.
+pub fn repository_place(text: &str) -> Option<RepositoryPlace> {
+    if text.starts_with('/') {
+        return Some(RepositoryPlace::Directory(text.into()));
+    }
+    let uri: http::Uri = text.parse().ok()?;
+    let authority = uri.authority().filter(|_| uri.scheme_str() == Some("https"))?;
+    // A password would be told in every error.
+    let plain = !authority.as_str().contains('@') && uri.query().is_none() && !text.contains('#');
+    plain.then(|| RepositoryPlace::Https(text.trim_end_matches('/').to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -667,7 +788,22 @@ mod tests {
     #[test]
     fn each_mistake_is_one_line_that_names_its_key() {
         type Case = (&'static str, &'static [(&'static str, &'static str)], &'static str);
-        let cases: [Case; 16] = [
+        let cases: [Case; 27] = [
+            ("[policy]\nrepository = \"/p\"", &[], "policy.root"),
+            ("[policy]\nrepository = \"/p\"\ndirectory = \"/p\"", &[], "remove one of the two"),
+            ("[policy]\nrepository = \"http://h/p\"\nroot = \"/r\"", &[], "https://"),
+            ("[policy]\nrepository = \"https://a:b@h/p\"\nroot = \"/r\"", &[], "policy.repository"),
+            ("[policy]\nrepository = \"/p\"\nroot = \"/r\"\ntrust = \"unsigned\"", &[], "policy.trust"),
+            ("[policy]\nrepository = \"/p\"\nroot = \"/r\"\nca = \"/c\"", &[], "policy.ca"),
+            ("[policy]\nrepository = \"/p\"\nroot = \"/r\"\nminimum_version = 0", &[], "at least 1"),
+            ("[policy]\nrepository = \"https://h\"\nroot = \"/r\"\nproxy = \"h:1\"", &[], "policy.proxy"),
+            ("[policy]\nrepository = \"https://h\"\nroot = \"/r\"\nclient = \"x\"", &[], "policy.client"),
+            (
+                "[policy]\nrepository = \"https://h\"\nroot = \"/r\"\nca = \"/c\"\nserver_id = \"spiffe://a/b\"",
+                &[],
+                "policy.server_id",
+            ),
+            ("[policy]\ndirectory = \"/p\"\ntrust = \"unsigned\"\nroot = \"/r\"", &[], "policy.root"),
             ("[audit]\nrotate_size = \"64MB\"", &[], "audit.rotate_size"),
             ("[audit]\nrotate_size = \"1KiB\"", &[], "at least 4096"),
             ("", &[], "policy.directory"),
@@ -696,6 +832,17 @@ mod tests {
             assert!(error.contains(names), "{error:?} should name {names:?}");
             assert!(!error.contains('\n'), "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_repository_and_its_root_are_enough_and_are_polled_less() {
+        let text = "[policy]\nrepository = \"https://policy.example.org/fleet/\"\nroot = \"/etc/root.json\"\n";
+        let policy = parse(text, &[("SIDEMINT_POLICY_MINIMUM_VERSION", "7")]).unwrap().policy;
+        assert_eq!(policy.poll, Duration::from_secs(30));
+        let PolicyPlace::Signed(settings) = policy.place else { panic!("{policy:?}") };
+        assert_eq!(settings.repository, RepositoryPlace::Https("https://policy.example.org/fleet".to_owned()));
+        assert_eq!((settings.minimum_version, settings.timeout), (Some(7), Duration::from_secs(10)));
+        assert!(!settings.client_svid && settings.ca.is_none() && settings.proxy.is_none());
     }
 
     #[test]

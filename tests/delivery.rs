@@ -99,6 +99,7 @@ fn what_the_reference_file_sets_are_the_defaults() {
     for (section, key) in config::keys().filter(|(section, _)| *section != "pod_task") {
         let is_set = set.contains(&(section.to_owned(), key.to_owned()));
         let has_no_default = ["unix_socket", "workload_api", "sts_endpoint", "rotate_age"].contains(&key)
+            || ["repository", "root", "minimum_version", "ca", "proxy", "client", "server_id"].contains(&key)
             || [("state", "directory"), ("mtls", "address"), ("mtls", "spiffe_id")].contains(&(section, key));
         assert_eq!(is_set, !has_no_default, "{section}.{key}");
     }
@@ -108,7 +109,21 @@ fn what_the_reference_file_sets_are_the_defaults() {
 fn every_example_of_the_reference_file_is_accepted() {
     let code = |line: &str| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line).to_owned();
     let text: String = read("config/sidemint.toml").lines().map(|line| code(line) + "\n").collect();
-    let config = parse(&text, &[]);
+    // a directory or a repository, and a server has its CA or its SPIFFE ID
+    let without = |keys: &[&str]| {
+        let stays = |line: &&str| !keys.iter().any(|key| line.starts_with(&format!("{key} = ")));
+        text.lines().filter(stays).map(|line| format!("{line}\n")).collect::<String>()
+    };
+    let of_policy = |text: &str| {
+        let (before, rest) = text.split_once("[aws]").expect("[policy] stands before [aws]");
+        assert!(before.contains("[policy]"));
+        parse(&format!("[policy]{}[aws]{rest}", before.split_once("[policy]").expect("[policy]").1), &[]).policy
+    };
+    for other in ["ca", "server_id"] {
+        let policy = of_policy(&without(&["trust", other]).replacen("directory = \"/etc/sidemint/policy\"\n", "", 1));
+        assert!(matches!(policy.place, config::PolicyPlace::Signed(settings) if settings.client_svid), "{other}");
+    }
+    let config = parse(&without(&["repository", "root", "minimum_version", "ca", "proxy", "client", "server_id"]), &[]);
     let pod_task = config.pod_task.expect("a pod task");
     assert_eq!(pod_task.scope.as_str(), "ledger-read");
     assert!(config.server.unix_socket.is_some() && config.aws.sts_endpoint.is_some());

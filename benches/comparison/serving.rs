@@ -13,7 +13,7 @@ use hyper::header::{HeaderName, HeaderValue};
 use hyper::{HeaderMap, Request, Response};
 use hyper_util::rt::TokioIo;
 
-use crate::load::{Answer, Client, Load, request};
+use crate::load::{Client, Load, request};
 use crate::report::Outcome;
 use crate::stage::{Sidecar, Stage, cores, on_core, spawn_on};
 use crate::{median, over_rounds};
@@ -40,7 +40,7 @@ struct Pair {
 
 /// The two of a pair.
 #[derive(Debug, Clone, Copy)]
-enum Side {
+pub(crate) enum Side {
     Sidecar,
     Bare,
 }
@@ -58,7 +58,7 @@ impl Pair {
         if answer.status != 200 {
             return Err(format!("credentials: {}", answer.status).into());
         }
-        let bare = BareServer::start(core, &answer)?;
+        let bare = BareServer::start(core, BARE, &[answer.head.as_bytes(), &answer.body].concat())?;
         Ok(Self { sidecar, bare, token, _stage: stage })
     }
 
@@ -74,7 +74,7 @@ impl Pair {
     fn pid(&self, side: Side) -> u32 {
         match side {
             Side::Sidecar => self.sidecar.pid(),
-            Side::Bare => self.bare.child.id(),
+            Side::Bare => self.bare.pid(),
         }
     }
 
@@ -90,7 +90,7 @@ impl Pair {
 }
 
 /// Runs `round` on the clients' core for both sides in turns, [`ROUNDS`] times, each side first every other time.
-fn in_turns<T: Send>(round: impl Fn(Side) -> std::io::Result<T> + Sync) -> std::io::Result<Vec<(T, T)>> {
+pub(crate) fn in_turns<T: Send>(round: impl Fn(Side) -> std::io::Result<T> + Sync) -> std::io::Result<Vec<(T, T)>> {
     let (_, core) = cores();
     on_core(core, || {
         (0..ROUNDS)
@@ -154,25 +154,26 @@ pub(crate) fn on_cpu(pid: u32) -> f64 {
     threads.flatten().filter_map(|thread| nanos(thread.path())).sum::<f64>() / 1e9
 }
 
-/// The bare server, in a process of its own like the sidecar.
-struct BareServer {
-    address: SocketAddr,
+/// A bare server, in a process of its own like the sidecar.
+pub(crate) struct BareServer {
+    pub(crate) address: SocketAddr,
     child: Child,
 }
 
 impl BareServer {
-    /// Starts one that answers everything as `answer`.
-    fn start(core: Option<usize>, answer: &Answer) -> Fallible<Self> {
+    /// Starts this program as the bare server called `word`, which reads `input` to its end before it tells its address.
+    pub(crate) fn start(core: Option<usize>, word: &str, input: &[u8]) -> Fallible<Self> {
         let mut command = Command::new(std::env::current_exe()?);
         let mut child =
-            spawn_on(core, command.arg(BARE).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()))?;
-        let mut input = child.stdin.take().ok_or("no stdin")?;
-        input.write_all(answer.head.as_bytes())?;
-        input.write_all(&answer.body)?;
-        drop(input);
+            spawn_on(core, command.arg(word).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit()))?;
+        child.stdin.take().ok_or("no stdin")?.write_all(input)?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().ok_or("no stdout")?).read_line(&mut line)?;
         Ok(Self { address: line.trim().parse()?, child })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 }
 
@@ -184,9 +185,10 @@ impl Drop for BareServer {
     }
 }
 
-/// Is the bare server until it is killed: the answer comes on standard input, the address goes to standard output.
-pub(crate) fn bare_main() -> ExitCode {
-    match bare() {
+/// Runs a bare server until it is killed.
+pub(crate) fn bare_main(serve: fn(Vec<u8>) -> Fallible<()>) -> ExitCode {
+    let mut input = Vec::new();
+    match std::io::stdin().read_to_end(&mut input).map_err(Into::into).and_then(|_| serve(input)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("the bare server: {error}");
@@ -195,9 +197,8 @@ pub(crate) fn bare_main() -> ExitCode {
     }
 }
 
-fn bare() -> Fallible<()> {
-    let mut bytes = Vec::new();
-    std::io::stdin().read_to_end(&mut bytes)?;
+/// Is bare hyper: the whole answer comes on standard input, the address goes to standard output.
+pub(crate) fn bare(mut bytes: Vec<u8>) -> Fallible<()> {
     let end = bytes.windows(4).position(|window| window == b"\r\n\r\n").ok_or("no head")? + 4;
     let body = Bytes::from(bytes.split_off(end));
     let head = String::from_utf8(bytes)?;

@@ -6,14 +6,18 @@ use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
+use bytes::Bytes;
 use sidemint::clock::{Clock as _, SharedClock, SystemClock};
 use sidemint::dev::Running;
-use sidemint::dev::authority::{self, Authority, workload_api};
+use sidemint::dev::authority::{self, Authority};
 use sidemint::dev::cloud::{self, Cloud, http, iam, sts};
+use sidemint::identity::workload_api;
+use sidemint::identity::workload_api::client::X509Material;
+use sidemint::policy::repository::sample::Sample;
 
 use crate::load::Client;
 
@@ -31,8 +35,10 @@ pub(crate) struct Stage {
     sts_endpoint: String,
     _running: [Running; 2],
     folder: tempfile::TempDir,
+    /// Who signs the policy, where it is signed.
+    publisher: Option<Mutex<Sample>>,
     // last, since what runs must be dropped before
-    _runtime: tokio::runtime::Runtime,
+    runtime: tokio::runtime::Runtime,
 }
 
 impl Stage {
@@ -52,7 +58,7 @@ impl Stage {
                 jwt_ttl: authority::Settings::JWT_TTL,
             };
             let authority = Authority::new(settings, Arc::clone(&clock))?;
-            let running = workload_api::serve(&authority, &folder.path().join("workload-api.sock"))?;
+            let running = authority::workload_api::serve(&authority, &folder.path().join("workload-api.sock"))?;
             let keys = Arc::clone(&authority);
             let cloud = Cloud::new(cloud_settings(&endpoint)?, Arc::new(move || keys.jwks()), Arc::clone(&clock));
             let sts = http::serve(&cloud, listener, sts::MAX_BODY, sts::answer)?;
@@ -63,7 +69,43 @@ impl Stage {
             std::fs::create_dir_all(path.parent().ok_or("a file without a folder")?)?;
             std::fs::write(path, text)?;
         }
-        Ok(Self { authority, cloud, sts_endpoint, _running: running, folder, _runtime: runtime })
+        Ok(Self { authority, cloud, sts_endpoint, _running: running, folder, publisher: None, runtime })
+    }
+
+    /// The same with a signed policy repository.
+    pub(crate) fn signed(scopes: usize) -> Fallible<Self> {
+        let mut stage = Self::new(0)?;
+        let sample = signed_policy(scopes)?;
+        sample.write_to(&stage.repository())?;
+        std::fs::write(stage.folder.path().join("root.json"), sample.anchor())?;
+        stage.publisher = Some(Mutex::new(sample));
+        Ok(stage)
+    }
+
+    fn repository(&self) -> PathBuf {
+        self.folder.path().join("repository")
+    }
+
+    /// Publishes a new version that differs in the purpose of one scope alone (which suspends it; it is none in use).
+    pub(crate) fn publish_change(&self) -> Fallible<()> {
+        let mut sample =
+            self.publisher.as_ref().ok_or("the policy is not signed")?.lock().map_err(|_| "the publisher crashed")?;
+        let (path, text) = sample.files.iter().rfind(|(path, _)| path.starts_with("scopes/")).ok_or("no scope")?;
+        let (path, text) = (path.clone(), [text, &b"# another word\n"[..]].concat());
+        sample.files.insert(path, text.into());
+        sample.publish(SystemClock.now())?;
+        Ok(sample.write_to(&self.repository())?)
+    }
+
+    /// `[policy]` of the sidecar's configuration.
+    fn policy(&self) -> String {
+        let world = self.folder.path().display();
+        match self.publisher {
+            None => format!("directory = \"{world}/policy\"\ntrust = \"unsigned\""),
+            Some(_) => format!(
+                "repository = \"{world}/repository\"\nroot = \"{world}/root.json\"\nminimum_version = 1\npoll = \"500ms\""
+            ),
+        }
     }
 
     /// A JWT-SVID of the workload for the sidecar.
@@ -71,6 +113,18 @@ impl Stage {
         let token = self.authority.jwt_svid(&WORKLOAD.parse()?, &["sidemint".to_owned()])?;
         // exposed: it is sent to the sidecar under test, as a workload would
         Ok(token.ok_or("no such identity")?.expose().to_owned())
+    }
+
+    /// The workload's X.509-SVID, which is the sidecar's too.
+    pub(crate) fn x509_svid(&self) -> Fallible<X509Material> {
+        let endpoint = format!("unix://{}", self.socket().display()).parse()?;
+        let client = workload_api::client::Client::new(endpoint, Arc::new(SystemClock));
+        let svids = self.runtime.block_on(client.fetch_x509_svids(Duration::from_secs(5)))?;
+        Ok(svids.into_iter().next().ok_or("no X.509-SVID")?)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("workload-api.sock")
     }
 }
 
@@ -135,6 +189,21 @@ unless { context.verified.trust_domain == "dev.test" };
     files
 }
 
+/// The same files with their owners, signed and published once.
+pub(crate) fn signed_policy(scopes: usize) -> Fallible<Sample> {
+    let mut files: BTreeMap<String, Bytes> =
+        policy_files(scopes).into_iter().map(|(path, text)| (path, text.into())).collect();
+    files.insert("owners/charter.toml".to_owned(), "schema = 1\n".into());
+    for owner in ["identity-governance", "finance-data"] {
+        let text = format!("schema = 1\nname = \"{owner}\"\nmail = \"{owner}@dev.test\"\n");
+        files.insert(format!("owners/{owner}.toml"), text.into());
+    }
+    files.insert("kill/list.toml".to_owned(), "schema = 1\n".into());
+    let mut sample = Sample::new(files, &[])?;
+    sample.publish(SystemClock.now())?;
+    Ok(sample)
+}
+
 fn digest_of(text: &str) -> String {
     let digits: String = digest(&SHA256, text.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     format!("sha256:{digits}")
@@ -143,6 +212,7 @@ fn digest_of(text: &str) -> String {
 /// The real `sidemint serve`, a process of its own. Killed when dropped.
 pub(crate) struct Sidecar {
     pub(crate) http: SocketAddr,
+    pub(crate) mtls: SocketAddr,
     admin: SocketAddr,
     child: Child,
     log: PathBuf,
@@ -163,16 +233,16 @@ impl Sidecar {
     /// Starts it beside `stage`, on `core` where one is given, and returns once it is ready.
     pub(crate) fn start(stage: &Stage, core: Option<usize>) -> Fallible<Self> {
         let folder = tempfile::tempdir()?;
-        let (http, admin) = free_addresses()?;
+        let [http, mtls, admin] = free_addresses()?;
         let config = folder.path().join("sidemint.toml");
-        std::fs::write(&config, configuration(stage, folder.path(), http, admin))?;
+        std::fs::write(&config, configuration(stage, folder.path(), [http, mtls, admin]))?;
         let log = folder.path().join("serve.log");
         let mut command = Command::new(binary()?);
         command.arg("serve").arg("--config").arg(&config).env_clear().stdin(Stdio::null());
         command.stdout(Stdio::null()).stderr(File::create(&log)?);
         let began = Instant::now();
         let child = spawn_on(core, &mut command)?;
-        let mut sidecar = Self { http, admin, child, log, ready_after: Duration::ZERO, _folder: folder };
+        let mut sidecar = Self { http, mtls, admin, child, log, ready_after: Duration::ZERO, _folder: folder };
         sidecar.wait_until_ready(began)?;
         sidecar.ready_after = began.elapsed();
         Ok(sidecar)
@@ -187,11 +257,19 @@ impl Sidecar {
             if let Some(status) = self.child.try_wait()? {
                 return Err(format!("it ended with {status}: {}", std::fs::read_to_string(&self.log)?).into());
             }
-            if began.elapsed() > Duration::from_secs(15) {
+            if began.elapsed() > Duration::from_secs(60) {
                 return Err(format!("it is not ready: {}", std::fs::read_to_string(&self.log)?).into());
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// A counter of its metrics, given as the text before the number.
+    pub(crate) fn counted(&self, name: &str) -> Fallible<f64> {
+        let answer = Client::connect(self.admin)?.send("GET", "/metrics", &[], "")?;
+        let text = String::from_utf8(answer.body)?;
+        let number = text.lines().find_map(|line| line.strip_prefix(name)).ok_or("no such metric")?;
+        Ok(number.trim().parse()?)
     }
 
     /// Its process.
@@ -221,21 +299,24 @@ impl Drop for Sidecar {
     }
 }
 
-/// Two free loopback addresses. Another process may take them before the sidecar does; then it says so and ends.
-fn free_addresses() -> Fallible<(SocketAddr, SocketAddr)> {
-    let (one, two) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
-    Ok((one.local_addr()?, two.local_addr()?))
+/// Free loopback addresses. Another process may take them before the sidecar does; then it says so and ends.
+fn free_addresses() -> Fallible<[SocketAddr; 3]> {
+    let free = || TcpListener::bind("127.0.0.1:0");
+    let held = [free()?, free()?, free()?];
+    let [http, mtls, admin] = &held;
+    Ok([http.local_addr()?, mtls.local_addr()?, admin.local_addr()?])
 }
 
-fn configuration(stage: &Stage, folder: &Path, http: SocketAddr, admin: SocketAddr) -> String {
+fn configuration(stage: &Stage, folder: &Path, [http, mtls, admin]: [SocketAddr; 3]) -> String {
     let (world, folder) = (stage.folder.path().display(), folder.display());
     format!(
-        "[server]\nhttp = \"{http}\"\n[admin]\nhttp = \"{admin}\"\n\
+        "[server]\nhttp = \"{http}\"\n[mtls]\naddress = \"{mtls}\"\n[admin]\nhttp = \"{admin}\"\n\
          [identity]\nworkload_api = \"unix://{world}/workload-api.sock\"\n\
-         [policy]\ndirectory = \"{world}/policy\"\ntrust = \"unsigned\"\n\
+         [policy]\n{}\n\
          [aws]\nsts_endpoint = \"{}\"\n[state]\ndirectory = \"{folder}/state\"\n[audit]\noutput = \"{folder}/audit.jsonl\"\n\
          [limits]\ntasks = 20000\ntasks_per_caller = 20000\nmints_per_caller = 1000000\nconnections = 2048\n\
          requests = 4096\nupstream_rate = 100000\nupstream_burst = 100000\n",
+        stage.policy(),
         stage.sts_endpoint,
     )
 }

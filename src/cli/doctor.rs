@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::{CliError, CliResult, Exit, Output, plain, print};
 use crate::clock::{SharedClock, SystemClock};
-use crate::config::Config;
+use crate::config::{Config, PolicyPlace};
 
 /// Check what a sidecar needs here, and say how to mend what is missing.
 ///
@@ -151,7 +151,10 @@ pub async fn run(args: Args) -> CliResult {
 async fn examine(config: &Config, clock: SharedClock) -> Vec<Check> {
     let mut checks = vec![Check::ok("configuration", "can be used")];
     checks.extend(identity::examine(config, &clock).await);
-    checks.push(host::policy(&config.policy.directory));
+    checks.push(match &config.policy.place {
+        PolicyPlace::Unsigned(directory) => host::policy(directory),
+        PolicyPlace::Signed(repository) => host::repository(repository, &config.state_directory),
+    });
     checks.extend(sts::examine(&config.aws, &*clock).await);
     checks.push(host::port("port for workloads", config.server.http, &clock).await);
     checks.push(host::port("port for operators", config.admin.http, &clock).await);

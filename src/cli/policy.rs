@@ -7,6 +7,7 @@ mod new;
 mod publish;
 mod sign;
 mod test;
+mod trust;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,8 @@ enum Command {
     Lint(LintArgs),
     /// Show what a scope's decision would be about, then write the digests of its scope and grants into it
     Decide(DecideArgs),
+    /// Begin to trust a signed policy repository: show its root and its owners, then remember it
+    Trust(trust::Args),
     /// Ask the policy what the table tests beside the decisions ask
     Test(test::Args),
     /// Add one key holder's signature to one role, from the folder as it is
@@ -157,6 +160,7 @@ pub async fn run(args: Args) -> CliResult {
     match args.command {
         Command::Lint(args) => lint(&args, SystemClock.now()),
         Command::Decide(args) => decide::run(&args),
+        Command::Trust(args) => trust::run(&args, std::sync::Arc::new(SystemClock)).await,
         Command::New(args) => new::run(&args).await,
         Command::Test(args) => test::run(&args),
         Command::Kill(args) => kill::run(&args).await,

@@ -8,6 +8,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::kill::KillList;
+use super::repository::schedule::{self, Looked, Schedule};
 use super::repository::{Fetched, PolicySource, PolicySourceError};
 use super::standing::Standing;
 use super::{LoadOptions, Policy, PolicyVersion, Problem, kind, load};
@@ -185,11 +186,24 @@ impl PolicyCache {
         known.kill = Some(kill);
     }
 
-    /// Refreshes every `poll`, for ever; the first time after one `poll`. Drop it to stop.
+    /// Refreshes at least every `poll`, for ever, after a first refresh that its caller made at once. Drop it to stop.
     pub async fn run(&self, clock: SharedClock, poll: Duration) {
+        self.run_by(clock, Schedule::new(poll), schedule::random).await;
+    }
+
+    /// The same with another source of randomness: numbers in `[0, 1)`.
+    pub async fn run_by(&self, clock: SharedClock, mut schedule: Schedule, random: impl Fn() -> f64 + Send) {
+        let mut outcome = self.status().outcome;
+        let mut took = Duration::ZERO;
         loop {
-            clock.sleep(poll).await;
-            self.reload_now(clock.now()).await;
+            let looked = match outcome {
+                Some(RefreshOutcome::Unavailable) => Looked::Failed { retry_after: self.source.retry_after() },
+                _ => Looked::Answered,
+            };
+            clock.sleep(schedule.pause(looked, took, random())).await;
+            let began = clock.boot();
+            outcome = Some(self.reload_now(clock.now()).await);
+            took = clock.boot().saturating_sub(began);
         }
     }
 

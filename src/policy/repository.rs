@@ -5,22 +5,27 @@
 //! - [`trusted`]: what makes its bytes believable; [`fault`]: why they are not.
 //! - [`high_water`], [`store`]: what is remembered of it, on disk.
 //! - [`fetch`]: the seam to the files of a signed repository.
+//! - [`http`]: those files behind HTTPS.
 //! - [`metadata`]: what a publisher writes: TUF roles, keys, signatures.
+//! - [`schedule`]: when to look again.
 //! - [`sample`]: a whole signed repository in memory, for tests and benches.
 
 pub mod directory;
 pub mod fault;
 pub mod fetch;
 pub mod high_water;
+pub mod http;
 pub mod metadata;
 #[cfg(any(test, feature = "dev"))]
 pub mod sample;
+pub mod schedule;
 pub mod signed;
 pub mod store;
 pub mod trusted;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -115,6 +120,11 @@ pub trait PolicySource: Send + Sync + fmt::Debug {
     /// # Errors
     /// When they cannot be had, or must not be believed; what is in force stays.
     async fn fetch(&self, seen: Option<&PolicyVersion>) -> Result<Fetched, PolicySourceError>;
+
+    /// How long the source asked to be left alone, counted from now; `None` when it did not.
+    fn retry_after(&self) -> Option<Duration> {
+        None
+    }
 
     /// What is odd about the source and harms nothing, for status; one line each.
     fn notes(&self) -> Vec<String> {

@@ -8,10 +8,14 @@ use std::path::Path;
 use tokio::net::TcpListener;
 
 use super::Check;
+use crate::app::trust_anchor;
 use crate::cli::client::Sidecar;
 use crate::clock::SharedClock;
+use crate::config::RepositorySettings;
 use crate::policy::Policy;
 use crate::policy::repository::DirectorySource;
+use crate::policy::repository::store::Store;
+use crate::policy::repository::trusted::Roots;
 
 const POLICY: &str = "policy";
 const STATE: &str = "state directory";
@@ -39,6 +43,23 @@ pub(super) fn policy(directory: &Path) -> Check {
     } else {
         Check::ok(POLICY, detail)
     }
+}
+
+/// Whether the signed repository's trust anchor is one, and whether it is trusted here. The repository itself is the
+/// sidecar's to look at: two readers would not share one state.
+pub(super) fn repository(settings: &RepositorySettings, state: &Path) -> Check {
+    let mend = "ask the policy's publishers for the root.json to trust, and name it in policy.root";
+    let anchor = match trust_anchor(&settings.root).map(|bytes| Roots::anchor(&bytes)) {
+        Err(why) => return Check::fail(POLICY, why, mend),
+        Ok(Err(fault)) => return Check::fail(POLICY, format!("{}: {fault}", settings.root.display()), mend),
+        Ok(Ok(anchor)) => anchor,
+    };
+    let detail = format!("signed; trusts {} (root {})", settings.root.display(), anchor.mark().version);
+    if settings.minimum_version.is_none() && !Store::is_begun(state) {
+        let mend = "run `sidemint policy trust`, or set policy.minimum_version where the state directory does not last";
+        return Check::fail(POLICY, format!("{detail}; not trusted in {} yet", state.display()), mend);
+    }
+    Check::ok(POLICY, detail)
 }
 
 /// Whether the sidecar could listen there, or one does already.

@@ -12,6 +12,7 @@ use crate::clock::{Clock as _, ManualClock};
 struct Fake {
     files: Mutex<Option<PolicyFiles>>,
     seen: Mutex<VecDeque<Option<PolicyVersion>>>,
+    retry_after: Mutex<Option<Duration>>,
 }
 
 #[async_trait]
@@ -20,6 +21,10 @@ impl PolicySource for Fake {
         self.seen.lock().unwrap().push_back(seen.cloned());
         let files = self.files.lock().unwrap().clone().ok_or_else(|| PolicySourceError::unavailable("gone"))?;
         Ok(if seen == Some(&files.version) { Fetched::Unchanged } else { Fetched::New(files) })
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        *self.retry_after.lock().unwrap()
     }
 }
 
@@ -90,5 +95,38 @@ async fn polls_by_the_clock_and_tells_subscribers() {
         tokio::task::yield_now().await;
     }
     assert_eq!(cache.status().at, Some(clock.now()));
+    polling.abort();
+}
+
+#[tokio::test]
+async fn looks_by_its_schedule_and_leaves_a_busy_source_alone() {
+    let (source, cache) = cache();
+    let clock = ManualClock::at(NOW);
+    source.show(Some(fixture()));
+    cache.reload_now(NOW).await;
+    let (polled, shared): (_, SharedClock) = (Arc::clone(&cache), Arc::new(clock.clone()));
+    let schedule = Schedule::new(Duration::from_secs(30));
+    let polling = tokio::spawn(async move { polled.run_by(shared, schedule, || 0.5).await });
+    // The seconds that pass until the next look, to the half second.
+    let next = async |looks: usize| {
+        let began = clock.boot();
+        while source.seen.lock().unwrap().len() < looks {
+            while clock.sleepers() == 0 && source.seen.lock().unwrap().len() < looks {
+                tokio::task::yield_now().await;
+            }
+            clock.advance(Duration::from_millis(500));
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+        }
+        (clock.boot() - began).as_secs_f64()
+    };
+    assert_eq!(next(2).await, 15.0, "anywhere in the first interval");
+    assert_eq!(next(3).await, 28.5);
+    source.show(None);
+    assert_eq!(next(4).await, 28.5);
+    *source.retry_after.lock().unwrap() = Some(Duration::from_secs(100));
+    assert_eq!(next(5).await, 7.5, "sooner after a failure");
+    assert_eq!(next(6).await, 115.0, "but not as soon as it asked not to be");
     polling.abort();
 }

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::io::{self, Read as _};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -17,6 +18,17 @@ pub trait Fetch: Send + Sync + fmt::Debug {
     /// # Errors
     /// Anything but the file, its absence or its being unchanged.
     async fn get(&self, name: &str, limit: u64, seen: Option<&Tag>) -> Result<Answer, FetchError>;
+
+    /// How long the source asked to be left alone, counted from now; `None` when it did not.
+    fn retry_after(&self) -> Option<Duration> {
+        None
+    }
+
+    /// What the source said of the file that it gave last, where that was [`Answer::Absent`] and it said more: `403` is
+    /// also what a server answers that lets nobody in.
+    fn note(&self) -> Option<String> {
+        None
+    }
 }
 
 /// What tells two states of a file apart: an HTTP entity tag (RFC 9110 §8.8.3).

@@ -126,7 +126,7 @@ mod tests {
             let mut bytes = kept.to_bytes();
             let at = at.index(bytes.len());
             prop_assert!(HighWater::parse(&bytes[..at]).is_err());
-            bytes[at] ^= 1 << bit;
+            bytes[at] ^= 1_u8 << bit;
             prop_assert!(HighWater::parse(&bytes).is_err());
         }
 

@@ -177,6 +177,10 @@ impl PolicySource for SignedSource {
         }
     }
 
+    fn retry_after(&self) -> Option<Duration> {
+        self.fetch.retry_after()
+    }
+
     fn notes(&self) -> Vec<String> {
         self.status().notes()
     }
@@ -447,7 +451,9 @@ impl SignedSource {
             Answer::Body { bytes, tag } => Ok(Some((bytes, tag))),
             Answer::Unchanged if seen.is_some() => Ok(None),
             Answer::Unchanged | Answer::Absent => {
-                let message = format!("{TIMESTAMP}: is not there: is policy.repository the folder above metadata/?");
+                let said = self.fetch.note().map(|note| format!(" ({note})")).unwrap_or_default();
+                let message =
+                    format!("{TIMESTAMP}: is not there: is policy.repository the folder above metadata/?{said}");
                 Err(Fault::new(FaultKind::Missing, message))
             }
         }

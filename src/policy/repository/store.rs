@@ -185,6 +185,11 @@ impl Store {
         Ok(Self { folder: place, high_water: Mutex::default(), _lock: lock })
     }
 
+    /// Whether the state directory `state` was begun: by a first version, or by `policy trust`.
+    pub fn is_begun(state: &Path) -> bool {
+        fs::symlink_metadata(state.join(FOLDER).join(MARKER)).is_ok()
+    }
+
     fn memory(&self) -> MutexGuard<'_, Option<HighWater>> {
         self.high_water.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,0 +1,200 @@
+//! When to look at the source next: [`Schedule`]. Pure: it takes the randomness and says how long to pause.
+//!
+//! - Looks that begin one after the other begin at most one interval apart, so that what was published is known within
+//!   an interval wherever the source answers.
+//! - Sidecars that were started at the same moment are spread over the whole interval by their second look, and stay so.
+//! - A source that fails is asked sooner, then as seldom as ever, and rests for a sixth of the interval in between.
+//! - A source that asks to be left alone is, for at most [`MAX_RETRY_AFTER`] and up to one interval more, since all who
+//!   were told the same must not come back at the same moment.
+
+use std::time::Duration;
+
+/// The longest that a source's `Retry-After` can keep us away.
+pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
+/// Looks that went well begin this part of the interval apart at the least, and one interval at the most.
+const LEAST: f64 = 0.9;
+/// The part of an interval that a source rests at the least once it failed: one in so many.
+const REST: u32 = 6;
+
+/// How a look went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Looked {
+    /// The source answered, whatever the answer was worth.
+    Answered,
+    /// It did not.
+    Failed {
+        /// How long it asked to be left alone.
+        retry_after: Option<Duration>,
+    },
+}
+
+/// When to look next, for one source.
+#[derive(Debug, Clone)]
+pub struct Schedule {
+    interval: Duration,
+    first: bool,
+    failures: u32,
+}
+
+impl Schedule {
+    /// A look at least every `interval`. The first look is made at once, by the caller.
+    pub fn new(interval: Duration) -> Self {
+        Self { interval, first: true, failures: 0 }
+    }
+
+    /// How long to pause after a look that took `took` and ended as `looked`. `fraction` is a random number in `[0, 1)`.
+    pub fn pause(&mut self, looked: Looked, took: Duration, fraction: f64) -> Duration {
+        let fraction = fraction.clamp(0.0, 1.0);
+        let rest = self.interval / REST;
+        let first = std::mem::take(&mut self.first);
+        let Looked::Failed { retry_after } = looked else {
+            self.failures = 0;
+            let gap = if first { 0.0..1.0 } else { LEAST..1.0 };
+            return self.part(gap, fraction).saturating_sub(took);
+        };
+        self.failures = self.failures.saturating_add(1);
+        let sixth = 1.0 / f64::from(REST);
+        let gap = match self.failures {
+            // Whoever was started together fails together: spread first.
+            _ if first => sixth..1.0,
+            1 => sixth..2.0 * sixth,
+            2 => 2.0 * sixth..4.0 * sixth,
+            _ => 4.0 * sixth..1.0,
+        };
+        let pause = self.part(gap, fraction).saturating_sub(took).max(rest);
+        match retry_after {
+            Some(wait) => pause.max(wait.min(MAX_RETRY_AFTER).saturating_add(self.part(0.0..1.0, fraction))),
+            None => pause,
+        }
+    }
+
+    /// A point of this part of the interval.
+    fn part(&self, range: std::ops::Range<f64>, fraction: f64) -> Duration {
+        self.interval.mul_f64(range.start + (range.end - range.start) * fraction).min(self.interval)
+    }
+}
+
+/// A random number in `[0, 1)`, evenly spread, from the operating system by AWS-LC.
+pub fn random() -> f64 {
+    let mut bytes = [0_u8; 4];
+    // Without randomness the longest pause is the safe one, and still no longer than the interval.
+    match aws_lc_rs::rand::fill(&mut bytes) {
+        Ok(()) => f64::from(u32::from_le_bytes(bytes)) / 4_294_967_296.0,
+        Err(_) => 1.0 - f64::EPSILON,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(30);
+    const NONE: Duration = Duration::ZERO;
+    const FAILED: Looked = Looked::Failed { retry_after: None };
+
+    fn seconds(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    fn close(pause: Duration, expected: u64) -> bool {
+        pause.abs_diff(seconds(expected)) < Duration::from_millis(1)
+    }
+
+    #[test]
+    fn the_second_look_is_anywhere_in_the_interval_and_the_others_keep_it() {
+        for (fraction, expected) in [(0.0, 0), (0.5, 15), (1.0, 30)] {
+            assert!(close(Schedule::new(INTERVAL).pause(Looked::Answered, NONE, fraction), expected));
+        }
+        let mut schedule = Schedule::new(INTERVAL);
+        schedule.pause(Looked::Answered, NONE, 0.0);
+        assert!(close(schedule.pause(Looked::Answered, NONE, 0.0), 27));
+        assert!(close(schedule.pause(Looked::Answered, NONE, 1.0), 30));
+        assert!(close(schedule.pause(Looked::Answered, seconds(7), 1.0), 23), "counted from when the look began");
+        assert_eq!(schedule.pause(Looked::Answered, seconds(40), 1.0), NONE);
+    }
+
+    #[test]
+    fn a_failure_is_tried_again_sooner_then_more_and_more_seldom() {
+        let mut schedule = Schedule::new(INTERVAL);
+        schedule.pause(Looked::Answered, NONE, 0.0);
+        for (least, most) in [(5, 10), (10, 20), (20, 30), (20, 30)] {
+            assert!(close(schedule.clone().pause(FAILED, NONE, 0.0), least));
+            assert!(close(schedule.pause(FAILED, NONE, 1.0), most));
+        }
+        schedule.pause(Looked::Answered, NONE, 0.0);
+        assert!(close(schedule.pause(FAILED, NONE, 0.0), 5), "an answer makes up for all of them");
+        assert!(close(schedule.pause(FAILED, seconds(10), 1.0), 10));
+        assert!(close(schedule.pause(FAILED, seconds(29), 1.0), 5), "a rest after a look that took long");
+    }
+
+    #[test]
+    fn who_fails_at_the_start_is_spread_over_the_interval() {
+        assert!(close(Schedule::new(INTERVAL).pause(FAILED, NONE, 0.0), 5));
+        assert!(close(Schedule::new(INTERVAL).pause(FAILED, NONE, 1.0), 30));
+    }
+
+    #[test]
+    fn a_source_is_left_alone_as_it_asks_and_no_longer_than_ten_minutes() {
+        let pause = |wait, fraction| {
+            Schedule::new(INTERVAL).pause(Looked::Failed { retry_after: Some(seconds(wait)) }, NONE, fraction)
+        };
+        assert!(close(pause(120, 0.0), 120));
+        assert!(close(pause(120, 0.5), 135), "not all at the same moment");
+        assert!(close(pause(4_000_000_000, 1.0), 630));
+        assert!(close(pause(0, 0.0), 5), "it lengthens, and never shortens");
+    }
+
+    fn any_looked() -> impl Strategy<Value = Looked> {
+        prop_oneof![
+            Just(Looked::Answered),
+            proptest::option::of(0_u64..2000)
+                .prop_map(|wait| Looked::Failed { retry_after: wait.map(Duration::from_secs) }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn looks_are_never_further_apart_than_allowed_and_a_failed_source_always_rests(
+            interval in 100_u64..3_600_000,
+            looks in prop::collection::vec((any_looked(), 0_u64..120_000, 0.0..1.0), 1..40),
+        ) {
+            let interval = Duration::from_millis(interval);
+            let mut schedule = Schedule::new(interval);
+            for (nth, (looked, took, fraction)) in looks.into_iter().enumerate() {
+                let took = Duration::from_millis(took);
+                let pause = schedule.pause(looked, took, fraction);
+                let rest = interval / REST;
+                match looked {
+                    Looked::Answered => {
+                        prop_assert!(pause + took <= interval.max(took));
+                        prop_assert!(nth == 0 || pause + took >= interval.mul_f64(0.899));
+                    }
+                    Looked::Failed { retry_after: None } => {
+                        prop_assert!(pause >= rest);
+                        prop_assert!(pause + took <= interval.max(took + rest));
+                    }
+                    Looked::Failed { retry_after: Some(wait) } => {
+                        let wait = wait.min(MAX_RETRY_AFTER);
+                        prop_assert!(pause >= rest && pause >= wait && pause <= wait + interval);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn a_fraction_outside_its_range_changes_nothing(fraction in prop_oneof![-9.0..0.0, 1.0..9.0_f64]) {
+            let mut schedule = Schedule::new(INTERVAL);
+            prop_assert!(schedule.pause(Looked::Answered, NONE, fraction) <= INTERVAL);
+            prop_assert!(schedule.pause(FAILED, NONE, fraction) <= INTERVAL);
+        }
+    }
+
+    #[test]
+    fn randomness_is_a_fraction_and_varies() {
+        let drawn: Vec<_> = (0..32).map(|_| random()).collect();
+        assert!(drawn.iter().all(|fraction| (0.0..1.0).contains(fraction)));
+        assert!(drawn.iter().any(|fraction| fraction != &drawn[0]));
+    }
+}
