@@ -12,6 +12,19 @@ const REQUEST_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.
 /// The states in which a policy can be.
 pub const POLICY_STATES: [&str; 4] = ["fresh", "stale", "expired", "unsigned"];
 
+/// The roles that sign a policy (design §4). Departments count as the role that they are part of.
+pub const POLICY_ROLES: [&str; 9] = [
+    "root",
+    "timestamp",
+    "snapshot",
+    "targets",
+    "security",
+    "governance",
+    "business-owners",
+    "implementers",
+    "incident",
+];
+
 /// How soon a review is due.
 pub const REVIEW_WITHIN: [&str; 4] = ["overdue", "1d", "7d", "30d"];
 
@@ -112,7 +125,9 @@ pub struct Metrics {
     residual: HistogramVec,
     credential_expiry: GaugeVec,
     svid_expiry: GaugeVec,
+    policy_version: IntGauge,
     policy_state: IntGaugeVec,
+    policy_expiry: GaugeVec,
     policy_refreshes: IntCounterVec,
     scopes_suspended: IntGaugeVec,
     review_due: IntGaugeVec,
@@ -142,6 +157,10 @@ pub struct Snapshot {
     pub svid_expiry: Option<f64>,
     /// The state of the policy: one of [`POLICY_STATES`], or none while nothing is loaded.
     pub policy_state: Option<&'static str>,
+    /// The version number of the policy's snapshot; 0 where nobody signs, or nothing is loaded.
+    pub policy_version: u64,
+    /// Until when each of [`POLICY_ROLES`] speaks (seconds since the epoch); those that do not sign are left out.
+    pub policy_expiry: Vec<(&'static str, f64)>,
     /// Looks at the policy's source so far, by outcome.
     pub policy_refreshes: Vec<(&'static str, u64)>,
     /// Suspended scopes by the kind of their first problem.
@@ -210,6 +229,17 @@ impl Metrics {
                 "sidemint_svid_expiry_timestamp_seconds",
                 "The earliest expiry of an SVID of this sidecar.",
                 &["kind"],
+            )?,
+            policy_version: gauge(
+                &r,
+                "sidemint_policy_version",
+                "The version number of the signed policy's snapshot; 0 without one.",
+            )?,
+            policy_expiry: float_gauge_vec(
+                &r,
+                "sidemint_policy_expiry_timestamp_seconds",
+                "Until when a signer of the policy speaks; of departments the earliest.",
+                &["role"],
             )?,
             policy_state: gauge_vec(&r, "sidemint_policy_state", "1 for the state the policy is in.", &["state"])?,
             policy_refreshes: counter_vec(
@@ -376,6 +406,11 @@ impl Metrics {
         }
         for state in POLICY_STATES {
             self.policy_state.with_label_values(&[state]).set((snapshot.policy_state == Some(state)).into());
+        }
+        self.policy_version.set(i64::try_from(snapshot.policy_version).unwrap_or(i64::MAX));
+        self.policy_expiry.reset();
+        for (role, at) in &snapshot.policy_expiry {
+            self.policy_expiry.with_label_values(&[role]).set(*at);
         }
         for (outcome, count) in &snapshot.policy_refreshes {
             let counter = self.policy_refreshes.with_label_values(&[outcome]);

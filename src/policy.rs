@@ -723,4 +723,6 @@ pub struct PolicyError {
 }
 
 #[cfg(test)]
+mod signed_tests;
+#[cfg(test)]
 mod tests;

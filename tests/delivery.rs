@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use sidemint::broker::{BeginError, MintError};
 use sidemint::config::{self, Config};
-use sidemint::metrics::{POLICY_STATES, REVIEW_WITHIN, Snapshot};
+use sidemint::metrics::{POLICY_ROLES, POLICY_STATES, REVIEW_WITHIN, Snapshot};
 use sidemint::policy::cache::RefreshOutcome;
 use sidemint::policy::repository::DirectorySource;
 use sidemint::policy::{DenialReason, Policy, Problem, Tier};
@@ -249,6 +249,7 @@ fn metrics() -> BTreeMap<String, BTreeSet<String>> {
         leases: vec![("aws", "expire", 1)],
         credential_expiry: vec![("aws", 1.0)],
         svid_expiry: Some(1.0),
+        policy_expiry: vec![(POLICY_ROLES[0], 1.0)],
         policy_refreshes: RefreshOutcome::ALL.map(|outcome| (outcome.as_str(), 1)).to_vec(),
         suspended: vec![(Problem::KINDS[0], 1)],
         ..Snapshot::default()
@@ -308,6 +309,7 @@ fn label_values_that_the_alert_rules_ask_for_occur() {
     let rules = read("config/prometheus/rules.yml");
     let mut known: BTreeSet<&str> = POLICY_STATES.into();
     known.extend(REVIEW_WITHIN);
+    known.extend(POLICY_ROLES);
     known.extend(RefreshOutcome::ALL.map(RefreshOutcome::as_str));
     known.extend(BeginError::KINDS.into_iter().chain(MintError::OUTCOMES));
     known.extend(["1800", "5..", "sidemint"]);

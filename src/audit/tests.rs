@@ -518,7 +518,7 @@ proptest! {
 fn every_member() -> std::collections::BTreeSet<String> {
     let task = TaskId::generate().unwrap();
     let lease = LeaseId::generate().unwrap();
-    let (owner, scope) = ("spiffe://example.org/w".parse().unwrap(), "a".parse().unwrap());
+    let (owner, scope): (_, crate::policy::ScopeId) = ("spiffe://example.org/w".parse().unwrap(), "a".parse().unwrap());
     let params = std::collections::BTreeMap::new();
     let rules = ["r".to_owned()];
     let ending = crate::lease::record::LeaseEnding {
@@ -527,6 +527,15 @@ fn every_member() -> std::collections::BTreeSet<String> {
         outcome: crate::lease::record::Outcome::Expires,
         usable_until: Timestamp::default(),
     };
+    let digest = crate::policy::document::Digest::of(b"x");
+    let digests = crate::policy::Digests {
+        id: scope.clone(),
+        decision: digest,
+        rules: digest,
+        scope: digest,
+        grants: Box::new([("g".parse().unwrap(), digest)]),
+    };
+    let lapse = crate::policy::standing::Lapse { role: "timestamp".into(), since: Timestamp::default() };
     let event = Event {
         time: Timestamp::default(),
         event: Kind::Decision,
@@ -546,6 +555,8 @@ fn every_member() -> std::collections::BTreeSet<String> {
         tier: Some(Tier::Baseline),
         policy_version: Some("v"),
         rule_ids: &rules,
+        digests: Some(&digests),
+        stale: Some(&lapse),
         deadline: Some(Timestamp::default()),
         provider: Some(Provider::Aws),
         lease: Some(&lease),

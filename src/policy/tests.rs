@@ -5,19 +5,19 @@ use super::*;
 use crate::identity::Proof;
 
 /// A day on which every fixture decision is in force.
-const NOW: &str = "2026-11-23T16:00:00Z";
-const REPORT: &str = "spiffe://example.org/ns/finance/sa/report";
-const CLOSE: &str = "spiffe://example.org/ns/finance/sa/close";
-const ON_CALL: &str = "spiffe://example.org/ns/operations/sa/on-call";
-const AUDITOR: &str = "spiffe://example.org/ns/audit/sa/yearly";
-const INTRUDER: &str = "spiffe://example.org/ns/other/sa/intruder";
+pub(in crate::policy) const NOW: &str = "2026-11-23T16:00:00Z";
+pub(in crate::policy) const REPORT: &str = "spiffe://example.org/ns/finance/sa/report";
+pub(in crate::policy) const CLOSE: &str = "spiffe://example.org/ns/finance/sa/close";
+pub(in crate::policy) const ON_CALL: &str = "spiffe://example.org/ns/operations/sa/on-call";
+pub(in crate::policy) const AUDITOR: &str = "spiffe://example.org/ns/audit/sa/yearly";
+pub(in crate::policy) const INTRUDER: &str = "spiffe://example.org/ns/other/sa/intruder";
 
 pub(in crate::policy) fn fixture() -> PolicyFiles {
     DirectorySource::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/policy/basic")).read().unwrap()
 }
 
 /// The fixture with some files replaced, added (new text) or removed (`None`); digests stay as decided.
-fn fixture_with(changes: &[(&str, Option<&str>)]) -> PolicyFiles {
+pub(in crate::policy) fn fixture_with(changes: &[(&str, Option<&str>)]) -> PolicyFiles {
     let mut files = fixture().files;
     for (path, text) in changes {
         match text {
@@ -43,20 +43,20 @@ fn edited(path: &str, from: &str, to: &str) -> PolicyFiles {
     PolicyFiles::unsigned(files)
 }
 
-fn now() -> Timestamp {
+pub(in crate::policy) fn now() -> Timestamp {
     NOW.parse().unwrap()
 }
 
-fn caller(spiffe_id: &str, proof: Proof) -> Caller {
+pub(in crate::policy) fn caller(spiffe_id: &str, proof: Proof) -> Caller {
     Caller::recorded(spiffe_id.parse().unwrap(), proof, now() + Duration::from_secs(300))
 }
 
-fn ask(scope: &str, params: &[(&str, &str)]) -> Ask {
+pub(in crate::policy) fn ask(scope: &str, params: &[(&str, &str)]) -> Ask {
     let params = params.iter().map(|(name, value)| (name.parse().unwrap(), (*value).to_owned()));
     Ask { scope: scope.parse().unwrap(), params: params.collect(), reason: None, approval: None, ttl: None }
 }
 
-fn ledger(customer: &str) -> Ask {
+pub(in crate::policy) fn ledger(customer: &str) -> Ask {
     ask("ledger-read", &[("customer", customer)])
 }
 
@@ -329,9 +329,17 @@ fn a_bad_boundary_refuses_the_whole_version() {
 }
 
 #[test]
-fn a_kill_list_that_cannot_be_enforced_refuses_the_whole_version() {
-    let error = Policy::load(&fixture_with(&[("kill/list.toml", Some("schema = 1"))])).unwrap_err();
-    assert_eq!(error.problems[0].file, "kill/list.toml");
+fn a_bad_kill_list_or_owner_refuses_the_whole_version() {
+    for (path, text) in [
+        ("kill/list.toml", "schema = 2"),
+        ("kill/other.toml", "schema = 1"),
+        ("owners/charter.toml", "schema = 1\norphan_grace = \"1year\""),
+        ("owners/finance-data.toml", "schema = 1"),
+        ("owners/Finance.toml", "schema = 1"),
+    ] {
+        let error = Policy::load(&fixture_with(&[(path, Some(text))])).unwrap_err();
+        assert_eq!(error.problems.iter().map(|problem| problem.file.as_str()).collect::<Vec<_>>(), [path]);
+    }
 }
 
 #[test]
@@ -384,7 +392,7 @@ fn any_scope() -> impl Strategy<Value = String> {
     ]
 }
 
-fn any_ask() -> impl Strategy<Value = Ask> {
+pub(in crate::policy) fn any_ask() -> impl Strategy<Value = Ask> {
     let value = prop_oneof![Just("c-42".to_owned()), Just("2026-q1".to_owned()), any::<String>()];
     let name = prop_oneof![Just("customer".to_owned()), Just("quarter".to_owned()), "[a-z][a-z0-9_]{0,31}"];
     let params = proptest::collection::btree_map(name, value, 0..4);

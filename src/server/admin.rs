@@ -24,9 +24,10 @@ use crate::clock::Timestamp;
 use crate::identity::workload_api::SpiffeWorkloadApi;
 use crate::metrics::{REVIEW_WITHIN, Snapshot};
 use crate::pod_task::PodTask;
-use crate::policy::cache::{PolicyCache, RefreshOutcome};
+use crate::policy::cache::{PolicyCache, RefreshOutcome, Refusal};
 use crate::policy::document::{Decision, Kind as DecisionKind};
-use crate::policy::{Problem, ScopeId, Tier};
+use crate::policy::standing::{PolicyState, RoleName};
+use crate::policy::{Policy, Problem, ScopeId, Tier, kind};
 use crate::task::{EndReason, TaskId};
 
 /// The operators' side of one sidecar.
@@ -58,9 +59,17 @@ struct PolicyStatus {
     version: Option<String>,
     state: &'static str,
     trust: &'static str,
+    /// Until when each role speaks, where the policy is signed.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    ends: BTreeMap<RoleName, Timestamp>,
     active_scopes: usize,
     suspended: BTreeMap<ScopeId, Vec<Problem>>,
+    /// Entries of the kill list that are in force.
+    killed: usize,
     problems: Vec<Problem>,
+    /// What was refused last, also where it was mended since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_refusal: Option<Refusal>,
 }
 
 impl Admin {
@@ -136,7 +145,11 @@ impl Admin {
         if let Some(reason) = identities {
             reasons.push(reason);
         }
-        if self.policy.current().is_none() {
+        let policy = self.policy.current();
+        if let Some(PolicyState::Expired(lapse)) = policy.as_ref().map(|policy| policy.state(self.broker.now())) {
+            reasons.push(format!("policy: expired: {lapse}"));
+        }
+        if policy.is_none() {
             let status = self.policy.status();
             let why = status.problems.first().map(|problem| format!("{}: {}", problem.file, problem.message));
             reasons.push(format!("policy: nothing is loaded: {}", why.unwrap_or_else(|| "not read yet".into())));
@@ -194,6 +207,9 @@ impl Admin {
             *suspended.entry(problems.first().map_or("unknown", |problem| problem.kind)).or_default() += 1;
         }
         let now = self.broker.now();
+        let orphaned = policy.as_ref().map_or(0, |policy| policy.orphaned(now));
+        *suspended.entry(kind::OWNER).or_default() += i64::try_from(orphaned).unwrap_or(i64::MAX);
+        let ends = policy.as_ref().map(|policy| policy.ends()).unwrap_or_default();
         let decisions = || policy.iter().flat_map(|policy| policy.scopes().filter_map(|scope| policy.decision(scope)));
         let exception = |decision: &&Decision| {
             decision.kind == DecisionKind::Exception && decision.expires_at.is_some_and(|end| end > now)
@@ -207,7 +223,9 @@ impl Admin {
             leases: census.leases,
             credential_expiry: census.credential_expiry,
             svid_expiry: identities.svids.iter().map(|svid| svid.expires_at.as_secs() as f64).reduce(f64::min),
-            policy_state: policy.is_some().then_some("unsigned"),
+            policy_version: policy.as_ref().and_then(|policy| policy.snapshot()).unwrap_or(0),
+            policy_state: policy.as_ref().map(|policy| policy.state(now).as_str()),
+            policy_expiry: ends.into_iter().map(|(role, end)| (role, end.as_secs() as f64)).collect(),
             policy_refreshes: self.policy_refreshes(),
             suspended: suspended.into_iter().collect(),
             journal_pending: i64::try_from(self.broker.parts().journal.pending()).unwrap_or(i64::MAX),
@@ -231,14 +249,7 @@ impl Admin {
             ready: reasons.is_empty(),
             reasons,
             version: env!("CARGO_PKG_VERSION"),
-            policy: PolicyStatus {
-                version: policy.as_ref().map(|policy| policy.version().to_string()),
-                state: if policy.is_some() { "fresh" } else { "none" },
-                trust: "unsigned",
-                active_scopes: policy.as_ref().map_or(0, |policy| policy.active()),
-                suspended: policy.as_ref().map(|policy| policy.suspended().clone()).unwrap_or_default(),
-                problems: self.policy.status().problems,
-            },
+            policy: self.policy_status(policy.as_deref()),
             workload_api: json!({ "connected": health.connected(), "svids": identities.svids.len() }),
             tasks: json!({ "active": census.active, "ended": census.ended }),
             leases: json!({ "active": census.leases.iter().map(|(_, _, count)| count).sum::<i64>() }),
@@ -253,6 +264,23 @@ impl Admin {
             members.insert("task_list".into(), json!(tasks::views(&self.broker.tasks().all())));
         }
         value
+    }
+
+    fn policy_status(&self, policy: Option<&Policy>) -> PolicyStatus {
+        let (now, refreshes) = (self.broker.now(), self.policy.status());
+        let state = policy.map(|policy| policy.state(now));
+        let standing = policy.and_then(Policy::standing);
+        PolicyStatus {
+            version: policy.map(|policy| policy.version().to_string()),
+            state: state.as_ref().map_or("none", PolicyState::as_str),
+            trust: if standing.is_some() { "signed" } else { "unsigned" },
+            ends: standing.map(|standing| standing.ends.clone()).unwrap_or_default(),
+            active_scopes: policy.map_or(0, Policy::active),
+            suspended: policy.map(|policy| policy.suspended().clone()).unwrap_or_default(),
+            killed: policy.map_or(0, |policy| policy.kill_list().in_force(now)),
+            problems: refreshes.problems,
+            last_refusal: refreshes.refused,
+        }
     }
 
     /// What `sidemint audit verify` is given to find a forged or shortened log.

@@ -9,10 +9,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
-use sidemint::clock::ManualClock;
+use sidemint::clock::{ManualClock, Timestamp};
 use sidemint::exchange::{AwsCredential, Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, Revocation};
 use sidemint::lease::LeaseState;
 use sidemint::lease::journal::{Change, DiskJournal, Journal, JournalError, Recovered};
+use sidemint::policy::PolicyVersion;
+use sidemint::policy::repository::{DirectorySource, Fetched, PolicySource, PolicySourceError, Signed};
+use sidemint::policy::standing::{OWNERS, RoleName, Standing, TOP_ROLES};
 use sidemint::secret::Secret;
 use tokio::sync::watch;
 
@@ -322,5 +325,66 @@ impl io::Write for AuditText {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// A policy directory as a signed repository shows it: each folder is its owner's, and nothing can be forged.
+#[derive(Debug)]
+pub(crate) struct SignedDirectory {
+    directory: DirectorySource,
+    state: Mutex<SignedState>,
+}
+
+#[derive(Debug)]
+struct SignedState {
+    ends: BTreeMap<RoleName, Timestamp>,
+    /// The versions seen so far, in order: the place is the snapshot's number less one.
+    snapshots: Vec<PolicyVersion>,
+    reachable: bool,
+}
+
+impl SignedDirectory {
+    /// Every role speaks until `end`.
+    pub(crate) fn new(directory: &Path, end: Timestamp) -> Arc<Self> {
+        let owners = OWNERS.iter().map(|(role, _)| *role);
+        let ends = TOP_ROLES.into_iter().chain(owners).map(|role| (role.into(), end)).collect();
+        let state = SignedState { ends, snapshots: Vec::new(), reachable: true };
+        Arc::new(Self { directory: DirectorySource::new(directory), state: Mutex::new(state) })
+    }
+
+    /// Lets `role` speak until `end`, from the next look on.
+    pub(crate) fn speaks(&self, role: &str, end: Timestamp) {
+        self.state.lock().unwrap().ends.insert(role.into(), end);
+    }
+
+    pub(crate) fn reachable(&self, reachable: bool) {
+        self.state.lock().unwrap().reachable = reachable;
+    }
+}
+
+#[async_trait]
+impl PolicySource for SignedDirectory {
+    async fn fetch(&self, seen: Option<&PolicyVersion>) -> Result<Fetched, PolicySourceError> {
+        let mut state = self.state.lock().unwrap();
+        if !state.reachable {
+            return Err(PolicySourceError::unavailable("the fake was told so"));
+        }
+        let mut files = self.directory.read()?;
+        if state.snapshots.last() != Some(&files.version) {
+            state.snapshots.push(files.version.clone());
+        }
+        let snapshot = state.snapshots.len() as u64;
+        let standing = Standing { ends: state.ends.clone() };
+        files.version = PolicyVersion(format!("{snapshot}-{}", files.version).into());
+        if seen == Some(&files.version) {
+            return Ok(Fetched::Confirmed(standing));
+        }
+        let publisher = |path: &String| {
+            let owner = OWNERS.iter().find(|(_, folder)| path.starts_with(&format!("{folder}/")));
+            (path.clone(), owner.map_or("targets", |(role, _)| role).into())
+        };
+        let publishers = files.files.keys().map(publisher).collect();
+        files.signed = Some(Signed { snapshot, incident: snapshot, publishers, standing, stray: Vec::new() });
+        Ok(Fetched::New(files))
     }
 }

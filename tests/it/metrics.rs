@@ -22,7 +22,8 @@ fn series(page: &str) -> BTreeSet<String> {
 
 #[tokio::test]
 async fn the_names_and_labels_are_those_of_the_list() {
-    let w = World::new().await;
+    // A signed policy has series that an unsigned one has not.
+    let w = World::with(Setup { signed: true, ..Setup::default() }).await;
     let task = w.begin_scope("archive").await;
     w.served(&task.token).await;
     let page = w.metrics().await;
@@ -123,4 +124,6 @@ async fn gauges_say_what_is_there_now() {
     assert_eq!(gauge(leases).await, Some(0.0));
     assert_eq!(gauge("sidemint_scopes_suspended{reason=\"digest_mismatch\"}").await, Some(1.0));
     assert_eq!(gauge("sidemint_policy_state{state=\"unsigned\"}").await, Some(1.0));
+    assert_eq!(gauge("sidemint_policy_version").await, Some(0.0));
+    assert_eq!(gauge("sidemint_policy_expiry_timestamp_seconds{role=\"timestamp\"}").await, None);
 }

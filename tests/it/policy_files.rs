@@ -84,6 +84,17 @@ impl Scope {
     }
 }
 
+/// The owner whom every scope of [`standard`] names.
+pub(crate) fn owners(directory: &Path) {
+    let owner = "schema = 1\nname = \"Tests\"\nmail = \"tests@example.org\"\n";
+    write(directory, "owners/tests.toml", owner);
+}
+
+/// A kill list of one entry.
+pub(crate) fn kill(target: &str) -> String {
+    format!("schema = 1\n[[stop]]\nid = \"stop-1\"\n{target}\nreason = \"INC-7 leaked\"\n")
+}
+
 /// Writes one policy file as a careful publisher does: whole or not at all.
 pub(crate) fn write(directory: &Path, path: &str, text: &str) {
     let place = directory.join(path);
@@ -108,6 +119,7 @@ pub(crate) fn standard(directory: &Path) {
         Scope { tier: "break-glass", ..Scope::new("emergency") },
         Scope { permits: &[OTHER], ..Scope::new("others-only") },
         Scope::new("walled"),
+        Scope::new("ledger-less"),
         Scope::new("suspended"),
     ];
     for scope in scopes {

@@ -25,7 +25,7 @@ use sidemint::metrics::Snapshot;
 use sidemint::pod_task::PodTask;
 use sidemint::policy::LoadOptions;
 use sidemint::policy::cache::{PolicyCache, RefreshOutcome};
-use sidemint::policy::repository::DirectorySource;
+use sidemint::policy::repository::{DirectorySource, PolicySource};
 use sidemint::server::admin::Admin;
 use sidemint::server::{Listener, ListenerLimits, Server, serve};
 use tempfile::TempDir;
@@ -33,7 +33,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::fakes::{AuditText, FakeCloud, Log, WatchedJournal};
+use crate::fakes::{AuditText, FakeCloud, Log, SignedDirectory, WatchedJournal};
 use crate::http::{Call, Connection, Reply};
 use crate::policy_files::{self, OTHER, REPORT};
 
@@ -85,6 +85,8 @@ pub(crate) struct Setup {
     pub(crate) pod_task: Option<PodTaskSettings>,
     /// Whether the sidecar compares its clocks, as the real one does.
     pub(crate) guarded: bool,
+    /// Whether the policy is signed; its timestamp speaks for ten minutes then, everything else for thirty days.
+    pub(crate) signed: bool,
 }
 
 impl Default for Setup {
@@ -99,6 +101,7 @@ impl Default for Setup {
             limits: |_| {},
             pod_task: None,
             guarded: false,
+            signed: false,
         }
     }
 }
@@ -111,6 +114,7 @@ pub(crate) struct World {
     pub(crate) audit: AuditText,
     pub(crate) log: Log,
     pub(crate) directory: TempDir,
+    pub(crate) signers: Arc<SignedDirectory>,
     setup: Setup,
     states: Vec<PathBuf>,
     tokens: Mutex<Vec<String>>,
@@ -179,6 +183,11 @@ impl World {
         if setup.policy {
             policy_files::standard(&directory.path().join("policy"));
         }
+        if setup.signed {
+            policy_files::owners(&directory.path().join("policy"));
+        }
+        let signers = SignedDirectory::new(&directory.path().join("policy"), START + secs(30 * 24 * 3600));
+        signers.speaks("timestamp", START + secs(600));
         let states = vec![directory.path().join("state-0")];
         let cloud = FakeCloud::new(clock.clone(), log.clone());
         let mut world = Self {
@@ -187,6 +196,7 @@ impl World {
             audit: AuditText::default(),
             log,
             directory,
+            signers,
             setup,
             states,
             tokens: Mutex::default(),
@@ -202,7 +212,10 @@ impl World {
     async fn start(&mut self) {
         let state = self.states.last().unwrap().clone();
         let (journal, recovered) = self.open_journal(&state).await;
-        let source = Arc::new(DirectorySource::new(self.policy_directory()));
+        let source: Arc<dyn PolicySource> = match self.setup.signed {
+            true => Arc::clone(&self.signers) as _,
+            false => Arc::new(DirectorySource::new(self.policy_directory())),
+        };
         let policy = Arc::new(PolicyCache::new(source, LoadOptions::default()));
         policy.reload_now(self.clock.now()).await;
         let machine: Arc<dyn Clock> = Arc::new(self.clock.clone());
@@ -371,6 +384,12 @@ impl World {
 
     pub(crate) fn now(&self) -> Timestamp {
         self.clock.now()
+    }
+
+    /// Writes one policy file and has it loaded.
+    pub(crate) async fn write_policy(&self, path: &str, text: &str) -> RefreshOutcome {
+        policy_files::write(&self.policy_directory(), path, text);
+        self.reload().await
     }
 
     /// Sends a request and keeps what may hold no secret for the search at the end.
