@@ -122,7 +122,7 @@ mod tests {
         }
 
         #[test]
-        fn any_changed_byte_and_any_cut_is_noticed(kept in high_water(), at in any::<prop::sample::Index>(), bit in 0..8) {
+        fn any_changed_byte_and_any_cut_is_noticed(kept in high_water(), at in any::<prop::sample::Index>(), bit in 0_u8..8) {
             let mut bytes = kept.to_bytes();
             let at = at.index(bytes.len());
             prop_assert!(HighWater::parse(&bytes[..at]).is_err());

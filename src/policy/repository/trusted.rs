@@ -654,6 +654,3 @@ async fn target(fetch: &dyn Fetch, path: &str, listed: &Listed) -> Result<Bytes,
     }
     Ok(bytes)
 }
-
-#[cfg(test)]
-mod tests;

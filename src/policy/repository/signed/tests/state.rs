@@ -1,0 +1,289 @@
+//! Faults of the state directory.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+
+use super::*;
+
+const COPIES: [&str; 2] = ["high-water.a", "high-water.b"];
+
+async fn error(world: &World) -> String {
+    world.source().fetch(None).await.unwrap_err().message
+}
+
+#[tokio::test]
+async fn nothing_is_trusted_until_somebody_said_so() {
+    let world = World::new();
+    let message = error(&world).await;
+    assert!(message.starts_with("untrusted: ") && message.contains("sidemint policy trust"), "{message}");
+    assert_eq!(world.served.asked(), Vec::<String>::new());
+    world.source().trust().await.unwrap();
+    assert_eq!(files(&world).await.files, policy_files());
+}
+
+#[tokio::test]
+async fn a_sidecar_that_waits_for_trust_takes_it_up_by_itself() {
+    let world = World::new();
+    let source = world.source();
+    source.fetch(None).await.unwrap_err();
+    world.source().trust().await.unwrap();
+    assert_eq!(new(source.fetch(None).await).files, policy_files());
+}
+
+#[tokio::test]
+async fn it_starts_offline_from_what_is_kept() {
+    let mut world = World::trusted().await;
+    world.sample.lives.insert("timestamp".to_owned(), Duration::from_secs(60));
+    world.publish();
+    let held = files(&world).await;
+    world.down(true);
+    world.clock.advance(2 * Sample::LIFE);
+    let kept = files(&world).await;
+    assert_eq!((&kept.version, &kept.files), (&held.version, &held.files));
+    // Every role has ended, and whoever decides is told so.
+    assert_eq!(kept.signed.as_ref().unwrap().standing, held.signed.as_ref().unwrap().standing);
+    let source = world.source();
+    new(source.fetch(None).await);
+    assert!(source.fetch(Some(&held.version)).await.unwrap_err().message.starts_with("unreachable: "));
+}
+
+#[tokio::test]
+async fn state_that_is_lost_is_an_alarm_and_no_new_beginning() {
+    type Damage = fn(&Path);
+    let damages: [Damage; 5] = [
+        |file| fs::remove_file(file).unwrap(),
+        |file| fs::write(file, "").unwrap(),
+        |file| {
+            let bytes = fs::read(file).unwrap();
+            fs::write(file, &bytes[..bytes.len() / 2]).unwrap();
+        },
+        |file| {
+            let mut bytes = fs::read(file).unwrap();
+            bytes[40] ^= 1;
+            fs::write(file, bytes).unwrap();
+        },
+        |file| fs::write(file, vec![b'x'; 300 * 1024]).unwrap(),
+    ];
+    for damage in damages {
+        let world = World::trusted().await;
+        // One copy is mended from the other, whichever it is, and told.
+        for name in COPIES {
+            let good = fs::read(world.policy().join(name)).unwrap();
+            damage(&world.policy().join(name));
+            let source = world.source();
+            new(source.fetch(None).await);
+            assert!(source.notes()[0].contains("high-water"), "{:?}", source.notes());
+            assert_eq!(fs::read(world.policy().join(name)).unwrap(), good);
+            drop(source);
+            assert_eq!(files(&world).await.files, policy_files());
+        }
+        // Both are an alarm, also with a minimum version and for `policy trust`.
+        for name in COPIES {
+            damage(&world.policy().join(name));
+        }
+        let message = error(&world).await;
+        assert!(message.starts_with("lost_state: ") && message.contains("sidemint policy trust"), "{message}");
+        let settings = SignedSettings { minimum_version: Some(1), ..world.settings() };
+        assert!(world.source_with(settings).fetch(None).await.unwrap_err().message.starts_with("lost_state: "));
+        assert_eq!(world.source().trust().await.unwrap_err().kind(), FaultKind::LostState);
+        // Emptied on purpose, it may begin anew.
+        fs::remove_dir_all(world.policy()).unwrap();
+        world.source().trust().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn swapped_copies_are_as_good_and_contradicting_ones_an_alarm() {
+    let world = World::trusted().await;
+    let [a, b] = COPIES.map(|name| world.policy().join(name));
+    let (first, second) = (fs::read(&a).unwrap(), fs::read(&b).unwrap());
+    fs::write(&a, second).unwrap();
+    fs::write(&b, first).unwrap();
+    assert_eq!(files(&world).await.files, policy_files());
+    let mut other = HighWater::parse(&fs::read(&a).unwrap()).unwrap();
+    other.marks.timestamp = None;
+    fs::write(&b, other.to_bytes()).unwrap();
+    assert!(error(&world).await.starts_with("lost_state: "));
+}
+
+#[tokio::test]
+async fn a_torn_write_leaves_the_other_copy() {
+    let mut world = World::trusted().await;
+    let before = fs::read(world.policy().join("high-water.b")).unwrap();
+    world.publish();
+    let held = files(&world).await;
+    // As after a crash between the two.
+    fs::write(world.policy().join("high-water.b"), before).unwrap();
+    fs::write(world.policy().join("high-water.b.new"), "half").unwrap();
+    world.down(true);
+    assert_eq!(files(&world).await.version, held.version);
+    let [a, b] = COPIES.map(|name| fs::read(world.policy().join(name)).unwrap());
+    assert_eq!(a, b);
+}
+
+#[tokio::test]
+async fn a_crash_before_the_high_water_mark_loses_nothing_and_gains_nothing() {
+    let mut world = World::trusted().await;
+    let before = COPIES.map(|name| fs::read(world.policy().join(name)).unwrap());
+    world.publish();
+    let held = files(&world).await;
+    for (name, bytes) in COPIES.iter().zip(before) {
+        fs::write(world.policy().join(name), bytes).unwrap();
+    }
+    world.down(true);
+    assert_eq!(files(&world).await.version, held.version, "it was kept whole, and is remembered now");
+    let mark = HighWater::parse(&fs::read(world.policy().join("high-water.a")).unwrap()).unwrap();
+    assert_eq!(mark.marks.snapshot.unwrap().version, 2);
+}
+
+#[tokio::test]
+async fn a_cache_that_is_older_than_what_was_seen_is_refused() {
+    let mut world = World::trusted().await;
+    let old = tempfile::tempdir().unwrap();
+    copy(&world.policy().join("versions"), old.path());
+    world.publish();
+    world.publish();
+    let held = files(&world).await;
+    fs::remove_dir_all(world.policy().join("versions")).unwrap();
+    copy(old.path(), &world.policy().join("versions"));
+    world.down(true);
+    assert!(error(&world).await.starts_with("unreachable: "));
+    world.down(false);
+    let source = world.source();
+    assert_eq!(new(source.fetch(None).await).version, held.version);
+}
+
+#[tokio::test]
+async fn a_cache_of_another_sidecar_of_the_fleet_is_harmless_and_of_another_fleet_refused() {
+    let world = World::trusted().await;
+    let other_sidecar = tempfile::tempdir().unwrap();
+    copy(&world.policy(), &other_sidecar.path().join("policy"));
+    let settings = SignedSettings { state: other_sidecar.path().to_owned(), ..world.settings() };
+    assert_eq!(new(world.source_with(settings).fetch(None).await).files, policy_files());
+    // Only the versions, of another fleet.
+    let other = World::trusted().await;
+    fs::remove_dir_all(world.policy().join("versions")).unwrap();
+    copy(&other.policy().join("versions"), &world.policy().join("versions"));
+    world.down(true);
+    let source = world.source();
+    assert!(source.fetch(None).await.unwrap_err().message.starts_with("unreachable: "));
+    assert!(source.notes()[0].contains("signature: timestamp"), "{:?}", source.notes());
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    fs::set_permissions(to, fs::Permissions::from_mode(0o700)).unwrap();
+    for entry in fs::read_dir(from).unwrap().flatten() {
+        match entry.path().is_dir() {
+            true => copy(&entry.path(), &to.join(entry.file_name())),
+            false => drop(fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_emptied_cache_or_a_truncated_file_in_it_is_fetched_again() {
+    let mut world = World::trusted().await;
+    world.publish();
+    let held = files(&world).await;
+    let place = world.policy().join("versions").join(&*held.version.0);
+    for name in ["timestamp.json", "2.snapshot.json", "2.governance.json", "targets.pack"] {
+        fs::write(place.join(name), "").unwrap();
+        let source = world.source();
+        assert_eq!(new(source.fetch(None).await).version, held.version);
+        assert!(source.notes().is_empty(), "mended: {:?}", source.notes());
+        drop(source);
+        world.down(true);
+        assert_eq!(files(&world).await.version, held.version, "{name}");
+        world.down(false);
+    }
+    fs::remove_dir_all(world.policy().join("versions")).unwrap();
+    assert_eq!(files(&world).await.version, held.version);
+}
+
+#[tokio::test]
+async fn what_cannot_be_remembered_is_not_adopted() {
+    let mut world = World::trusted().await;
+    let source = world.source();
+    let held = new(source.fetch(None).await);
+    world.publish();
+    // Nobody can write below a file, whoever they are.
+    let (versions, aside) = (world.policy().join("versions"), world.policy().join("aside"));
+    fs::rename(&versions, &aside).unwrap();
+    fs::write(&versions, "").unwrap();
+    refuses(&world, &source, &held, FaultKind::State, "state.directory").await;
+    let error = source.fetch(Some(&held.version)).await.unwrap_err();
+    assert!(!error.refused, "the repository is not to blame");
+    fs::remove_file(&versions).unwrap();
+    fs::rename(&aside, &versions).unwrap();
+    // Nor where the version can be kept and its mark cannot.
+    for name in COPIES {
+        fs::create_dir(world.policy().join(format!("{name}.new"))).unwrap();
+        fs::write(world.policy().join(format!("{name}.new/x")), "").unwrap();
+    }
+    assert_eq!(
+        new(source.fetch(Some(&held.version)).await).signed.unwrap().snapshot,
+        2,
+        "what is in the way is removed"
+    );
+}
+
+#[tokio::test]
+async fn links_and_folders_that_others_can_write_are_refused() {
+    let world = World::trusted().await;
+    let place = world.policy();
+    fs::set_permissions(&place, fs::Permissions::from_mode(0o777)).unwrap();
+    let message = error(&world).await;
+    assert!(message.starts_with("state: ") && message.contains("written by others"), "{message}");
+    fs::set_permissions(&place, fs::Permissions::from_mode(0o700)).unwrap();
+
+    let elsewhere = world.state.path().join("elsewhere");
+    fs::rename(&place, &elsewhere).unwrap();
+    symlink(&elsewhere, &place).unwrap();
+    let message = error(&world).await;
+    assert!(message.starts_with("state: ") && message.contains("is a link"), "{message}");
+    fs::remove_file(&place).unwrap();
+    fs::rename(&elsewhere, &place).unwrap();
+
+    for name in COPIES {
+        let file = place.join(name);
+        fs::rename(&file, place.join("x")).unwrap();
+        symlink(place.join("x"), &file).unwrap();
+        // A copy that is a link is no copy; the other one stays.
+        new(world.source().fetch(None).await);
+        assert!(!fs::symlink_metadata(&file).unwrap().file_type().is_symlink(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn everything_that_is_kept_is_for_the_sidecar_alone() {
+    let world = World::trusted().await;
+    files(&world).await;
+    let mut folders = vec![world.policy()];
+    let mut seen = 0;
+    while let Some(folder) = folders.pop() {
+        assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700, "{}", folder.display());
+        for entry in fs::read_dir(&folder).unwrap().flatten() {
+            match entry.path().is_dir() {
+                true => folders.push(entry.path()),
+                false => {
+                    seen += 1;
+                    let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+                    assert_eq!(mode, 0o600, "{}", entry.path().display());
+                }
+            }
+        }
+    }
+    assert_eq!(seen, 4 + 1 + 2 + ROLES.len() + 1);
+}
+
+#[tokio::test]
+async fn two_processes_do_not_share_one_state() {
+    let world = World::trusted().await;
+    let source = world.source();
+    new(source.fetch(None).await);
+    let message = error(&world).await;
+    assert!(message.starts_with("state: ") && message.contains("another process"), "{message}");
+    assert_eq!(world.source().trust().await.unwrap_err().kind(), FaultKind::State);
+}
