@@ -14,6 +14,7 @@ mod exec;
 mod fake_sidecar;
 mod fake_workload_api;
 mod hardening;
+mod publishing;
 mod tasks;
 
 use std::path::Path;

@@ -248,3 +248,76 @@ async fn run(command: &str, role: &str, message: &[u8]) -> Result<Vec<Vec<u8>>, 
     }
     Ok(readings)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{ManualClock, SystemClock, Timestamp};
+
+    const ED25519: &str = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
+
+    fn pair(algorithm: &'static rcgen::SignatureAlgorithm) -> (rcgen::KeyPair, String) {
+        use rcgen::PublicKeyData as _;
+        let pair = rcgen::KeyPair::generate_for(algorithm).unwrap();
+        let pem = STANDARD.encode(pair.subject_public_key_info());
+        (pair, format!("-----BEGIN PUBLIC KEY-----\n{pem}\n-----END PUBLIC KEY-----"))
+    }
+
+    #[test]
+    fn reads_public_keys_as_hex_and_as_pem() {
+        let key = parse_public(ED25519).unwrap();
+        assert_eq!((key.keytype.as_str(), key.keyval.public.as_str()), ("ed25519", ED25519));
+        let der = [&ED25519_SPKI[..], &hex(ED25519).unwrap()].concat();
+        let pem = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der));
+        assert_eq!(parse_public(&pem).unwrap(), key);
+        let (_, pem) = pair(&rcgen::PKCS_ECDSA_P256_SHA256);
+        assert_eq!(parse_public(&pem).unwrap().scheme, "ecdsa-sha2-nistp256");
+        let (_, p384) = pair(&rcgen::PKCS_ECDSA_P384_SHA384);
+        for bad in ["", "00", &ED25519[2..], &p384, "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"] {
+            assert!(parse_public(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_p256_signature_of_64_bytes_becomes_the_one_that_tuf_has() {
+        use aws_lc_rs::rand::SystemRandom;
+        use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+        let (pair, pem) = pair(&rcgen::PKCS_ECDSA_P256_SHA256);
+        let key = parse_public(&pem).unwrap();
+        let signer = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &pair.serialize_der()).unwrap();
+        // Many, so that both numbers have leading zeros and high bits.
+        for round in 0..600_u32 {
+            let message = round.to_be_bytes();
+            let signature = signer.sign(&SystemRandom::new(), &message).unwrap();
+            let der = accept(&key, &message, signature.as_ref()).unwrap();
+            assert!(verifies(&key, &message, &der));
+            assert!(accept(&key, b"other", signature.as_ref()).is_none());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_signer_command_that_does_not_end_is_stopped() {
+        let clock = ManualClock::at(Timestamp::from_secs(1_795_452_513));
+        let source = KeySource::Command { command: "exec sleep 1000".to_owned(), timeout: Duration::from_secs(5) };
+        let keys = [("a".to_owned(), parse_public(ED25519).unwrap())];
+        let stepped = clock.clone();
+        let step = async move {
+            while stepped.sleepers() == 0 {
+                tokio::task::yield_now().await;
+            }
+            stepped.advance(Duration::from_secs(5));
+        };
+        let (signed, ()) = tokio::join!(source.sign("a", b"message", &keys, &clock), step);
+        assert!(signed.unwrap_err().to_string().contains("did not end within 5s"));
+    }
+
+    #[tokio::test]
+    async fn a_signer_command_that_reads_nothing_and_prints_a_signature_of_another_is_a_stranger() {
+        let command = format!("echo {}", "ab".repeat(64));
+        let source = KeySource::Command { command, timeout: SIGNER_TIMEOUT };
+        let keys = [("a".to_owned(), parse_public(ED25519).unwrap())];
+        let error = source.sign("a", &[0; 100_000], &keys, &SystemClock).await.unwrap_err();
+        assert_eq!(error.kind(), "key");
+        assert!(error.to_string().contains("none of the keys"), "{error}");
+    }
+}

@@ -83,22 +83,15 @@ impl Head {
     /// # Errors
     /// Something is there and a client would refuse it.
     pub async fn read(out: &Path) -> Result<Option<Self>, PublishError> {
-        let Some((anchor, newest)) = found(out)? else { return Ok(None) };
-        let named = |error| refused(format!("{} holds a repository that clients refuse: {error}", out.display()));
-        let mut overlay = Overlay::new(out, BTreeMap::new());
-        let error = match Self::load(&overlay, &anchor, None, None).await {
-            Ok(head) => return Ok(Some(head)),
-            Err(error) => error,
-        };
-        // A publication that was cut off between its new root and its timestamp leaves one root too many: then the state
-        // before it is what is published.
-        if newest > 1 {
-            overlay.hidden = Some(root_name(newest));
-            if let Ok(head) = Self::load(&overlay, &anchor, None, None).await {
-                return Ok(Some(head));
+        let Some(looks) = Looks::at(out)? else { return Ok(None) };
+        let mut first = None;
+        for overlay in looks.overlays {
+            match Self::load(&overlay, &looks.anchor, None, None).await {
+                Ok(head) => return Ok(Some(head)),
+                Err(error) => first = first.or(Some(error)),
             }
         }
-        Err(named(error))
+        Err(not_readable(out, first))
     }
 
     /// Loads what `fetch` gives: from the root `anchor` alone, as a sidecar that starts empty; or from the state
@@ -175,18 +168,34 @@ async fn body(fetch: &Overlay, name: &str, limit: u64) -> Result<Bytes, PublishE
     }
 }
 
-/// The first root at `out` and the newest version that lies there; `None` where no timestamp is.
-fn found(out: &Path) -> Result<Option<(Bytes, u64)>, PublishError> {
-    if read_file(&out.join(TIMESTAMP), MAX_TIMESTAMP)?.is_none() {
-        return Ok(None);
+fn not_readable(out: &Path, error: Option<PublishError>) -> PublishError {
+    let why = error.map(|error| error.to_string()).unwrap_or_default();
+    refused(format!("{} holds a repository that clients refuse: {why}", out.display()))
+}
+
+/// How `out` may be looked at: as it is; and without its newest root, since a publication that was cut off between its new
+/// root and its timestamp leaves one too many: then the state before it is what is published.
+struct Looks {
+    anchor: Bytes,
+    overlays: Vec<Overlay>,
+}
+
+impl Looks {
+    /// `None` where no timestamp is.
+    fn at(out: &Path) -> Result<Option<Self>, PublishError> {
+        if read_file(&out.join(TIMESTAMP), MAX_TIMESTAMP)?.is_none() {
+            return Ok(None);
+        }
+        let anchor = read_file(&out.join(root_name(1)), MAX_ROOT)?;
+        let anchor = anchor.ok_or_else(|| refused(format!("{}/metadata has no 1.root.json", out.display())))?;
+        let mut newest = 1;
+        while newest < MAX_ROOTS && out.join(root_name(newest + 1)).exists() {
+            newest += 1;
+        }
+        let whole = Overlay::new(out, BTreeMap::new());
+        let without = (newest > 1).then(|| Overlay { hidden: Some(root_name(newest)), ..whole.clone() });
+        Ok(Some(Self { anchor, overlays: [whole].into_iter().chain(without).collect() }))
     }
-    let anchor = read_file(&out.join(root_name(1)), MAX_ROOT)?;
-    let anchor = anchor.ok_or_else(|| refused(format!("{}/metadata has no 1.root.json", out.display())))?;
-    let mut newest = 1;
-    while newest < MAX_ROOTS && out.join(root_name(newest + 1)).exists() {
-        newest += 1;
-    }
-    Ok(Some((anchor, newest)))
 }
 
 /// Who may sign a top-level role, and how many of them must.
@@ -224,9 +233,15 @@ impl Published {
     /// # Errors
     /// Something is there and a client would refuse it.
     pub async fn read(out: &Path) -> Result<Option<Self>, PublishError> {
-        let Some(head) = Head::read(out).await? else { return Ok(None) };
-        let named = |error| refused(format!("{} holds a repository that clients refuse: {error}", out.display()));
-        Self::whole(Overlay::new(out, BTreeMap::new()), head, &Marks::default(), None).await.map(Some).map_err(named)
+        let Some(looks) = Looks::at(out)? else { return Ok(None) };
+        let mut first = None;
+        for overlay in looks.overlays {
+            match Self::load(overlay, &looks.anchor, None, None).await {
+                Ok(published) => return Ok(Some(published)),
+                Err(error) => first = first.or(Some(error)),
+            }
+        }
+        Err(not_readable(out, first))
     }
 
     /// As [`Head::load`], with every role and file.

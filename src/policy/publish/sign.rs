@@ -110,8 +110,12 @@ fn plan(workspace: &Workspace, request: &Request<'_>, known: u64) -> Result<Plan
     let files = if name == "root" { BTreeMap::new() } else { workspace.files()? };
     let same = same_content(&staged.signed, &workspace.settings().content(name, version, expires, &files)?);
     if version <= known {
-        // Published: what comes now is the next version, if there is anything to say.
-        if same && request.expires.is_none() && !request.restart && !half_over(workspace, name, expires, request.now)? {
+        // Published: what comes now is the next version, if there is anything to say, or somebody else to say it.
+        let role = workspace.settings().role(name)?;
+        let spoken =
+            u64::try_from(good_signatures(&staged, &role.keys).len()).unwrap_or(0) >= u64::from(role.threshold);
+        let wanted = request.expires.is_some() || request.restart || expires.since(request.now) < role.life / 2;
+        if same && version == known && spoken && !wanted {
             return Err(PublishError::Refused(format!(
                 "{name}: version {version} is published and says what the folder says, until {expires}; renew it with --expires"
             )));
@@ -137,10 +141,6 @@ fn plan(workspace: &Workspace, request: &Request<'_>, known: u64) -> Result<Plan
         )));
     }
     Ok(Plan::Append(staged))
-}
-
-fn half_over(workspace: &Workspace, name: &str, expires: Timestamp, now: Timestamp) -> Result<bool, PublishError> {
-    Ok(expires.since(now) < workspace.settings().role(name)?.life / 2)
 }
 
 /// The version of the role that is published, 0 for none.

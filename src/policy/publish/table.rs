@@ -305,3 +305,49 @@ fn compare(case: &Case, decided: Result<Permit, Denial>) -> Vec<String> {
     }
     differences
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const GOOD: &str = "schema = 1\n[[case]]\nname = \"n\"\ncaller = \"spiffe://example.org/a\"\nproof = \"pod\"\nttl = \"1h\"\nat = 2026-11-23T12:00:00Z\nexpect = \"deny\"\ndenial = \"killed\"\nrules = []\n";
+
+    #[test]
+    fn reads_a_case() {
+        let [case] = &parse(GOOD.as_bytes()).unwrap()[..] else { panic!("one case") };
+        assert_eq!((case.proof, case.expect, case.denial), (Proof::Pod, Expect::Deny, Some(DenialReason::Killed)));
+        assert_eq!(case.at, Some("2026-11-23T12:00:00Z".parse().unwrap()));
+        assert_eq!(case.ask.ttl, Some(std::time::Duration::from_secs(3600)));
+    }
+
+    #[test]
+    fn refuses_what_would_be_overlooked() {
+        for (old, new, told) in [
+            ("schema = 1", "schema = 2", "unknown schema"),
+            ("ttl = \"1h\"", "tll = \"1h\"", "unknown field"),
+            ("ttl = \"1h\"", "ttl = \"soon\"", "ttl is no duration"),
+            ("spiffe://example.org/a", "example.org/a", "caller"),
+            ("denial = \"killed\"", "denial = \"dead\"", "denial must be one of unknown_scope, "),
+            ("expect = \"deny\"", "expect = \"permit\"", "denial belongs to"),
+            ("expect = \"deny\"", "expect = \"maybe\"", "unknown variant"),
+            ("name = \"n\"", "name = \" \"", "needs a name"),
+            ("2026-11-23T12:00:00Z", "2026-11-23T12:00:00+01:00", "UTC"),
+        ] {
+            assert!(GOOD.contains(old), "{old}");
+            let error = parse(GOOD.replace(old, new).as_bytes()).unwrap_err();
+            assert!(error.contains(told), "{told}: {error}");
+        }
+        let twice = format!("{GOOD}{}", GOOD.trim_start_matches("schema = 1\n"));
+        assert!(parse(twice.as_bytes()).unwrap_err().contains("needs a name of its own"));
+        assert!(parse(b"schema = 1").unwrap_err().contains("[[case]]"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_break_the_reader(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(&bytes);
+        }
+    }
+}

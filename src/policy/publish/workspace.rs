@@ -480,3 +480,6 @@ impl Workspace {
         write_file(&self.directory.join("metadata").join(name), bytes, 0o644)
     }
 }
+
+#[cfg(test)]
+mod tests;
