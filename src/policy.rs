@@ -6,6 +6,7 @@
 //! - [`session_policy`]: what narrows an AWS role, with the scope's parameters.
 //! - [`standing`]: until when the signatures speak: fresh, stale, expired.
 //! - [`rules`]: Cedar: the schema, the guardrails, one slice of rules per scope.
+//! - `params`: what an ask's parameters are kept in.
 //! - `load`: files → [`Policy`], where a bad file suspends its scope.
 //! - `lint`: what is allowed and still worth a second look.
 //!
@@ -15,6 +16,7 @@ pub mod cache;
 pub mod document;
 mod lint;
 mod load;
+mod params;
 pub mod repository;
 pub mod rules;
 pub mod session_policy;
@@ -33,6 +35,7 @@ use crate::identity::Caller;
 use document::{Decision, Grant, GrantProvider, Scope};
 pub use document::{GrantId, ParamName, Provider, ScopeId, Tier};
 pub use load::LoadOptions;
+pub use params::Params;
 use rules::{Engine, Slice, Verdict};
 
 /// What a caller asks for when it begins a task. Everything in it is the caller's word (`context.asserted`).
@@ -42,7 +45,7 @@ pub struct Ask {
     pub scope: ScopeId,
     /// The scope's parameters.
     #[serde(default)]
-    pub params: BTreeMap<ParamName, String>,
+    pub params: Params,
     /// Why, in the caller's words; break-glass needs it.
     #[serde(default)]
     pub reason: Option<String>,
@@ -406,7 +409,7 @@ impl ActiveScope {
 }
 
 /// Fills an ask's parameters, which were accepted, into a grant.
-fn resolve(id: &GrantId, grant: &Grant, params: &BTreeMap<ParamName, String>) -> ResolvedGrant {
+fn resolve(id: &GrantId, grant: &Grant, params: &Params) -> ResolvedGrant {
     let provider = match &grant.provider {
         GrantProvider::Aws(aws) => ProviderGrant::Aws(AwsGrant {
             role_arn: aws.role_arn.clone(),
