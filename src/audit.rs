@@ -30,7 +30,7 @@ use crate::id::{LeaseId, TaskId};
 use crate::identity::{Proof, SpiffeId};
 use crate::lease::record::LeaseEnding;
 use crate::policy::standing::Lapse;
-use crate::policy::{Digests, ParamName, Provider, ScopeId, Tier};
+use crate::policy::{Digests, Params, Provider, ScopeId, Tier};
 
 use self::chain::{Head, MAX_LINE};
 use self::key::{PublicKey, SigningKey};
@@ -152,7 +152,7 @@ pub struct Event<'a> {
     pub scope: Option<&'a ScopeId>,
     /// The parameters asked for: the caller's word.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub params: Option<&'a std::collections::BTreeMap<ParamName, String>>,
+    pub params: Option<&'a Params>,
     /// The reason that the caller gave.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stated_reason: Option<&'a str>,

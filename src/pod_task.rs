@@ -151,7 +151,7 @@ impl PodTask {
     fn ask(&self) -> Ask {
         Ask {
             scope: self.settings.scope.clone(),
-            params: self.settings.params.clone(),
+            params: self.settings.params.clone().into(),
             reason: self.settings.reason.clone(),
             approval: None,
             ttl: self.settings.ttl,

@@ -9,6 +9,7 @@
 //! - [`standing`]: until when the signatures speak: fresh, stale, expired.
 //! - [`publish`]: how owners sign and publish a version: the working repository behind `sidemint policy`.
 //! - [`rules`]: Cedar: the schema, the guardrails, one slice of rules per scope.
+//! - `params`: what an ask's parameters are kept in.
 //! - `load`: files → [`Policy`], where a bad file suspends its scope.
 //! - `lint`: what is allowed and still worth a second look.
 //!
@@ -21,6 +22,7 @@ pub mod document;
 pub mod kill;
 mod lint;
 mod load;
+mod params;
 pub mod publish;
 pub mod repository;
 pub mod rules;
@@ -45,6 +47,7 @@ use document::{Decision, Digest, Grant, GrantProvider, Scope};
 pub use document::{GrantId, ParamName, Provider, ScopeId, Tier};
 use kill::{KillList, Stop, Subject};
 pub use load::LoadOptions;
+pub use params::Params;
 use rules::{Engine, Slice, Verdict};
 use standing::{Freshness, Lapse, PolicyState, RoleName, Signers, Standing};
 
@@ -55,7 +58,7 @@ pub struct Ask {
     pub scope: ScopeId,
     /// The scope's parameters.
     #[serde(default)]
-    pub params: BTreeMap<ParamName, String>,
+    pub params: Params,
     /// Why, in the caller's words; break-glass needs it.
     #[serde(default)]
     pub reason: Option<String>,
@@ -626,7 +629,7 @@ impl fmt::Display for Leaver {
 }
 
 /// Fills an ask's parameters, which were accepted, into a grant.
-fn resolve(id: &GrantId, grant: &Grant, params: &BTreeMap<ParamName, String>) -> ResolvedGrant {
+fn resolve(id: &GrantId, grant: &Grant, params: &Params) -> ResolvedGrant {
     let provider = match &grant.provider {
         GrantProvider::Aws(aws) => ProviderGrant::Aws(AwsGrant {
             role_arn: aws.role_arn.clone(),

@@ -8,7 +8,7 @@ pub mod flight;
 pub mod record;
 pub mod table;
 
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -61,7 +61,7 @@ pub struct TaskState {
     /// The hash of the token that works now.
     pub token: TokenHash,
     /// Set once, when it ends.
-    pub ending: Option<Ending>,
+    pub ending: Option<Box<Ending>>,
     /// The latest decision; `None` after a restart, until the first use decides again.
     pub decided: Option<Decided>,
     /// The credentials, by provider.
@@ -81,9 +81,7 @@ pub struct TaskState {
 /// A task in memory: what never changes, and the state behind one lock that is never held across an await.
 #[derive(Debug)]
 pub struct Task {
-    id: TaskId,
-    owner: SpiffeId,
-    session_name: String,
+    session_name: Arc<str>,
     deadline: Deadline,
     record: TaskRecord,
     state: Mutex<TaskState>,
@@ -113,9 +111,7 @@ impl Task {
             journalled: true,
         };
         Self {
-            id: record.id.clone(),
-            owner: record.owner.clone(),
-            session_name: session_name(&record),
+            session_name: session_name(&record).into(),
             // After a restart on a clock that shows a time before it began, its whole life at most.
             deadline: Deadline::fix(record.deadline, now.max(record.begun_at), boot),
             record,
@@ -126,12 +122,12 @@ impl Task {
 
     /// Its id.
     pub fn id(&self) -> &TaskId {
-        &self.id
+        &self.record.id
     }
 
     /// Whose it is.
     pub fn owner(&self) -> &SpiffeId {
-        &self.owner
+        &self.record.owner
     }
 
     /// When it must end, UTC.
@@ -145,7 +141,7 @@ impl Task {
     }
 
     /// The name under which providers know its sessions: unique to the task, the same for each of its credentials.
-    pub fn session_name(&self) -> &str {
+    pub fn session_name(&self) -> &Arc<str> {
         &self.session_name
     }
 
@@ -156,7 +152,7 @@ impl Task {
 
     /// The caller as it was when the task began.
     pub fn caller(&self) -> Caller {
-        Caller::recorded(self.owner.clone(), self.record.proof, self.record.proved_until)
+        Caller::recorded(self.record.owner.clone(), self.record.proof, self.record.proved_until)
     }
 
     /// The record as it should be in the journal now.

@@ -519,7 +519,7 @@ fn every_member() -> std::collections::BTreeSet<String> {
     let task = TaskId::generate().unwrap();
     let lease = LeaseId::generate().unwrap();
     let (owner, scope): (_, crate::policy::ScopeId) = ("spiffe://example.org/w".parse().unwrap(), "a".parse().unwrap());
-    let params = std::collections::BTreeMap::new();
+    let params = crate::policy::Params::default();
     let rules = ["r".to_owned()];
     let ending = crate::lease::record::LeaseEnding {
         id: lease.clone(),

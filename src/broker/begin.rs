@@ -283,7 +283,7 @@ fn new_record(
         parent: parent.map(|task| task.id().clone()),
         hold: request.hold,
         token,
-        idempotency: request.idempotency.clone(),
+        idempotency: request.idempotency.clone().map(Box::new),
         tier: permit.tier(),
         policy_version: permit.policy_version().clone(),
         begun_at: now,

@@ -48,7 +48,7 @@ impl Broker {
         let now = self.now();
         let mut state = task.state();
         if let Some(ending) = &state.ending {
-            return (ending.clone(), false);
+            return (Ending::clone(ending), false);
         }
         // Dropping the slots wipes the secrets as soon as no answer is being sent.
         state.slots.clear();
@@ -57,7 +57,7 @@ impl Broker {
         }
         let leases = report(&state.leases);
         let ending = Ending { reason, ended_at: now, leases };
-        state.ending = Some(ending.clone());
+        state.ending = Some(Box::new(ending.clone()));
         state.decided = None;
         state.journalled = false;
         drop(state);
@@ -234,15 +234,15 @@ fn settle(state: &mut TaskState, now: crate::clock::Timestamp) -> Vec<Change> {
         changes.push(Change::Lease(Box::new(lease.clone())));
     }
     if !ended {
-        let newest = |lease: &LeaseRecord| {
-            let latest = state.leases.iter().filter(|l| l.provider == lease.provider).map(|l| l.opened_at).max();
-            latest == Some(lease.opened_at)
+        let latest = |lease: &LeaseRecord| {
+            state.leases.iter().filter(|l| l.provider == lease.provider).map(|l| l.opened_at).max()
         };
-        let (keep, drop): (Vec<_>, Vec<_>) =
-            state.leases.iter().cloned().partition(|lease| !lease.state.is_over() || newest(lease));
-        if !drop.is_empty() {
-            changes.extend(drop.into_iter().map(|lease| Change::ForgetLease(lease.id)));
-            state.leases = keep;
+        let superseded = |lease: &&LeaseRecord| lease.state.is_over() && latest(lease) != Some(lease.opened_at);
+        // Nearly always none: every task is looked at in every sweep, and nothing is copied for it.
+        let forgotten: Vec<_> = state.leases.iter().filter(superseded).map(|lease| lease.id.clone()).collect();
+        if !forgotten.is_empty() {
+            state.leases.retain(|lease| !forgotten.contains(&lease.id));
+            changes.extend(forgotten.into_iter().map(Change::ForgetLease));
         }
     }
     changes

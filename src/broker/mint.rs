@@ -39,7 +39,7 @@ impl Broker {
         if let Some(flight) = slot.flight.as_ref().filter(|flight| flight.has_changed().is_ok()) {
             return Ok(flight.clone());
         }
-        if let Some((until, error)) = &slot.cooling
+        if let Some((until, error)) = slot.cooling.as_deref()
             && self.parts.clock.boot() < *until
         {
             return Err(error.clone());
@@ -122,7 +122,7 @@ impl Broker {
             }
             Err(error) => {
                 let pause = error.retry_after().unwrap_or(REFUSED_PAUSE).min(LONGEST_PAUSE);
-                slot.cooling = Some((self.parts.clock.boot() + pause, error.clone()));
+                slot.cooling = Some(Box::new((self.parts.clock.boot() + pause, error.clone())));
             }
         }
     }
@@ -150,7 +150,7 @@ impl Broker {
         let dead_by = dead_by(&permit, &grant, left, self.parts.clock.earliest()).ok_or(MintError::TooLate)?;
         let order = MintOrder {
             caller: task.owner().clone(),
-            session_name: task.session_name().to_owned(),
+            session_name: task.session_name().to_string(),
             grant,
             dead_by,
             limit: self.parts.limits.mint,
@@ -191,7 +191,7 @@ impl Broker {
             task: task.id().clone(),
             provider,
             grant: order.grant.id.clone(),
-            session_name: order.session_name.clone(),
+            session_name: Arc::clone(task.session_name()),
             state: LeaseState::Intent,
             revocation: Revocation::Expire,
             opened_at: now,

@@ -72,7 +72,7 @@ impl From<&LeaseRecord> for LeaseView {
             revocation: lease.revocation,
             state: lease.state,
             usable_until: lease.usable_until,
-            session_name: lease.session_name.clone(),
+            session_name: lease.session_name.to_string(),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The record of a lease: everything about a minted credential but the secret.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
@@ -42,7 +44,7 @@ pub struct LeaseRecord {
     /// The grant it implements.
     pub grant: GrantId,
     /// The session name under which the provider knows it.
-    pub session_name: String,
+    pub session_name: Arc<str>,
     /// Where it is in its life.
     pub state: LeaseState,
     /// How it can be taken back.

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
+use super::Params;
 use super::document::{DocumentError, ParamName, ParamSpec};
 
 /// The longest session policy that STS takes, in characters of compact JSON (STS API, parameter `Policy`).
@@ -70,7 +71,7 @@ impl SessionPolicy {
     }
 
     /// The policy with `values` filled in. Values were accepted by their [`ParamSpec`] before.
-    pub fn fill(&self, values: &BTreeMap<ParamName, String>) -> Value {
+    pub fn fill(&self, values: &Params) -> Value {
         if self.params.is_empty() { self.template.clone() } else { fill(&self.template, values) }
     }
 
@@ -85,7 +86,7 @@ impl SessionPolicy {
     }
 }
 
-fn fill(value: &Value, values: &BTreeMap<ParamName, String>) -> Value {
+fn fill(value: &Value, values: &Params) -> Value {
     match value {
         Value::String(text) => Value::String(fill_text(text, values)),
         Value::Array(items) => Value::Array(items.iter().map(|item| fill(item, values)).collect()),
@@ -97,7 +98,7 @@ fn fill(value: &Value, values: &BTreeMap<ParamName, String>) -> Value {
 }
 
 /// One pass from left to right: what a value brings in is never looked at again.
-fn fill_text(text: &str, values: &BTreeMap<ParamName, String>) -> String {
+fn fill_text(text: &str, values: &Params) -> String {
     let mut filled = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((before, after)) = rest.split_once(OPEN) {

@@ -52,7 +52,7 @@ pub fn parse(body: &[u8]) -> Result<Asked, Problem> {
     bounded("reason", asked.reason.as_deref(), MAX_REASON)?;
     bounded("approval", asked.approval.as_deref(), MAX_REASON)?;
     Ok(Asked {
-        ask: Ask { scope, params: asked.params.0, reason: asked.reason, approval: asked.approval, ttl },
+        ask: Ask { scope, params: asked.params.0.into(), reason: asked.reason, approval: asked.approval, ttl },
         label: asked.task,
         hold: asked.hold,
         parent,

@@ -23,7 +23,7 @@ pub struct ProviderSlot {
     /// The exchange that is under way, shared by all who need its outcome.
     pub flight: Option<Flight>,
     /// After a failure: until when nobody asks the provider again (time since boot), and what it said.
-    pub cooling: Option<(Duration, MintError)>,
+    pub cooling: Option<Box<(Duration, MintError)>>,
 }
 
 /// A task's providers. There are one or a few, so they stand in a list: a map's node has room for eleven.

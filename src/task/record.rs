@@ -120,7 +120,7 @@ pub struct TaskRecord {
     pub token: TokenHash,
     /// The idempotency key it was begun with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub idempotency: Option<Idempotency>,
+    pub idempotency: Option<Box<Idempotency>>,
     /// The tier of the decision that let it begin.
     pub tier: Tier,
     /// The policy version of that decision.
@@ -131,5 +131,5 @@ pub struct TaskRecord {
     pub deadline: Timestamp,
     /// How it ended, once it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ending: Option<Ending>,
+    pub ending: Option<Box<Ending>>,
 }

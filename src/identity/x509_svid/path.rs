@@ -4,7 +4,9 @@
 //! opinion on the path that was found ([`second_opinion`]). Where RFC 5280 leaves a choice the stricter one is taken:
 //! names are compared byte by byte, and self-issued certificates count towards path lengths and obey name constraints.
 
-use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm, UnixTime};
+use rustls::pki_types::{
+    AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, UnixTime,
+};
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use super::X509SvidError;
@@ -155,18 +157,62 @@ fn check_time(
 }
 
 fn check_signature(child: &Certificate<'_>, issuer: &Certificate<'_>) -> Result<(), X509SvidError> {
-    let algorithm = ALGORITHMS.iter().find(|algorithm| {
-        algorithm.signature_alg_id().as_ref() == child.signature_algorithm
-            && algorithm.public_key_alg_id().as_ref() == issuer.key.algorithm
-    });
-    let algorithm = algorithm.ok_or(X509SvidError::Algorithm)?;
+    let algorithm = algorithm(child, issuer).ok_or(X509SvidError::Algorithm)?;
     algorithm.verify_signature(issuer.key.bits, child.tbs, child.signature).map_err(|_| X509SvidError::Signature)
+}
+
+/// The believed algorithm by which `issuer` would have signed `child`.
+fn algorithm(child: &Certificate<'_>, issuer: &Certificate<'_>) -> Option<&'static dyn SignatureVerificationAlgorithm> {
+    ALGORITHMS.iter().copied().find(|algorithm| is_for(*algorithm, child, issuer))
+}
+
+fn is_for(algorithm: &dyn SignatureVerificationAlgorithm, child: &Certificate<'_>, issuer: &Certificate<'_>) -> bool {
+    algorithm.signature_alg_id().as_ref() == child.signature_algorithm
+        && algorithm.public_key_alg_id().as_ref() == issuer.key.algorithm
+}
+
+/// An algorithm for the second opinion on a path that was found: the signatures of that path have been verified by this
+/// very algorithm, and are not computed again; any other is.
+#[derive(Debug)]
+struct Once<'p> {
+    algorithm: &'static dyn SignatureVerificationAlgorithm,
+    path: &'p [&'p Certificate<'p>],
+}
+
+impl Once<'_> {
+    fn has_verified(&self, key: &[u8], message: &[u8], signature: &[u8]) -> bool {
+        self.path.iter().zip(self.path.iter().skip(1)).any(|(child, issuer)| {
+            is_for(self.algorithm, child, issuer)
+                && issuer.key.bits == key
+                && child.tbs == message
+                && child.signature == signature
+        })
+    }
+}
+
+impl SignatureVerificationAlgorithm for Once<'_> {
+    fn verify_signature(&self, key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), InvalidSignature> {
+        if self.has_verified(key, message, signature) {
+            return Ok(());
+        }
+        self.algorithm.verify_signature(key, message, signature)
+    }
+
+    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+        self.algorithm.public_key_alg_id()
+    }
+
+    fn signature_alg_id(&self) -> AlgorithmIdentifier {
+        self.algorithm.signature_alg_id()
+    }
 }
 
 /// What the library says of the path found: it must find nothing wrong with it either. Only its refusal of name
 /// constraints does not count where there are URI name constraints: it refuses all of those, after everything else has
-/// passed.
+/// passed. `path` is one whose signatures [`check_signature`] has verified.
 fn second_opinion(path: &Path<'_, '_>, now: i64) -> Result<(), X509SvidError> {
+    let once = ALGORITHMS.map(|algorithm| Once { algorithm, path });
+    let algorithms = once.each_ref().map(|algorithm| algorithm as &dyn SignatureVerificationAlgorithm);
     let [leaf, between @ .., root] = path.as_slice() else { return Err(X509SvidError::SecondOpinion) };
     let (leaf, root) = (CertificateDer::from(leaf.der), CertificateDer::from(root.der));
     let between: Vec<_> = between.iter().map(|ca| CertificateDer::from(ca.der)).collect();
@@ -174,10 +220,46 @@ fn second_opinion(path: &Path<'_, '_>, now: i64) -> Result<(), X509SvidError> {
     let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
     let anchors = [anchor_from_trusted_cert(&root).map_err(|_| X509SvidError::SecondOpinion)?];
     let end_entity = EndEntityCert::try_from(&leaf).map_err(|_| X509SvidError::SecondOpinion)?;
-    let said = end_entity.verify_for_usage(&ALGORITHMS, &anchors, &between, time, KeyUsage::client_auth(), None, None);
+    let said = end_entity.verify_for_usage(&algorithms, &anchors, &between, time, KeyUsage::client_auth(), None, None);
     match said {
         Ok(_) => Ok(()),
         Err(webpki::Error::NameConstraintViolation) if constraints::any_on_uris(path) => Ok(()),
         Err(_) => Err(X509SvidError::SecondOpinion),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::identity::x509_svid::testing::TestAuthority;
+
+    #[test]
+    fn the_second_opinion_computes_every_signature_that_is_not_one_of_the_path() {
+        let now = Timestamp::from_secs(1_795_435_200);
+        let authority = TestAuthority::new("example.org", now);
+        let issue = |path| authority.issue(path, now, now + std::time::Duration::from_secs(60)).chain.remove(0);
+        let (leaf, other) = (issue("spiffe://example.org/a"), issue("spiffe://example.org/b"));
+        let [leaf, other, root] = [&leaf, &other, authority.root()].map(|der| Certificate::parse(der).unwrap());
+        let path = vec![&leaf, &root];
+        let signs = algorithm(&leaf, &root).unwrap();
+        let once = Once { algorithm: signs, path: &path };
+        assert!(once.has_verified(root.key.bits, leaf.tbs, leaf.signature));
+        assert!(once.verify_signature(root.key.bits, leaf.tbs, leaf.signature).is_ok());
+        // right, but not of this path: computed
+        assert!(!once.has_verified(root.key.bits, other.tbs, other.signature));
+        assert!(once.verify_signature(root.key.bits, other.tbs, other.signature).is_ok());
+        for (key, message, signature) in [
+            (other.key.bits, leaf.tbs, leaf.signature),
+            (root.key.bits, other.tbs, leaf.signature),
+            (root.key.bits, leaf.tbs, other.signature),
+            (root.key.bits, leaf.tbs, &leaf.signature[1..]),
+        ] {
+            assert!(once.verify_signature(key, message, signature).is_err());
+        }
+        let foreign = ALGORITHMS.iter().copied().filter(|algorithm| !is_for(*algorithm, &leaf, &root));
+        for algorithm in foreign {
+            assert!(!Once { algorithm, path: &path }.has_verified(root.key.bits, leaf.tbs, leaf.signature));
+        }
     }
 }

@@ -22,7 +22,7 @@ fn declared(names: &[&str], max: u16) -> BTreeMap<ParamName, ParamSpec> {
     names.iter().map(|name| (name.parse().unwrap(), ParamSpec { kind: ParamType::Segment, max })).collect()
 }
 
-fn values(customer: &str, year: &str) -> BTreeMap<ParamName, String> {
+fn values(customer: &str, year: &str) -> Params {
     [("customer", customer), ("year", year)].map(|(name, value)| (name.parse().unwrap(), value.to_owned())).into()
 }
 

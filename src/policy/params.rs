@@ -1,0 +1,88 @@
+//! The parameters of an ask.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::ParamName;
+
+/// Parameters by name, in the order of their names. There are a few, kept as long as their task, so they stand in a
+/// list: a map's node has room for eleven.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Params(Box<[(ParamName, String)]>);
+
+impl Params {
+    /// The value of `name`.
+    pub fn get(&self, name: &ParamName) -> Option<&String> {
+        self.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
+    }
+
+    /// Names and values.
+    pub fn iter(&self) -> impl Iterator<Item = (&ParamName, &String)> {
+        self.0.iter().map(|(name, value)| (name, value))
+    }
+
+    /// The names.
+    pub fn keys(&self) -> impl Iterator<Item = &ParamName> {
+        self.0.iter().map(|(name, _)| name)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl From<BTreeMap<ParamName, String>> for Params {
+    fn from(params: BTreeMap<ParamName, String>) -> Self {
+        Self(params.into_iter().collect())
+    }
+}
+
+impl<const N: usize> From<[(ParamName, String); N]> for Params {
+    fn from(params: [(ParamName, String); N]) -> Self {
+        BTreeMap::from(params).into()
+    }
+}
+
+impl FromIterator<(ParamName, String)> for Params {
+    /// Of two with one name the later one counts.
+    fn from_iter<I: IntoIterator<Item = (ParamName, String)>>(params: I) -> Self {
+        params.into_iter().collect::<BTreeMap<_, _>>().into()
+    }
+}
+
+impl Serialize for Params {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.iter())
+    }
+}
+
+impl<'de> Deserialize<'de> for Params {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        BTreeMap::deserialize(deserializer).map(Self::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn are_found_by_name_and_written_in_the_order_of_their_names() {
+        let name = |text: &str| text.parse::<ParamName>().unwrap();
+        let given = [("region", "eu"), ("customer", "c-1"), ("region", "us")];
+        let params: Params = given.map(|(key, value)| (name(key), value.to_owned())).into_iter().collect();
+        assert_eq!(params.get(&name("region")).unwrap(), "us");
+        assert_eq!((params.get(&name("other")), params.len(), params.is_empty()), (None, 2, false));
+        let text = serde_json::to_string(&params).unwrap();
+        assert_eq!(text, r#"{"customer":"c-1","region":"us"}"#);
+        assert_eq!(serde_json::from_str::<Params>(&text).unwrap(), params);
+        assert_eq!(Params::from(std::collections::BTreeMap::new()), Params::default());
+    }
+}
