@@ -14,6 +14,7 @@
 mod fakes;
 mod http;
 mod policy_files;
+mod sts;
 mod world;
 
 mod aws;
@@ -21,6 +22,7 @@ mod begin;
 mod clock;
 mod end;
 mod journal;
+mod leaks;
 mod limits;
 mod metrics;
 mod mint;
