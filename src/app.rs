@@ -157,7 +157,8 @@ pub async fn build(config: &Config) -> Result<Bound, StartError> {
     let policy = policy(config, &clock, Arc::clone(&workload_api) as _)?;
     let parts = Parts {
         authenticator: Authenticator::new(Arc::clone(&workload_api) as _, config.identity.audience.clone())
-            .with_federated(config.mtls.as_ref().map(|mtls| mtls.federated.clone()).unwrap_or_default()),
+            .with_federated(config.mtls.as_ref().map(|mtls| mtls.federated.clone()).unwrap_or_default())
+            .with_federated_jwt(config.identity.federated.clone()),
         clouds: clouds(config, &workload_api, &clock)?,
         workload_api: Arc::clone(&workload_api) as _,
         policy: Arc::clone(&policy),

@@ -45,6 +45,7 @@ const KEYS: &[(&str, &str, Form)] = &[
     ("admin", "unix_socket", Form::Text),
     ("identity", "workload_api", Form::Text),
     ("identity", "audience", Form::Text),
+    ("identity", "federated", Form::List),
     ("policy", "directory", Form::Text),
     ("policy", "trust", Form::Text),
     ("policy", "repository", Form::Text),
@@ -171,6 +172,8 @@ pub struct IdentitySettings {
     pub workload_api: String,
     /// The only audience of JWT-SVIDs presented to us.
     pub audience: String,
+    /// Trust domains whose JWT-SVIDs are believed too, beside those of our own SVIDs.
+    pub federated: BTreeSet<TrustDomain>,
 }
 
 /// `[policy]`
@@ -427,6 +430,14 @@ impl Section<'_> {
         ConfigError(format!("{}.{key} (or {}): {what}", self.name, variable_name(self.name, key)))
     }
 
+    fn trust_domains(&self, key: &str) -> Result<BTreeSet<TrustDomain>, ConfigError> {
+        let names: Vec<String> = self.get(key)?.unwrap_or_default();
+        let domain = |name: String| {
+            name.parse().map_err(|error| self.error(key, format!("{name:?} is no trust domain: {error}")))
+        };
+        names.into_iter().map(domain).collect()
+    }
+
     fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, ConfigError> {
         let Some(value) = self.keys.get(key) else { return Ok(None) };
         if value.as_str() == Some("") {
@@ -520,12 +531,7 @@ impl Raw {
 
     fn mtls(&self) -> Result<Option<MtlsSettings>, ConfigError> {
         let section = Section { name: "mtls", keys: &self.mtls };
-        let names: Vec<String> = section.get("federated")?.unwrap_or_default();
-        let federated = names.iter().map(|name| {
-            let trust_domain = name.parse::<TrustDomain>();
-            trust_domain.map_err(|error| section.error("federated", format!("{name:?} is no trust domain: {error}")))
-        });
-        let (spiffe_id, federated) = (section.get("spiffe_id")?, federated.collect::<Result<BTreeSet<_>, _>>()?);
+        let (spiffe_id, federated) = (section.get("spiffe_id")?, section.trust_domains("federated")?);
         let Some(address) = section.get::<String>("address")? else {
             return match (spiffe_id, federated.is_empty()) {
                 (None, true) => Ok(None),
@@ -555,7 +561,7 @@ impl Raw {
         if is_cloud_audience(&audience) {
             return Err(section.error("audience", "a cloud's audience would let its tokens be replayed here"));
         }
-        Ok(IdentitySettings { workload_api, audience })
+        Ok(IdentitySettings { workload_api, audience, federated: section.trust_domains("federated")? })
     }
 
     fn policy(&self) -> Result<PolicySettings, ConfigError> {

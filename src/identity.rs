@@ -106,6 +106,9 @@ pub enum AuthenticationError {
     /// The X.509-SVID breaks a rule of the SPIFFE X509-SVID specification or of RFC 5280, or no longer holds.
     #[error(transparent)]
     X509Svid(#[from] X509SvidError),
+    /// The JWT-SVID is genuine, but its trust domain is neither ours nor one of `identity.federated`.
+    #[error("the trust domain of the JWT-SVID is neither ours nor one of identity.federated")]
+    TrustDomain,
     /// The pod task's SPIFFE ID is not among the identities of this sidecar.
     #[error("the Workload API gives this sidecar no SVID for {0}")]
     NoSvid(SpiffeId),
@@ -117,6 +120,7 @@ impl AuthenticationError {
         match self {
             Self::JwtSvid(error) => error.kind(),
             Self::X509Svid(error) => error.kind(),
+            Self::TrustDomain => "trust_domain",
             Self::NoSvid(_) => "no_svid",
         }
     }
@@ -128,19 +132,27 @@ pub struct Authenticator {
     workload_api: Arc<dyn WorkloadApi>,
     verifier: jwt_svid::Verifier,
     federated: BTreeSet<TrustDomain>,
+    federated_jwt: BTreeSet<TrustDomain>,
 }
 
 impl Authenticator {
     /// Accepts JWT-SVIDs whose only audience is `audience`, which must not be empty.
     pub fn new(workload_api: Arc<dyn WorkloadApi>, audience: String) -> Self {
         debug_assert!(!audience.is_empty(), "configuration refuses an empty audience");
-        Self { workload_api, verifier: jwt_svid::Verifier::new(audience), federated: BTreeSet::new() }
+        let verifier = jwt_svid::Verifier::new(audience);
+        Self { workload_api, verifier, federated: BTreeSet::new(), federated_jwt: BTreeSet::new() }
     }
 
     /// Accepts X.509-SVIDs of these trust domains too, beside those of our own.
     #[must_use]
     pub fn with_federated(self, federated: BTreeSet<TrustDomain>) -> Self {
         Self { federated, ..self }
+    }
+
+    /// Accepts JWT-SVIDs of these trust domains too, beside those of our own.
+    #[must_use]
+    pub fn with_federated_jwt(self, federated_jwt: BTreeSet<TrustDomain>) -> Self {
+        Self { federated_jwt, ..self }
     }
 
     /// The one way from evidence to a [`Caller`].
@@ -153,6 +165,9 @@ impl Authenticator {
             Evidence::JwtSvid(token) => {
                 // exposed: the signature is checked over the token's own bytes
                 let claims = self.verifier.verify(token.expose(), &identities.jwt_bundles, now)?;
+                if !identities.accepts(claims.spiffe_id.trust_domain(), &self.federated_jwt, now) {
+                    return Err(AuthenticationError::TrustDomain);
+                }
                 Ok(Caller { spiffe_id: claims.spiffe_id, proof: Proof::JwtSvid, until: claims.expires_at })
             }
             Evidence::X509Svid(peer) => {

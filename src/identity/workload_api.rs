@@ -100,6 +100,13 @@ impl Identities {
         self.svids.iter().find(|svid| svid.spiffe_id == *spiffe_id && svid.expires_at > now)
     }
 
+    /// Whether SVIDs of this trust domain are accepted: it is that of one of our own unexpired SVIDs, or in `federated`. That
+    /// the Workload API gives its bundle says only that somebody federates with it, not that we do.
+    pub fn accepts(&self, trust_domain: &TrustDomain, federated: &BTreeSet<TrustDomain>, now: Timestamp) -> bool {
+        let ours = |svid: &OwnSvid| svid.expires_at > now && svid.spiffe_id.trust_domain() == trust_domain;
+        self.svids.iter().any(ours) || federated.contains(trust_domain)
+    }
+
     /// The trust domains whose X.509-SVIDs are accepted: those of our own unexpired SVIDs, and `federated`.
     pub fn accepted(&self, federated: &BTreeSet<TrustDomain>, now: Timestamp) -> BTreeSet<TrustDomain> {
         let own = self.svids.iter().filter(|svid| svid.expires_at > now);

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
@@ -102,8 +102,15 @@ impl Admin {
             (&Method::GET, ["status"]) if here => super::json(StatusCode::OK, &self.status(peer == Peer::Unix)),
             (&Method::DELETE, ["v1", "tasks", task]) if peer == Peer::Unix => self.end(task).await,
             (&Method::POST, ["v1", "clock", "reset"]) if peer == Peer::Unix => self.reset_clock().await,
-            (&Method::GET, _) => Answered::not_found().answer(""),
-            _ => Answered::method_not_allowed().answer(""),
+            (_, segments) => match methods(segments, here, peer == Peer::Unix) {
+                Some(methods) => {
+                    let mut answer = Answered::method_not_allowed().answer("");
+                    // RFC 9110 §15.5.6: the answer must say which are
+                    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
+                    answer
+                }
+                None => Answered::not_found().answer(""),
+            },
         }
     }
 
@@ -327,6 +334,17 @@ fn review_due<'a>(decisions: impl Iterator<Item = &'a Decision>, now: Timestamp)
         }
     }
     due
+}
+
+/// The methods that a path takes from this peer, where there is something for it.
+fn methods(segments: &[&str], here: bool, operator: bool) -> Option<&'static str> {
+    Some(match segments {
+        ["metrics" | "livez" | "readyz"] => "GET",
+        [] | ["status"] if here => "GET",
+        ["v1", "tasks", _] if operator => "DELETE",
+        ["v1", "clock", "reset"] if operator => "POST",
+        _ => return None,
+    })
 }
 
 fn text(status: StatusCode, kind: &'static str, body: String) -> Answer {

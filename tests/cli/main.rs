@@ -10,6 +10,7 @@
 )]
 
 mod audit;
+mod descriptors;
 mod exec;
 mod fake_sidecar;
 mod fake_workload_api;

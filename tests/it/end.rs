@@ -277,13 +277,40 @@ async fn an_operator_ends_any_task_over_the_unix_socket_only() {
     let target = format!("/v1/tasks/{}", task.id);
     let mut over_tcp = Connection::open(w.admin_address).await;
     over_tcp.send(&Call::delete(&target).bytes(w.admin_address)).await;
-    assert_eq!(over_tcp.reply().await.unwrap().status, 405);
+    assert_eq!(over_tcp.reply().await.unwrap().status, 404, "there is no such thing over TCP");
     assert!(!w.is_ended(&task));
     let reply = w.operator(Call::delete(&target)).await;
     assert_eq!((reply.status, &reply.json()["reason"]), (200, &json!("operator")));
     assert_eq!(reply.json(), w.end(&task).await);
     assert_eq!(w.credentials(&task.token).await.status, 401);
     assert_eq!(w.operator(Call::delete("/v1/tasks/t-00000000000000000000000000")).await.status, 404);
+}
+
+#[tokio::test]
+async fn the_operators_listener_says_with_405_which_methods_a_path_takes() {
+    let w = World::new().await;
+    let rows = [
+        ("POST", "/metrics", "GET", "GET"),
+        ("DELETE", "/livez", "GET", "GET"),
+        ("PUT", "/readyz", "GET", "GET"),
+        ("POST", "/", "GET", "GET"),
+        ("POST", "/status", "GET", "GET"),
+        ("GET", "/v1/tasks/t-00000000000000000000000000", "", "DELETE"),
+        ("GET", "/v1/clock/reset", "", "POST"),
+        ("POST", "/v1/tasks/t-00000000000000000000000000", "", "DELETE"),
+        ("POST", "/nothing", "", ""),
+        ("GET", "/nothing", "", ""),
+    ];
+    for (method, target, over_tcp, over_unix) in rows {
+        let mut connection = Connection::open(w.admin_address).await;
+        connection.send(&Call::new(method, target).bytes(w.admin_address)).await;
+        let tcp = connection.reply().await.unwrap();
+        let unix = w.operator(Call::new(method, target)).await;
+        for (reply, allowed) in [(tcp, over_tcp), (unix, over_unix)] {
+            let expected = if allowed.is_empty() { (404, None) } else { (405, Some(allowed)) };
+            assert_eq!((reply.status, reply.header("allow")), expected, "{method} {target}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -183,6 +183,67 @@ impl Cloud for FakeCloud {
     }
 }
 
+/// All that a [`Cloud`] said through its seam, secrets aside: each as `Debug` and, of an error, as `Display` with its causes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Heard(Arc<Mutex<HeardState>>);
+
+#[derive(Debug, Default)]
+struct HeardState {
+    text: String,
+    /// Whether the next credential is lost in a panic.
+    panics: bool,
+}
+
+impl Heard {
+    pub(crate) fn all(&self) -> String {
+        self.0.lock().unwrap().text.clone()
+    }
+
+    /// Panics once, with the next credential in hand.
+    pub(crate) fn panic_once(&self) {
+        self.0.lock().unwrap().panics = true;
+    }
+
+    fn note(&self, order: &MintOrder, said: &Result<Minted, ExchangeError>) {
+        let mut state = self.0.lock().unwrap();
+        state.text += &format!("{order:?}\n{said:?}\n");
+        if let Err(error) = said {
+            let mut cause: Option<&dyn std::error::Error> = Some(error);
+            while let Some(error) = cause {
+                state.text += &format!("{error} {error:?}\n");
+                cause = error.source();
+            }
+        }
+    }
+}
+
+/// A real [`Cloud`] that is listened to.
+#[derive(Debug)]
+pub(crate) struct Overheard<C> {
+    inner: C,
+    heard: Heard,
+}
+
+impl<C> Overheard<C> {
+    pub(crate) fn new(inner: C, heard: Heard) -> Self {
+        Self { inner, heard }
+    }
+}
+
+#[async_trait]
+impl<C: Cloud> Cloud for Overheard<C> {
+    fn provider(&self) -> Provider {
+        self.inner.provider()
+    }
+
+    async fn mint(&self, order: &MintOrder) -> Result<Minted, ExchangeError> {
+        let said = self.inner.mint(order).await;
+        self.heard.note(order, &said);
+        assert!(!std::mem::take(&mut self.heard.0.lock().unwrap().panics), "the fake was told so: {said:?}");
+        said
+    }
+}
+
 /// The real journal, watched: it can be told to fail, or to keep a write waiting.
 #[derive(Debug)]
 pub(crate) struct WatchedJournal {

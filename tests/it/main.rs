@@ -14,6 +14,7 @@
 mod fakes;
 mod http;
 mod policy_files;
+mod sts;
 mod world;
 
 mod aws;
@@ -23,6 +24,7 @@ mod end;
 mod expiry;
 mod journal;
 mod kill;
+mod leaks;
 mod limits;
 mod metrics;
 mod mint;

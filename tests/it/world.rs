@@ -12,10 +12,11 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sidemint::audit::{Audit, Event, Kind};
+use sidemint::audit::{Audit, Event, Kind, Output, Rotation, Settings as AuditSettings};
 use sidemint::broker::{Broker, Limits, Parts, reaper};
 use sidemint::clock::{Clock, ManualClock, Timestamp, TrustedClock};
 use sidemint::config::PodTaskSettings;
+use sidemint::exchange::aws::{AwsSts, Settings as AwsSettings};
 use sidemint::exchange::{Cloud, Provider};
 use sidemint::identity::Authenticator;
 use sidemint::identity::workload_api::testing::FakeWorkloadApi;
@@ -33,7 +34,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::fakes::{AuditText, FakeCloud, Log, SignedDirectory, WatchedJournal};
+use crate::fakes::{AuditText, FakeCloud, Heard, Log, Overheard, SignedDirectory, WatchedJournal};
 use crate::http::{Call, Connection, Reply};
 use crate::policy_files::{self, OTHER, REPORT};
 
@@ -87,6 +88,10 @@ pub(crate) struct Setup {
     pub(crate) guarded: bool,
     /// Whether the policy is signed; its timestamp speaks for ten minutes then, everything else for thirty days.
     pub(crate) signed: bool,
+    /// The STS to exchange with over the wire, instead of the cloud in memory.
+    pub(crate) sts: Option<SocketAddr>,
+    /// Whether the audit log is signed files in the state directory, as the real one's, and not [`World::audit`].
+    pub(crate) audit_files: bool,
 }
 
 impl Default for Setup {
@@ -102,6 +107,8 @@ impl Default for Setup {
             pod_task: None,
             guarded: false,
             signed: false,
+            sts: None,
+            audit_files: false,
         }
     }
 }
@@ -118,7 +125,9 @@ pub(crate) struct World {
     setup: Setup,
     states: Vec<PathBuf>,
     tokens: Mutex<Vec<String>>,
-    /// The bodies of answers that may hold no secret.
+    /// What came back through the seam to the cloud over the wire.
+    pub(crate) heard: Heard,
+    /// The heads and bodies of answers that may hold no secret.
     told: Mutex<Vec<Vec<u8>>>,
     /// How much all tests had logged before this world was.
     logged_from: usize,
@@ -168,8 +177,12 @@ impl World {
     }
 
     pub(crate) async fn with(setup: Setup) -> Self {
+        Self::with_clock(setup, ManualClock::at(START)).await
+    }
+
+    /// A world whose time is `clock`'s, which others have too.
+    pub(crate) async fn with_clock(setup: Setup, clock: ManualClock) -> Self {
         let logged_from = LOGGED.0.lock().unwrap().len();
-        let clock = ManualClock::at(START);
         let api = FakeWorkloadApi::new(Arc::new(clock.clone()), &setup.identities);
         api.update(|identities| {
             identities.known = setup.known;
@@ -200,6 +213,7 @@ impl World {
             setup,
             states,
             tokens: Mutex::default(),
+            heard: Heard::default(),
             told: Mutex::default(),
             logged_from,
             sidecar: None,
@@ -227,9 +241,9 @@ impl World {
             workload_api: Arc::clone(&self.api) as _,
             authenticator: Authenticator::new(Arc::clone(&self.api) as _, AUDIENCE.into()),
             policy: Arc::clone(&policy),
-            clouds: BTreeMap::from([(Provider::Aws, Arc::clone(&self.cloud) as Arc<dyn Cloud>)]),
+            clouds: BTreeMap::from([(Provider::Aws, self.cloud_of(trusted.clone()))]),
             journal: Arc::clone(&journal) as _,
-            audit: Arc::new(Audit::to(Box::new(self.audit.clone())).unwrap()),
+            audit: Arc::new(self.open_audit(&state)),
             metrics: Arc::new(sidemint::app::metrics().unwrap()),
             limits,
         };
@@ -297,6 +311,26 @@ impl World {
             serving,
             background,
         });
+    }
+
+    /// The cloud of the setup.
+    fn cloud_of(&self, trusted: Option<Arc<TrustedClock>>) -> Arc<dyn Cloud> {
+        let Some(address) = self.setup.sts else { return Arc::clone(&self.cloud) as _ };
+        let settings = AwsSettings { sts_endpoint: Some(format!("http://{address}")), ..AwsSettings::default() };
+        let clock = trusted.map_or(Arc::new(self.clock.clone()) as Arc<dyn Clock>, |trusted| trusted as _);
+        let sts = AwsSts::new(settings, Arc::clone(&self.api) as _, clock).unwrap();
+        Arc::new(Overheard::new(sts, self.heard.clone()))
+    }
+
+    fn open_audit(&self, state: &Path) -> Audit {
+        if !self.setup.audit_files {
+            return Audit::to(Box::new(self.audit.clone())).unwrap();
+        }
+        // Small files and few lines to a checkpoint, so that there are several of each.
+        let output = Output::File(state.join("audit.jsonl"));
+        let settings = AuditSettings { checkpoint_every: 3, refusals: 10_000, ..AuditSettings::new(output) };
+        let rotation = Rotation { size: 4096, age: None, keep: 100 };
+        Audit::start(&AuditSettings { rotation, ..settings }, state, START).unwrap()
     }
 
     /// Stops the sidecar in order, its tasks kept, and starts it again on the same journal.
@@ -404,11 +438,16 @@ impl World {
     fn keep(&self, call: &Call, reply: &Reply) {
         let begun = call.method == "POST" && reply.status == 201;
         let served = call.target.contains("credentials") && reply.status == 200;
+        let mut told = format!("{:?}\n", reply.headers).into_bytes();
         if begun {
-            self.tokens.lock().unwrap().push(reply.json()["token"].as_str().unwrap().to_owned());
+            let token = reply.json()["token"].as_str().unwrap().to_owned();
+            // Its own token and nobody else's.
+            told.extend(reply.text().replace(&token, "").into_bytes());
+            self.tokens.lock().unwrap().push(token);
         } else if !served {
-            self.told.lock().unwrap().push(reply.body.clone());
+            told.extend(&reply.body);
         }
+        self.told.lock().unwrap().push(told);
     }
 
     /// A fresh JWT-SVID of `spiffe_id` for this sidecar.
@@ -521,28 +560,44 @@ impl World {
         Hold(connection)
     }
 
-    fn check_for_leaks(&self) {
-        let Some(sidecar) = &self.sidecar else { return };
-        self.flush_audit(sidecar);
+    /// Everything that was written anywhere, by where. What is only noted for the audit log may not be there yet.
+    pub(crate) fn written(&self) -> Vec<(String, Vec<u8>)> {
         let mut places: Vec<(String, Vec<u8>)> = vec![("the audit log".into(), self.audit.text().into())];
-        let metrics = &sidecar.broker.parts().metrics;
-        places.push(("the metrics".into(), metrics.page(&Snapshot::default()).unwrap()));
-        places.push(("Debug of the broker".into(), format!("{:?}", sidecar.broker).into()));
+        if let Some(sidecar) = &self.sidecar {
+            let metrics = &sidecar.broker.parts().metrics;
+            places.push(("the metrics".into(), metrics.page(&Snapshot::default()).unwrap()));
+            places.push(("Debug of the broker".into(), format!("{:?}", sidecar.broker).into()));
+        }
         for state in &self.states {
-            places.push((state.display().to_string(), fs::read(state.join("journal.redb")).unwrap_or_default()));
+            files_below(state, &mut places);
         }
         places.push(("an answer".into(), self.told.lock().unwrap().join(&b'\n')));
+        places.push(("what the cloud said".into(), self.heard.all().into()));
         places.push(("the log".into(), LOGGED.0.lock().unwrap()[self.logged_from..].to_vec()));
-        let secrets: HashSet<String> = [self.api.secrets(), self.cloud.secrets(), self.tokens.lock().unwrap().clone()]
-            .concat()
-            .into_iter()
-            .collect();
-        for (place, text) in &places {
+        places
+    }
+
+    /// Every secret that the fakes and the sidecar gave out.
+    pub(crate) fn secrets(&self) -> HashSet<String> {
+        [self.api.secrets(), self.cloud.secrets(), self.tokens.lock().unwrap().clone()].concat().into_iter().collect()
+    }
+
+    fn check_for_leaks(&self) {
+        let Some(sidecar) = &self.sidecar else { return };
+        if !self.setup.audit_files {
+            self.flush_audit(sidecar);
+        }
+        let secrets = self.secrets();
+        for (place, text) in &self.written() {
             let text = String::from_utf8_lossy(text);
             for secret in &secrets {
                 // The last part of a JWT is its signature: what makes it a secret.
                 let telling = secret.rsplit('.').next().unwrap();
-                assert!(!text.contains(telling), "{place} holds a secret that begins {:.12}", secret);
+                if let Some(at) = text.find(telling) {
+                    let before: String = text[..at].chars().rev().take(300).collect();
+                    let before: String = before.chars().rev().collect();
+                    panic!("{place} holds a secret that begins {secret:.12}, after {before}");
+                }
             }
         }
     }
@@ -566,6 +621,18 @@ impl Drop for World {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             self.check_for_leaks();
+        }
+    }
+}
+
+/// Adds the content of every file in `directory` and below.
+fn files_below(directory: &Path, places: &mut Vec<(String, Vec<u8>)>) {
+    for entry in fs::read_dir(directory).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files_below(&path, places);
+        } else if path.is_file() {
+            places.push((path.display().to_string(), fs::read(&path).unwrap()));
         }
     }
 }

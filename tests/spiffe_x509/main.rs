@@ -95,7 +95,7 @@ fn the_corpus_is_what_its_generator_makes() {
         assert!(there == *text, "{name} differs: run SIDEMINT_WRITE_CORPUS=1 cargo test --test spiffe_x509");
     }
     let there = fs::read_dir(directory()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let json: BTreeSet<_> = there.filter(|name| name.ends_with(".json")).collect();
+    let json: BTreeSet<_> = there.filter(|name| name.ends_with(".json") && name != "differences.json").collect();
     assert_eq!(json, made.into_keys().collect(), "a file that nothing makes, or that is missing");
 }
 
@@ -106,7 +106,7 @@ fn the_verifier_agrees_with_every_case() {
     let (mut count, mut names, mut kinds, mut wrong) = (0, BTreeSet::new(), BTreeSet::new(), Vec::new());
     for entry in fs::read_dir(directory()).unwrap() {
         let file = entry.unwrap().file_name().into_string().unwrap();
-        if !file.ends_with(".json") || ["roots.json", "signatures.json"].contains(&file.as_str()) {
+        if !file.ends_with(".json") || ["roots.json", "signatures.json", "differences.json"].contains(&file.as_str()) {
             continue;
         }
         let cases: Vec<Case> = serde_json::from_str(&read(&file)).unwrap();

@@ -401,6 +401,29 @@ mod tests {
         assert_eq!(refused(fake.issue(REPORT, "sidemint")), "no_bundle");
     }
 
+    #[test]
+    fn a_federated_domains_jwt_svid_is_believed_only_where_it_is_configured() {
+        let (fake, _) = fake();
+        let partner: TrustDomain = "partner.example".parse().unwrap();
+        // As the Workload API does for every domain that the server federates with.
+        fake.trust(partner.clone());
+        let token = || Evidence::JwtSvid(Secret::new(fake.issue("spiffe://partner.example/report", "sidemint")));
+        let alone = Authenticator::new(fake.clone(), "sidemint".into());
+        let error = alone.authenticate(&token(), NOW).unwrap_err();
+        assert!(matches!(error, AuthenticationError::TrustDomain) && error.kind() == "trust_domain");
+        // The list for X.509-SVIDs is another one.
+        let by_x509 = Authenticator::new(fake.clone(), "sidemint".into()).with_federated([partner.clone()].into());
+        assert!(by_x509.authenticate(&token(), NOW).is_err());
+        let configured = Authenticator::new(fake.clone(), "sidemint".into()).with_federated_jwt([partner].into());
+        let caller = configured.authenticate(&token(), NOW).unwrap();
+        assert_eq!(caller.spiffe_id().as_str(), "spiffe://partner.example/report");
+        // Our own domain is ours as long as we have an SVID of it.
+        let own = || Evidence::JwtSvid(Secret::new(fake.issue(REPORT, "sidemint")));
+        assert!(configured.authenticate(&own(), NOW).is_ok());
+        fake.withdraw(REPORT);
+        assert!(matches!(configured.authenticate(&own(), NOW), Err(AuthenticationError::TrustDomain)));
+    }
+
     #[tokio::test]
     async fn a_pod_is_believed_only_while_its_svid_is_issued_and_unexpired() {
         let (fake, _) = fake();

@@ -267,7 +267,7 @@ fn differences(policy: &Policy, scope: &ScopeId, case: &Case, now: Timestamp) ->
     // A table is no evidence: it asks what would be if this caller had proved itself so.
     let caller = Caller::recorded(case.caller.clone(), case.proof, Timestamp::MAX);
     let CaseAsk { params, reason, approval, ttl } = case.ask.clone();
-    let ask = Ask { scope: scope.clone(), params, reason, approval, ttl };
+    let ask = Ask { scope: scope.clone(), params: params.into(), reason, approval, ttl };
     compare(case, policy.decide(&caller, &ask, at))
 }
 

@@ -75,7 +75,7 @@ struct World {
     audit: Text,
     address: SocketAddr,
     _stop: watch::Sender<bool>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl World {
@@ -94,10 +94,11 @@ impl World {
             authority.give(identities, OTHER, NOW, NOW + HOUR);
         });
         let federated: BTreeSet<TrustDomain> = federated.iter().map(|name| name.parse().unwrap()).collect();
-        let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/policy/basic");
+        let directory = tempfile::tempdir().unwrap();
+        let policy = directory.path().join("policy");
+        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/policy/basic"), &policy);
         let cache = PolicyCache::new(Arc::new(DirectorySource::new(policy)), LoadOptions::default());
         cache.reload_now(NOW).await;
-        let directory = tempfile::tempdir().unwrap();
         let (journal, recovered) = DiskJournal::open(directory.path()).unwrap();
         let audit = Text::default();
         let parts = Parts {
@@ -123,7 +124,7 @@ impl World {
             async move { server.handle(request, peer).await }
         };
         tokio::spawn(serve(Listener::Mtls(listener, mtls), ListenerLimits::default(), shared, stopping, handle));
-        Self { clock, api, authority, broker, audit, address, _stop: stop, _directory: directory }
+        Self { clock, api, authority, broker, audit, address, _stop: stop, directory }
     }
 
     /// An SVID of this trust domain, good for half an hour.
@@ -167,6 +168,18 @@ impl World {
     fn audit_lines(&self) -> Vec<Value> {
         let text = String::from_utf8(self.audit.0.lock().unwrap().clone()).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (from, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        if from.is_dir() {
+            copy(&from, &to);
+        } else {
+            std::fs::copy(from, to).unwrap();
+        }
     }
 }
 
@@ -341,6 +354,35 @@ async fn a_connection_of_one_workload_takes_no_token_or_svid_of_another() {
     assert_eq!(report.send("GET", &path, Some(&foreign), "").await.unwrap().0, 200);
     // and without a bearer the other sees nothing of it
     assert_eq!(other.send("GET", &path, None, "").await.unwrap().0, 404);
+}
+
+#[tokio::test]
+async fn each_request_on_a_connection_is_decided_by_the_policy_of_its_moment() {
+    let world = World::new().await;
+    let (mut connection, _) = world.call(client(&world, &world.svid(REPORT))).await.unwrap();
+    let (status, begun) = connection.send("POST", "/v1/tasks", None, TASK).await.unwrap();
+    assert_eq!(status, 201, "{begun}");
+    let (task, token) = (begun["id"].as_str().unwrap(), begun["token"].as_str().unwrap());
+
+    let rules = world.directory.path().join("policy/decisions/ledger-read.cedar");
+    let text = std::fs::read_to_string(&rules).unwrap();
+    let changed = text.replace("sa/report\"", "sa/nobody\"");
+    assert_ne!(changed, text);
+    std::fs::write(&rules, changed).unwrap();
+    let parts = world.broker.parts();
+    assert_eq!(parts.policy.reload_now(NOW).await, crate::policy::cache::RefreshOutcome::Loaded);
+
+    // No rule permits this workload anything now. What it asks for is refused, and its task ends by its next use …
+    assert_eq!(connection.send("POST", "/v1/tasks", None, TASK).await.unwrap().0, 403);
+    assert_eq!(connection.send("GET", "/v1/aws/credentials", Some(token), "").await.unwrap().0, 401);
+    // … but it may still see, by the same connection, how that ended.
+    let (status, shown) = connection.send("GET", &format!("/v1/tasks/{task}"), None, "").await.unwrap();
+    assert_eq!((status, shown["reason"].as_str()), (200, Some("policy_changed")));
+
+    std::fs::write(&rules, text).unwrap();
+    parts.policy.reload_now(NOW).await;
+    assert_eq!(connection.send("POST", "/v1/tasks", None, TASK).await.unwrap().0, 201);
+    assert_eq!(world.outcome("ok"), 1, "all by one connection");
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ class World:
     def __init__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="smi-", dir="/tmp"))
         os.chmod(self.folder, 0o755)
-        self.have = {name: os.environ.get(name) for name in ("SPIRE", "RGW", "PROMETHEUS", "PYTHON", "AWS_CLI", "NODE", "NODE_MODULES")}
+        self.have = {name: os.environ.get(name) for name in ("SPIRE", "RGW", "PROMETHEUS", "PYTHON", "AWS_CLI", "NODE", "NODE_MODULES", "GO_SPIFFE")}
         self.sidemint = self.folder / "bin" / "sidemint"
         self.sidecars, self.begun, self.secrets = [], [], set()
         self.spire = self.rgw = self.policy = self._shared = None
@@ -35,7 +35,7 @@ class World:
         self.absent = {}
 
     def start(self):
-        for part in ("SPIRE", "RGW", "PROMETHEUS", "PYTHON", "NODE"):
+        for part in ("SPIRE", "RGW", "PROMETHEUS", "PYTHON", "NODE", "GO_SPIFFE"):
             if not self.have[part]:
                 self.absent[part.lower()] = os.environ.get(f"MISSING_{part}") or f"setup did not find {part}"
         self._copy_programs()

@@ -111,19 +111,6 @@ pub struct Proxy {
 #[error("a proxy is http://[USER:PASSWORD@]HOST:PORT, without a path")]
 pub struct ProxyError;
 
-impl PartialEq for Proxy {
-    fn eq(&self, other: &Self) -> bool {
-        let same = match (&self.credentials, &other.credentials) {
-            // Exposed to be compared, which tells nothing but equality.
-            (Some(ours), Some(theirs)) => ours.matches(theirs.expose()),
-            (ours, theirs) => ours.is_none() && theirs.is_none(),
-        };
-        same && self.place == other.place
-    }
-}
-
-impl Eq for Proxy {}
-
 impl fmt::Debug for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Proxy").field("place", &self.place).finish_non_exhaustive()
