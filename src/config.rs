@@ -846,7 +846,7 @@ mod tests {
         let policy = parse(text, &[("SIDEMINT_POLICY_MINIMUM_VERSION", "7")]).unwrap().policy;
         assert_eq!(policy.poll, Duration::from_secs(30));
         let PolicyPlace::Signed(settings) = policy.place else { panic!("{policy:?}") };
-        assert_eq!(settings.repository, RepositoryPlace::Http(Uri::from_static("https://policy.example.org/fleet")));
+        assert_eq!(settings.repository, RepositoryPlace::Http(Uri::from_static("https://policy.example.org/fleet/")));
         assert_eq!((settings.minimum_version, settings.timeout), (Some(7), Duration::from_secs(10)));
         assert!(!settings.client_svid && settings.ca.is_none() && settings.proxy.is_none());
     }

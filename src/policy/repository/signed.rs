@@ -363,7 +363,7 @@ impl SignedSource {
         let first = self.root(store, seen.root.version).await?.filter(|bytes| Digest::of(bytes) == seen.root.digest);
         let first = first.ok_or_else(|| broken("it is gone"))?;
         let mut roots = Roots::anchor(&first)?;
-        let mut any = false;
+        let (mut any, mut between) = (false, Vec::new());
         while roots.mark().version < anchor.version {
             let next = roots.mark().version.saturating_add(1);
             let bytes = match next == anchor.version {
@@ -371,16 +371,23 @@ impl SignedSource {
                 false => self.root(store, next).await?.ok_or_else(|| broken(&format!("root {next} is gone")))?,
             };
             match roots.follow(&bytes) {
-                Ok(Next::Root { roots: followed, replaced, .. }) => {
+                Ok(Next::Root { roots: followed, replaced, bytes }) => {
                     any |= replaced;
                     roots = *followed;
+                    between.push((next, bytes));
                 }
                 Ok(_) => return Err(broken(&format!("root {next} is none"))),
                 Err(fault) => return Err(broken(fault.message())),
             }
         }
         let (store, bytes) = (Arc::clone(store), self.settings.anchor.clone());
-        off(move || remember_root(&store, anchor, &bytes, any)).await?
+        off(move || {
+            for (version, bytes) in between {
+                store.keep_root(version, &bytes)?;
+            }
+            remember_root(&store, anchor, &bytes, any)
+        })
+        .await?
     }
 
     /// The root of this version, kept or offered; not verified.

@@ -167,9 +167,11 @@ async fn a_deployment_may_ship_a_newer_root_of_the_same_chain_and_no_other() {
     let other = World::new();
     world.anchor = newest;
     assert_eq!(files(&world).await.version, held.version);
-    // Back to the first is as good: the chain is the same.
+    // Back to the first is as good: the chain is the same, and kept.
     world.anchor = world.sample.anchor();
+    world.down(true);
     assert_eq!(files(&world).await.version, held.version);
+    world.down(false);
     // A root of another fleet with a higher version.
     let mut roots = other.sample;
     for _ in 0..5 {
