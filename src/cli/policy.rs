@@ -51,7 +51,7 @@ enum Command {
     /// Say that what is published is still the newest: sign a new timestamp over it
     Heartbeat(heartbeat::Args),
     /// Stop something everywhere, now: one entry of the kill list, signed and published
-    Kill(kill::Args),
+    Kill(Box<kill::Args>),
 }
 
 /// A time to go by.

@@ -383,6 +383,24 @@ fn drill_a_kill_is_published_alone_whatever_the_folder_says() {
 }
 
 #[test]
+fn a_publisher_who_has_not_seen_a_kill_does_not_undo_it() {
+    let repository = Repository::new(true);
+    let older = [tree(&repository.path("metadata")), tree(&repository.path("kill"))].concat();
+    repository.kill(&["--scope", "ledger-read", "--reason", "r", "--id", "inc-7"]).unwrap();
+    // Another working copy, from before.
+    for (path, bytes) in older {
+        fs::write(path, bytes).unwrap();
+    }
+    repository.edit("decisions/ledger-read.cedar", "c-43", "c-44");
+    repository.sign("governance", "governance").unwrap();
+    let published = repository.publish(&[]).unwrap();
+    assert!(published.contains("version 2 of incident is published and newer than here: it stays"), "{published}");
+    assert!(published.contains("governance 2\n"), "{published}");
+    assert_eq!(repository.version("incident"), 2);
+    assert!(repository.run("kill", &["--to", &repository.out(), "--list"]).unwrap().contains("inc-7"));
+}
+
+#[test]
 fn a_kill_is_refused_without_the_key_of_incident_or_with_a_word_that_is_none() {
     let repository = Repository::new(true);
     let bad = [

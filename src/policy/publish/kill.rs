@@ -12,13 +12,11 @@ use super::super::repository::MAX_FILE;
 use super::super::repository::metadata::Envelope;
 use super::keys::KeySource;
 use super::published::Published;
-use super::release::{self, Candidate, Gate, OnlineKeys, Report};
+use super::release::{self, Candidate, Gate, INCIDENT, OnlineKeys, Report};
 use super::workspace::Workspace;
 use super::{PublishError, read_file, write_file};
 use crate::clock::{Clock, Timestamp};
 
-/// The role that signs the list.
-const ROLE: &str = "incident";
 const HEAD: &str = "# What is stopped now; `sidemint policy kill` writes it.\n";
 
 /// What is to be done to the list.
@@ -109,23 +107,23 @@ pub async fn kill(
     let mut files = previous.files().files.clone();
     files.insert(LIST.to_owned(), new.clone());
     let settings = workspace.settings();
-    let role = settings.role(ROLE)?;
-    let version = previous.version(ROLE).saturating_add(1);
+    let role = settings.role(INCIDENT)?;
+    let version = previous.version(INCIDENT).saturating_add(1);
     let expires = order.now + order.expires.unwrap_or(role.life);
-    let signed = settings.content(ROLE, version, expires, &files)?;
+    let signed = settings.content(INCIDENT, version, expires, &files)?;
     let threshold = u64::from(role.threshold);
-    let bytes = release::sign_with(ROLE, signed, order.incident, &role.keys, threshold, clock).await?;
+    let bytes = release::sign_with(INCIDENT, signed, order.incident, &role.keys, threshold, clock).await?;
     let mut roles = previous.roles();
-    roles.insert(ROLE.to_owned(), (version, bytes.clone()));
+    roles.insert(INCIDENT.to_owned(), (version, bytes.clone()));
     let anchor = previous.head.anchor();
-    let candidate = Candidate { roots: Default::default(), roles, files, anchor };
+    let candidate = Candidate { roots: Default::default(), roles, files, anchor, notes: Vec::new() };
     let gate = Gate { kill: true, ..Gate::default() };
     let report =
         release::release(workspace, out, Some(&previous), candidate, order.online, &gate, clock, order.now).await?;
 
     let folder_differs = follow(workspace, published, &new, order)?;
     let envelope: Envelope = serde_json::from_slice(&bytes).map_err(|error| PublishError::Files(error.to_string()))?;
-    workspace.stage(ROLE, &envelope)?;
+    workspace.stage(INCIDENT, &envelope)?;
     Ok(Done { id, report, entries, folder_differs })
 }
 

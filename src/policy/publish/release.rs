@@ -22,6 +22,8 @@ use super::workspace::{RoleSettings, Workspace};
 use super::{MAX_METADATA, PublishError, cannot, read_file, sync_folder, write_file};
 use crate::clock::{Clock, Timestamp, within};
 
+/// The role that signs the kill list.
+pub(super) const INCIDENT: &str = "incident";
 /// How long a dry mint of one grant may take.
 const DRY_MINT: Duration = Duration::from_secs(60);
 /// A role that lapses sooner than this is told.
@@ -74,6 +76,8 @@ pub(super) struct Candidate {
     pub(super) files: BTreeMap<String, Bytes>,
     /// The trust anchor.
     pub(super) anchor: Bytes,
+    /// What is worth a second look.
+    pub(super) notes: Vec<String>,
 }
 
 fn refused(message: impl std::fmt::Display) -> PublishError {
@@ -110,11 +114,20 @@ pub(super) fn lock(out: &Path) -> Result<fs::File, PublishError> {
 
 /// Collects what the owners signed, and refuses what is not signed, not what the folder says, or older than what is out.
 fn gather(workspace: &Workspace, previous: Option<&Published>, now: Timestamp) -> Result<Candidate, PublishError> {
-    let files = workspace.files()?;
+    let mut files = workspace.files()?;
     let (roots, anchor) = roots(workspace, previous)?;
-    let mut roles = BTreeMap::new();
+    let (mut roles, mut notes) = (BTreeMap::new(), Vec::new());
+    if let Some((version, bytes)) = newer_kill_list(workspace, previous, &mut files)? {
+        notes.push(format!(
+            "kill/list.toml: version {version} of {INCIDENT} is published and newer than here: it stays"
+        ));
+        roles.insert(INCIDENT.to_owned(), (version, bytes));
+    }
     let mut problems = Vec::new();
     for (name, settings) in workspace.settings().listing() {
+        if roles.contains_key(name) {
+            continue;
+        }
         match signed_role(workspace, name, settings, &files, previous, now)? {
             Ok(role) => drop(roles.insert(name.to_owned(), role)),
             Err(problem) => problems.push(problem),
@@ -128,10 +141,31 @@ fn gather(workspace: &Workspace, previous: Option<&Published>, now: Timestamp) -
         }
     }
     if problems.is_empty() {
-        Ok(Candidate { roots, roles, files, anchor })
+        Ok(Candidate { roots, roles, files, anchor, notes })
     } else {
         Err(PublishError::Signatures(problems.join("; ")))
     }
+}
+
+/// Where a kill was published that this working repository has not seen: the published role, and its list in `files`. A
+/// kill is undone by whoever lifts it, never by a publication that knows nothing of it.
+fn newer_kill_list(
+    workspace: &Workspace,
+    previous: Option<&Published>,
+    files: &mut BTreeMap<String, Bytes>,
+) -> Result<Option<(u64, Bytes)>, PublishError> {
+    let Some(previous) = previous else { return Ok(None) };
+    let Some((version, bytes)) = previous.role(INCIDENT) else { return Ok(None) };
+    let here = workspace.staged(INCIDENT)?.map_or(0, |(_, staged)| version_of(&staged.signed));
+    if version <= here {
+        return Ok(None);
+    }
+    let publishers = previous.files().signed.as_ref().map(|signed| &signed.publishers);
+    let theirs = |path: &str| publishers.and_then(|by| by.get(path)).is_some_and(|role| &**role == INCIDENT);
+    files.retain(|path, _| workspace.settings().owner_of(path) != Some(INCIDENT));
+    let published = previous.files().files.iter().filter(|(path, _)| theirs(path));
+    files.extend(published.map(|(path, bytes)| (path.clone(), bytes.clone())));
+    Ok(Some((version, bytes.clone())))
 }
 
 type SignedRole = Result<(u64, Bytes), String>;
@@ -275,7 +309,7 @@ pub(super) async fn release(
             roles,
             suspended: Vec::new(),
             tried: 0,
-            warnings: lapsing(workspace, previous, now),
+            warnings: candidate.notes.into_iter().chain(lapsing(workspace, previous, now)).collect(),
         });
     }
     let (versioned, mut last) = online(workspace, previous, &candidate, keys, clock, now).await?;
@@ -287,6 +321,7 @@ pub(super) async fn release(
     let loaded = load_both(out, &overlay, &candidate.anchor, previous, expiry).await?;
     let (suspended, mut warnings) = judge(loaded.files(), previous, gate)?;
     let tried = dry_mint(loaded.files(), previous, gate.dry_mint, clock).await?;
+    warnings.extend(candidate.notes);
     warnings.extend(lapsing(workspace, &loaded, now));
     if gate.kill {
         warnings.extend(lapsed_head(&loaded, now));
