@@ -116,7 +116,7 @@ async fn refreshes() -> Outcome {
     const LOOKS: u64 = 240;
     let clock = ManualClock::at(SystemClock.now());
     let files = policy_files(10).into_iter().map(|(path, text)| (path, Bytes::from(text))).collect();
-    let mut sample = Sample::new(files, &["finance"])?;
+    let mut sample = Sample::new(files, &[])?;
     sample.publish(clock.now())?;
     let counts = Arc::new(Counts::default());
     let address = serve(sample.published().clone(), Arc::clone(&counts)).await?;

@@ -13,6 +13,9 @@ use std::time::Duration;
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
 /// Looks that went well begin this part of the interval apart at the least, and one interval at the most.
 const LEAST: f64 = 0.9;
+/// The mean of them. Whoever is to be spread is spread over this part of the interval: over more, the last of one round
+/// would meet the first of the next, for ever.
+const MEAN: f64 = (LEAST + 1.0) / 2.0;
 /// The part of an interval that a source rests at the least once it failed: one in so many.
 const REST: u32 = 6;
 
@@ -49,7 +52,7 @@ impl Schedule {
         let first = std::mem::take(&mut self.first);
         let Looked::Failed { retry_after } = looked else {
             self.failures = 0;
-            let gap = if first { 0.0..1.0 } else { LEAST..1.0 };
+            let gap = if first { 0.0..MEAN } else { LEAST..1.0 };
             return self.part(gap, fraction).saturating_sub(took);
         };
         self.failures = self.failures.saturating_add(1);
@@ -63,7 +66,7 @@ impl Schedule {
         };
         let pause = self.part(gap, fraction).saturating_sub(took).max(rest);
         match retry_after {
-            Some(wait) => pause.max(wait.min(MAX_RETRY_AFTER).saturating_add(self.part(0.0..1.0, fraction))),
+            Some(wait) => pause.max(wait.min(MAX_RETRY_AFTER).saturating_add(self.part(0.0..MEAN, fraction))),
             None => pause,
         }
     }
@@ -104,8 +107,9 @@ mod tests {
 
     #[test]
     fn the_second_look_is_anywhere_in_the_interval_and_the_others_keep_it() {
-        for (fraction, expected) in [(0.0, 0), (0.5, 15), (1.0, 30)] {
-            assert!(close(Schedule::new(INTERVAL).pause(Looked::Answered, NONE, fraction), expected));
+        for (fraction, expected) in [(0.0, 0), (0.5, 14_250), (1.0, 28_500)] {
+            let pause = Schedule::new(INTERVAL).pause(Looked::Answered, NONE, fraction);
+            assert!(pause.abs_diff(Duration::from_millis(expected)) < Duration::from_millis(1), "{pause:?}");
         }
         let mut schedule = Schedule::new(INTERVAL);
         schedule.pause(Looked::Answered, NONE, 0.0);
@@ -141,8 +145,8 @@ mod tests {
             Schedule::new(INTERVAL).pause(Looked::Failed { retry_after: Some(seconds(wait)) }, NONE, fraction)
         };
         assert!(close(pause(120, 0.0), 120));
-        assert!(close(pause(120, 0.5), 135), "not all at the same moment");
-        assert!(close(pause(4_000_000_000, 1.0), 630));
+        assert!(close(pause(120, 2.0 / 3.0), 139), "not all at the same moment");
+        assert!(close(pause(4_000_000_000, 2.0 / 2.85), 620));
         assert!(close(pause(0, 0.0), 5), "it lengthens, and never shortens");
     }
 
