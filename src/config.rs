@@ -4,7 +4,7 @@
 //! which wins. What is not listed is refused. `config/sidemint.toml` documents each.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -741,7 +741,9 @@ pub fn repository_place(text: &str) -> Option<RepositoryPlace> {
         return Some(RepositoryPlace::Directory(text.into()));
     }
     let uri: Uri = text.parse().ok()?;
-    let authority = uri.authority().filter(|_| matches!(uri.scheme_str(), Some("https" | "http")))?;
+    let address = uri.host()?.trim_matches(['[', ']']).parse::<IpAddr>();
+    let loopback = uri.host() == Some("localhost") || address.is_ok_and(|address| address.is_loopback());
+    let authority = uri.authority().filter(|_| uri.scheme_str() == Some("https") || loopback)?;
     // A password would be told in every error.
     let plain = !authority.as_str().contains('@') && uri.query().is_none() && !text.contains('#');
     plain.then_some(RepositoryPlace::Http(uri))
