@@ -115,9 +115,9 @@ fn every_example_of_the_reference_file_is_accepted() {
         text.lines().filter(stays).map(|line| format!("{line}\n")).collect::<String>()
     };
     let of_policy = |text: &str| {
-        let (before, rest) = text.split_once("[aws]").expect("[policy] stands before [aws]");
-        assert!(before.contains("[policy]"));
-        parse(&format!("[policy]{}[aws]{rest}", before.split_once("[policy]").expect("[policy]").1), &[]).policy
+        let (_, policy) = text.split_once("\n[policy]\n").expect("[policy]");
+        let (policy, _) = policy.split_once("\n[aws]\n").expect("[aws] behind [policy]");
+        parse(&format!("[policy]\n{policy}"), &[]).policy
     };
     for other in ["ca", "server_id"] {
         let policy = of_policy(&without(&["trust", other]).replacen("directory = \"/etc/sidemint/policy\"\n", "", 1));

@@ -92,7 +92,8 @@ fuzz_target!(|data: &[u8]| {
 
     let top = anchor.timestamp(timestamp, &Marks::default(), Some(NOW)).unwrap();
     let (fetch, mut known): (Arc<dyn Fetch>, _) = (Arc::new(Served(files)), Known::default());
-    let walk = complete(top, &fetch, &mut known, &Marks::default(), &BTreeSet::new(), Some(NOW));
+    let (marks, scopes) = (Marks::default(), BTreeSet::new());
+    let walk = complete(top, &fetch, &mut known, &marks, &scopes, Some(NOW));
     match RUNTIME.block_on(walk) {
         Ok(verified) => {
             let publishers = verified.files.signed.unwrap().publishers;
