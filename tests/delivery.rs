@@ -23,7 +23,8 @@ use sidemint::task::EndReason;
 
 const SOCKET: (&str, &str) = ("SPIFFE_ENDPOINT_SOCKET", "unix:///run/spire.sock");
 /// The variables that are no key of the configuration: of other commands, and of the test bed.
-const OTHER_VARIABLES: [&str; 9] = [
+const OTHER_VARIABLES: [&str; 10] = [
+    "SIDEMINT_ROLE",
     "SIDEMINT_HTTP",
     "SIDEMINT_ADMIN",
     "SIDEMINT_AUDIENCE",
