@@ -291,7 +291,10 @@ fn commit_all(database: &Database, mut writes: mpsc::Receiver<Write>, status: &S
 
 fn commit(database: &Database, batch: &[Write]) -> Result<(), String> {
     let text = |e: &dyn fmt::Display| e.to_string();
-    let transaction = database.begin_write().map_err(|e| text(&e))?;
+    let mut transaction = database.begin_write().map_err(|e| text(&e))?;
+    // A sync more, so that a start can tell a torn commit, which it leaves out, from one that was whole and was damaged
+    // since, which it refuses: what was promised is never left out in silence.
+    transaction.set_two_phase_commit(true);
     {
         let mut tasks = transaction.open_table(TASKS).map_err(|e| text(&e))?;
         let mut leases = transaction.open_table(LEASES).map_err(|e| text(&e))?;
