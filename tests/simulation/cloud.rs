@@ -51,8 +51,6 @@ pub(crate) struct Mint {
     pub(crate) ends_at: Timestamp,
     /// How far the sidecar's wall clock was behind the true time.
     pub(crate) behind: Duration,
-    /// And how far ahead.
-    pub(crate) ahead: Duration,
     /// Nobody was told of it.
     pub(crate) lost: bool,
 }
@@ -202,7 +200,6 @@ impl SimCloud {
             minted_at: truth,
             ends_at,
             behind: truth.since(wall),
-            ahead: wall.since(truth),
             lost: matches!(answer, Answer::Lost | Answer::Garbled),
         };
         state.mints.push(mint.clone());

@@ -1,6 +1,7 @@
 //! A disk in memory, under the real journal: what was not synced may be lost, whole or in part, when the machine stops.
 
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use redb::StorageBackend;
@@ -49,6 +50,8 @@ struct State {
     left: Option<usize>,
     /// The machine is gone: nothing reaches the disk any more.
     dead: bool,
+    /// Where it was written to, while that is watched.
+    watched: Option<Vec<Range<usize>>>,
     /// How many backends are open.
     open: usize,
 }
@@ -76,12 +79,18 @@ impl Disk {
         self.state().seen.clone()
     }
 
-    pub(crate) fn fail(&self, fault: Fault) {
-        self.state().fault = Some(fault);
+    /// Notes from now on where it is written to.
+    pub(crate) fn watch(&self) {
+        self.state().watched = Some(Vec::new());
     }
 
-    pub(crate) fn is_faulty(&self) -> bool {
-        self.state().fault.is_some()
+    /// Where it was written to since.
+    pub(crate) fn watched(&self) -> Vec<Range<usize>> {
+        self.state().watched.take().unwrap_or_default()
+    }
+
+    pub(crate) fn fail(&self, fault: Fault) {
+        self.state().fault = Some(fault);
     }
 
     /// Lets the machine stop in the middle of what is written next, after `operations`.
@@ -224,6 +233,10 @@ impl StorageBackend for Backend {
         // A copy-on-write store puts new pages in room that a sparse file may not have.
         let mut state = self.change(if offset == 0 { Fault::Write } else { Fault::Full })?;
         put(&mut state.seen, offset, data);
+        let start = usize::try_from(offset).map_err(io::Error::other)?;
+        if let Some(watched) = &mut state.watched {
+            watched.push(start..start + data.len());
+        }
         state.loose.push(Op::Write(offset, data.to_vec()));
         Ok(())
     }

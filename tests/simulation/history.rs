@@ -1,5 +1,7 @@
 //! One history: a sidecar, the models around it, and what the seed lets happen.
 
+mod faults;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
@@ -72,7 +74,7 @@ impl fmt::Display for Told {
 }
 
 /// An empty journal, as the product lays it out.
-static EMPTY: LazyLock<Vec<u8>> = LazyLock::new(|| {
+pub(crate) static EMPTY: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let directory = tempfile::tempdir().unwrap();
     drop(DiskJournal::open(directory.path()).unwrap());
     // Closed once the writer's thread has let go of it.
@@ -161,6 +163,7 @@ pub(crate) fn run(seed: u64, planted: Planted) -> Result<Told, Failure> {
         ("tasks", history.ledger.tasks.len()),
         ("mints", mints),
         ("credentials received", received),
+        ("calls to the cloud", history.cloud.asked()),
         ("restarts", history.restarts),
     ] {
         history.told.count(what, by);
@@ -180,7 +183,8 @@ impl History {
         let (clock, truth) = (ManualClock::at(START), ManualClock::at(START));
         let books = Arc::new(Mutex::new(Books::default()));
         let cloud = SimCloud::new(truth.clone(), clock.clone(), Arc::clone(&books));
-        let everything: Permits = (0..WHO.len()).flat_map(|who| (0..SCOPES.len()).map(move |scope| (who, scope))).collect();
+        let everything: Permits =
+            (0..WHO.len()).flat_map(|who| (0..SCOPES.len()).map(move |scope| (who, scope))).collect();
         let api = FakeWorkloadApi::new(Arc::new(truth.clone()), &WHO[..2]);
         let mut history = Self {
             planted,
@@ -240,7 +244,8 @@ impl History {
             Planted::WallClockOnly => None,
             _ => Some(TrustedClock::start(Arc::clone(&machine), self.directory.path()).unwrap()),
         };
-        let only_wall = || Arc::new(WallOnly(self.clock.clone(), START - Duration::from_secs(1 << 30))) as Arc<dyn Clock>;
+        let only_wall =
+            || Arc::new(WallOnly(self.clock.clone(), START - Duration::from_secs(1 << 30))) as Arc<dyn Clock>;
         let policy = Arc::new(PolicyCache::new(Arc::clone(&self.source) as _, LoadOptions::default()));
         let parts = Parts {
             clock: trusted.clone().map_or_else(only_wall, |trusted| trusted as _),
@@ -259,7 +264,11 @@ impl History {
         runtime.block_on(policy.reload_now(now));
         if self.reaper {
             let changes = (self.api.clone(), policy.subscribe());
-            let reaper = reaper::run(Arc::clone(&broker), sidemint::identity::workload_api::WorkloadApi::watch(&*changes.0), changes.1);
+            let reaper = reaper::run(
+                Arc::clone(&broker),
+                sidemint::identity::workload_api::WorkloadApi::watch(&*changes.0),
+                changes.1,
+            );
             runtime.spawn(reaper);
         }
         self.sidecar = Some(Sidecar { runtime, broker, server, journal, policy, trusted, holds: Vec::new() });
@@ -284,7 +293,7 @@ impl History {
     fn idle(&self) {
         // The runtime's own time is paused: it moves when there is nothing else to do.
         #[allow(clippy::disallowed_methods, reason = "no time passes: see above")]
-        self.sidecar().runtime.block_on(tokio::time::sleep(Duration::from_millis(1)));
+        self.sidecar().runtime.block_on(async { tokio::time::sleep(Duration::from_millis(1)).await });
     }
 
     /// The same, with a disk that takes what is written.
@@ -430,8 +439,8 @@ impl History {
             78..=81 => self.change_policy(),
             82..=84 => self.change_identities(),
             85 => self.break_disk(),
-            86 => self.show(),
-            87..=91 if !self.resets => self.restart_in_order()?,
+            86..=89 => self.show(),
+            90..=92 if !self.resets => self.restart_in_order()?,
             _ if !self.resets => self.crash()?,
             _ => self.pass(),
         }
@@ -472,12 +481,13 @@ impl History {
     }
 
     fn begin(&mut self) {
-        let who = *self.random.pick(&[0, 0, 0, 1, 1, 2]);
+        let who = *self.random.pick(&[0, 0, 0, 0, 0, 1, 1, 1, 1, 2]);
         let scope = self.random.below(SCOPES.len());
         // A key goes with one body.
         let key = self.random.chance(30).then(|| self.random.below(KEYS));
         let scope = key.map_or(scope, |key| key % SCOPES.len());
-        let life = if key.is_none() && self.random.chance(30) { self.random.between(10, 600) } else { SCOPES[scope].max_task };
+        let life =
+            if key.is_none() && self.random.chance(30) { self.random.between(10, 600) } else { SCOPES[scope].max_task };
         let hold = key.is_none() && self.random.chance(10);
         let of_who = |task: &ClientTask| task.who == who && key.is_none();
         let parents: Vec<_> = self.ledger.tasks.iter().filter(|task| of_who(task)).cloned().collect();
@@ -499,7 +509,8 @@ impl History {
         }
         self.say(format!("begin {} for {who}, key {key:?}, {life} s, hold {hold}{part}", SCOPES[scope].id));
         let key_text = key.map(|key| format!("key-{key}"));
-        let call = Call { method: Method::POST, path: "/v1/tasks".into(), bearer, key: key_text, body: body.to_string() };
+        let call =
+            Call { method: Method::POST, path: "/v1/tasks".into(), bearer, key: key_text, body: body.to_string() };
         self.send(Ask::Begin { who, scope, key, life }, call);
         self.maybe_settle();
     }
@@ -523,7 +534,14 @@ impl History {
 
     fn task(&mut self) -> Option<usize> {
         let tasks = self.ledger.tasks.len();
-        (tasks > 0).then(|| if self.random.chance(50) { tasks - 1 - self.random.below(tasks.min(3)) } else { self.random.below(tasks) })
+        // Mostly one that may still run.
+        let open: Vec<_> = (0..tasks).filter(|at| self.ledger.tasks[*at].ended.is_none()).collect();
+        if !open.is_empty() && self.random.chance(60) {
+            return Some(open[open.len() - 1 - self.random.below(open.len().min(4))]);
+        }
+        (tasks > 0).then(|| {
+            if self.random.chance(50) { tasks - 1 - self.random.below(tasks.min(3)) } else { self.random.below(tasks) }
+        })
     }
 
     fn serve(&mut self) {
@@ -545,7 +563,13 @@ impl History {
             return;
         }
         let ask = Ask::Serve { task, token: token.clone() };
-        let call = Call { method: Method::GET, path: "/v1/aws/credentials".into(), bearer: token, key: None, body: String::new() };
+        let call = Call {
+            method: Method::GET,
+            path: "/v1/aws/credentials".into(),
+            bearer: token,
+            key: None,
+            body: String::new(),
+        };
         self.send(ask, call);
     }
 
@@ -555,7 +579,13 @@ impl History {
         let by_owner = known.who < 2 && self.random.chance(30);
         self.say(format!("end task {task}{}", if by_owner { " by its owner" } else { "" }));
         let bearer = if by_owner { self.api.issue(WHO[known.who], AUDIENCE) } else { known.token };
-        let call = Call { method: Method::DELETE, path: format!("/v1/tasks/{}", known.id), bearer, key: None, body: String::new() };
+        let call = Call {
+            method: Method::DELETE,
+            path: format!("/v1/tasks/{}", known.id),
+            bearer,
+            key: None,
+            body: String::new(),
+        };
         self.send(Ask::End { task }, call);
         self.maybe_settle();
     }
@@ -564,7 +594,8 @@ impl History {
     fn foreign(&mut self) {
         let Some(task) = self.task() else { return self.begin() };
         let known = self.ledger.tasks[task].clone();
-        let others: Vec<_> = self.ledger.tasks.iter().filter(|other| other.id != known.id).map(|other| other.token.clone()).collect();
+        let others: Vec<_> =
+            self.ledger.tasks.iter().filter(|other| other.id != known.id).map(|other| other.token.clone()).collect();
         let bearer = match self.random.chance(50) && !others.is_empty() {
             true => self.random.pick(&others).clone(),
             false => self.api.issue(WHO[(known.who + 1) % WHO.len()], AUDIENCE),
@@ -583,7 +614,13 @@ impl History {
         let Some(task) = self.task() else { return self.begin() };
         let known = self.ledger.tasks[task].clone();
         self.say(format!("show task {task}"));
-        let call = Call { method: Method::GET, path: format!("/v1/tasks/{}", known.id), bearer: known.token, key: None, body: String::new() };
+        let call = Call {
+            method: Method::GET,
+            path: format!("/v1/tasks/{}", known.id),
+            bearer: known.token,
+            key: None,
+            body: String::new(),
+        };
         self.send(Ask::Show, call);
         self.maybe_settle();
     }
@@ -615,7 +652,12 @@ impl History {
             7..=8 => self.random.between(60_000, 900_000),
             _ => self.random.between(900_000, 90_000_000),
         };
-        self.say(format!("{millis} ms pass"));
+        // As a time service does.
+        let right = self.random.chance(30);
+        self.say(format!("{millis} ms pass{}", if right { ", and the clock is right" } else { "" }));
+        if right {
+            self.clock.set_wall(self.truth.now());
+        }
         self.go_on(Duration::from_millis(millis));
     }
 
@@ -637,7 +679,9 @@ impl History {
             let time = Duration::from_millis(by.unsigned_abs());
             if by < 0 { truth - time } else { truth + time }
         };
-        let pick = |random: &mut Random, most: i64| i64::try_from(random.below(usize::try_from(2 * most).unwrap())).unwrap() - most;
+        let pick = |random: &mut Random, most: i64| {
+            i64::try_from(random.below(usize::try_from(2 * most).unwrap())).unwrap() - most
+        };
         match self.random.below(6) {
             0 => {
                 let by = pick(&mut self.random, OFF);
@@ -715,7 +759,7 @@ impl History {
                 let (who, scope) = (self.random.below(WHO.len()), self.random.below(SCOPES.len()));
                 let one = (who, scope);
                 let had = self.permits.remove(&one);
-                if !had || self.random.chance(20) {
+                if !had || self.random.chance(60) {
                     self.permits.insert(one);
                 }
                 self.say(format!("policy: {who} may {}: {}", SCOPES[scope].id, self.permits.contains(&one)));
@@ -733,7 +777,7 @@ impl History {
 
     fn change_identities(&mut self) {
         let who = self.random.below(2);
-        match self.random.below(4) {
+        match self.random.below(if self.issued.len() < 2 { 8 } else { 4 }) {
             0 => {
                 self.say(format!("the Workload API withdraws {who}"));
                 self.issued.remove(&who);
@@ -813,11 +857,15 @@ impl History {
         self.truth.advance(away);
         self.up += away;
         self.clock.advance(away);
-        let mut kept: Value = serde_json::from_slice(&fs::read(self.clock_file()).unwrap_or_default()).unwrap_or_default();
+        let mut kept: Value =
+            serde_json::from_slice(&fs::read(self.clock_file()).unwrap_or_default()).unwrap_or_default();
         if let Some(high_water) = kept["high_water"].as_str() {
             let high_water = high_water.parse().unwrap();
             if high_water < self.high_water {
-                return Err(("I6 nothing goes back", format!("the clock's mark {high_water} after {}", self.high_water)));
+                return Err((
+                    "I6 nothing goes back",
+                    format!("the clock's mark {high_water} after {}", self.high_water),
+                ));
             }
             self.high_water = high_water;
         }
@@ -858,4 +906,3 @@ async fn exchange(server: Arc<Server>, call: Call) -> Option<(u16, Vec<u8>)> {
     let status = answer.status().as_u16();
     Some((status, answer.into_body().collect().await.ok()?.to_bytes().to_vec()))
 }
-

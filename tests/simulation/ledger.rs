@@ -115,8 +115,8 @@ impl Ledger {
             let received = &self.received[at];
             let task = &self.tasks[received.task];
             let number = only_ones_own(received, task, now)?;
-            no_clock_lengthens(received, task, &now.mints[number], self.mint_up[number])?;
             self.nothing_after_the_end(received, task)?;
+            no_clock_lengthens(received, task, &now.mints[number], self.mint_up[number])?;
             no_older_revision(received, task)?;
             issued_before_served(received, &now.mints[number], now)?;
         }

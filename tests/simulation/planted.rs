@@ -46,37 +46,49 @@ impl Clock for WallOnly {
     }
 }
 
-use crate::{Failure, history};
+use crate::history;
 
 /// How many histories a bug may survive.
 const PATIENCE: u64 = 300;
 
-/// The first failure that histories with `planted` in them come to.
-fn caught(planted: Planted) -> Failure {
-    (0..PATIENCE).find_map(|seed| history::run(seed, planted).err()).expect("a planted bug that nothing notices")
+/// Runs histories with `planted` in them until `checker` complains; others may see it first.
+fn caught_by(planted: Planted, checker: &str) {
+    let mut others = std::collections::BTreeSet::new();
+    for seed in 0..PATIENCE {
+        match history::run(seed, planted) {
+            Err(failure) if failure.checker == checker => {
+                println!("{planted:?}: \"{checker}\" at SIM_SEED={seed}; others before: {others:?}");
+                return;
+            }
+            Err(failure) => drop(others.insert(failure.checker)),
+            Ok(_) => {}
+        }
+    }
+    panic!("{planted:?} goes unnoticed by \"{checker}\"; others: {others:?}");
 }
 
 #[test]
 fn an_intent_that_is_skipped_is_caught() {
-    assert_eq!(caught(Planted::SkipIntent).checker, "I3 intent before the exchange");
+    caught_by(Planted::SkipIntent, "I3 intent before the exchange");
 }
 
 #[test]
 fn a_credential_that_is_served_after_the_end_is_caught() {
-    assert_eq!(caught(Planted::ServeAfterEnd).checker, "I1 nothing served after its end");
+    caught_by(Planted::ServeAfterEnd, "I1 nothing served after its end");
 }
 
 #[test]
 fn a_lease_that_is_forgotten_is_caught() {
-    assert_eq!(caught(Planted::ForgetLeases).checker, "I4 every lease accounted for");
+    caught_by(Planted::ForgetLeases, "I4 every lease accounted for");
 }
 
 #[test]
 fn a_credential_that_is_served_to_another_workload_is_caught() {
-    assert_eq!(caught(Planted::CrossServe).checker, "I2 only one's own");
+    caught_by(Planted::CrossServe, "I2 only one's own");
 }
 
 #[test]
+#[ignore = "takes many histories: run it in release"]
 fn a_life_that_a_clock_lengthens_is_caught() {
-    assert_eq!(caught(Planted::WallClockOnly).checker, "I13 no clock lengthens a life");
+    caught_by(Planted::WallClockOnly, "I13 no clock lengthens a life");
 }

@@ -103,7 +103,8 @@ fn files(permits: &Permits, number: usize) -> PolicyFiles {
     let mut files = BTreeMap::new();
     let mut put = |path: String, text: String| drop(files.insert(path, Bytes::from(text)));
     for (at, Scope { id, max_task, max_residual, idle }) in SCOPES.iter().enumerate() {
-        let scope = "schema = 1\npurpose = \"tests\"\nbusiness_owner = \"tests\"\njustification = \"tests\"\n[params]\n";
+        let scope =
+            "schema = 1\npurpose = \"tests\"\nbusiness_owner = \"tests\"\njustification = \"tests\"\n[params]\n";
         let grant = format!(
             "schema = 1\nprovider = \"aws\"\nrole_arn = \"arn:aws:iam::111122223333:role/{id}\"\n\
              [[session_policy.Statement]]\nEffect = \"Allow\"\nAction = [\"s3:GetObject\"]\n\
