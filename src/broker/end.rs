@@ -45,7 +45,7 @@ impl From<Denial> for Stop {
 impl Broker {
     /// From here on nothing of the task is served. Returns its ending, and whether this call brought it.
     pub(super) fn stop_serving(&self, task: &Task, reason: EndReason) -> (Ending, bool) {
-        let now = self.now();
+        let (now, surely) = (self.now(), self.parts.clock.earliest());
         let mut state = task.state();
         if let Some(ending) = &state.ending {
             return (Ending::clone(ending), false);
@@ -53,7 +53,7 @@ impl Broker {
         // Dropping the slots wipes the secrets as soon as no answer is being sent.
         state.slots.clear();
         for lease in state.leases.iter_mut().filter(|lease| !lease.state.is_over()) {
-            lease.state = if lease.usable_until > now { LeaseState::Ending } else { LeaseState::Expired };
+            lease.state = if lease.usable_until > surely { LeaseState::Ending } else { LeaseState::Expired };
         }
         let leases = report(&state.leases);
         let ending = Ending { reason, ended_at: now, leases };
@@ -142,7 +142,7 @@ impl Broker {
             let (now, boot) = (self.now(), self.parts.clock.boot());
             let mut state = task.state();
             let (due, behind) = (state.ending.is_none().then_some(reason).flatten(), !state.journalled);
-            changes.extend(settle(&mut state, now));
+            changes.extend(settle(&mut state, self.parts.clock.earliest()));
             let owed = state.ending.as_ref().is_none_or(|ending| now.since(ending.ended_at) < REMEMBER);
             let forget = !owed && is_settled(&state);
             if let Some(wait) = task.next_check(&state, now, boot) {
@@ -225,7 +225,8 @@ fn report(leases: &[LeaseRecord]) -> Vec<LeaseEnding> {
     leases.iter().map(line).collect()
 }
 
-/// Marks what has died; of a running task's dead leases only the latest of each provider is kept.
+/// Marks what has died; of a running task's dead leases only the latest of each provider is kept. `now` is the earlier of
+/// the clocks: one that is set forward kills nothing at its provider, and what lives there is not called dead.
 fn settle(state: &mut TaskState, now: crate::clock::Timestamp) -> Vec<Change> {
     let mut changes = Vec::new();
     let ended = state.ending.is_some();

@@ -124,6 +124,8 @@ impl Broker {
         let mut leases: BTreeMap<(&'static str, &'static str), i64> = BTreeMap::new();
         let mut expiry: BTreeMap<&'static str, Timestamp> = BTreeMap::new();
         let (now, boot) = (self.now(), self.parts.clock.boot());
+        // A clock that was set forward hides no lease that can still be used.
+        let surely = self.parts().clock.earliest();
         for task in self.tasks().all() {
             let state = task.state();
             if state.ending.is_some() {
@@ -132,7 +134,7 @@ impl Broker {
                 census.active += 1;
                 *tasks.entry(task.begun().tier.as_str()).or_default() += 1;
             }
-            for lease in state.leases.iter().filter(|lease| !lease.state.is_over() && lease.usable_until > now) {
+            for lease in state.leases.iter().filter(|lease| !lease.state.is_over() && lease.usable_until > surely) {
                 *leases.entry((lease.provider.as_str(), lease.revocation.as_str())).or_default() += 1;
             }
             for (provider, slot) in state.slots.iter() {

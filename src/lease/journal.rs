@@ -10,13 +10,14 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use redb::backends::FileBackend;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
@@ -144,12 +145,34 @@ impl DiskJournal {
         prepare(directory, &path)
             .map_err(|e| JournalError::Directory { path: directory.display().to_string(), detail: e.to_string() })?;
         // Never `create`: it would take a file that was cut off to nothing for a new one.
-        let database = Database::builder().set_cache_size(CACHE_BYTES).open(&path).map_err(|error| match error {
-            redb::DatabaseError::DatabaseAlreadyOpen => JournalError::InUse(shown.clone()),
-            other => JournalError::Unreadable { path: shown.clone(), detail: other.to_string() },
-        })?;
-        let recovered =
-            recover(&database).map_err(|detail| JournalError::Unreadable { path: shown.clone(), detail })?;
+        Self::start(shown, || builder().open(&path))
+    }
+
+    /// Opens the journal that is on `backend`, shown as `name`: what lies under the file in tests of failing disks.
+    ///
+    /// # Errors
+    /// As [`DiskJournal::open`]; a backend without bytes is no journal.
+    pub fn on(backend: impl StorageBackend, name: &str) -> Result<(Self, Recovered), JournalError> {
+        Self::start(name.to_owned(), || match backend.len()? {
+            0 => Err(redb::StorageError::Corrupted("it is empty".to_owned()).into()),
+            _ => builder().create_with_backend(backend),
+        })
+    }
+
+    fn start(
+        shown: String,
+        open: impl FnOnce() -> Result<Database, redb::DatabaseError>,
+    ) -> Result<(Self, Recovered), JournalError> {
+        let unreadable = |detail| JournalError::Unreadable { path: shown.clone(), detail };
+        let (database, recovered) = unpanicked(|| {
+            let database = open().map_err(|error| match error {
+                redb::DatabaseError::DatabaseAlreadyOpen => JournalError::InUse(shown.clone()),
+                other => unreadable(other.to_string()),
+            })?;
+            let recovered = recover(&database).map_err(unreadable)?;
+            Ok((database, recovered))
+        })
+        .unwrap_or_else(|panic| Err(unreadable(panic)))?;
         let (queue, writes) = mpsc::channel(QUEUE);
         let status = Arc::new(Status::default());
         let shared = Arc::clone(&status);
@@ -159,6 +182,24 @@ impl DiskJournal {
             .map_err(|e| JournalError::Directory { path: shown, detail: e.to_string() })?;
         Ok((Self { queue, status }, recovered))
     }
+}
+
+/// How the store is opened. Every page that is in use is verified: a plain open trusts a file that was closed in order,
+/// and panics or misreads where it was altered since.
+fn builder() -> redb::Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
+    builder
+}
+
+/// Runs `work`, and tells of a panic in it as text: the store asserts what a damaged file need not keep, and a sidecar that
+/// cannot read its journal must say so.
+fn unpanicked<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    // Nothing that `work` touched is looked at again.
+    std::panic::catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+        format!("it is damaged: {}", text.unwrap_or("the store gave up"))
+    })
 }
 
 /// Makes sure that there is a journal, for its owner alone. One that is there is not looked into.
@@ -193,7 +234,7 @@ fn create(directory: &Path, file: &Path) -> io::Result<()> {
 }
 
 fn lay_out(file: fs::File) -> Result<(), redb::Error> {
-    let database = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(FileBackend::new(file)?)?;
+    let database = builder().create_with_backend(FileBackend::new(file)?)?;
     let write = database.begin_write()?;
     write.open_table(META)?.insert("layout", LAYOUT)?;
     write.open_table(TASKS)?;
@@ -250,7 +291,10 @@ fn commit_all(database: &Database, mut writes: mpsc::Receiver<Write>, status: &S
 
 fn commit(database: &Database, batch: &[Write]) -> Result<(), String> {
     let text = |e: &dyn fmt::Display| e.to_string();
-    let transaction = database.begin_write().map_err(|e| text(&e))?;
+    let mut transaction = database.begin_write().map_err(|e| text(&e))?;
+    // A sync more, so that a start can tell a torn commit, which it leaves out, from one that was whole and was damaged
+    // since, which it refuses: what was promised is never left out in silence.
+    transaction.set_two_phase_commit(true);
     {
         let mut tasks = transaction.open_table(TASKS).map_err(|e| text(&e))?;
         let mut leases = transaction.open_table(LEASES).map_err(|e| text(&e))?;

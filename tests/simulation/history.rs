@@ -1,0 +1,908 @@
+//! One history: a sidecar, the models around it, and what the seed lets happen.
+
+mod faults;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
+
+use http::{Method, Request};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Bytes;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+use sidemint::audit::Audit;
+use sidemint::broker::{Broker, Limits, Parts, reaper};
+use sidemint::clock::{Clock, ManualClock, Timestamp, TrustedClock};
+use sidemint::exchange::{Cloud, Provider};
+use sidemint::identity::Authenticator;
+use sidemint::identity::workload_api::testing::FakeWorkloadApi;
+use sidemint::lease::journal::{DiskJournal, Journal as _};
+use sidemint::policy::LoadOptions;
+use sidemint::policy::cache::PolicyCache;
+use sidemint::server::{Peer, Server};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+
+use crate::Failure;
+use crate::cloud::{Answer, SimCloud};
+use crate::disk::{Disk, Fault, Stop};
+use crate::journal::{Books, Release, SimJournal};
+use crate::ledger::{ClientTask, Ended, Inside, Ledger, Now, Received};
+use crate::planted::{Planted, WallOnly};
+use crate::policy::{Mood, Permits, SCOPES, Source, WHO};
+use crate::random::Random;
+
+const START: Timestamp = Timestamp::from_millis(1_795_435_200_250);
+const AUDIENCE: &str = "sidemint";
+/// Steps of one history, at least and at most.
+const STEPS: (u64, u64) = (20, 120);
+/// How far a believed clock may be off; less than `clock::guard::TOLERANCE`.
+const OFF: i64 = 29_000;
+const KEYS: usize = 4;
+
+/// What a history was like.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    pub(crate) steps: Vec<String>,
+    counts: BTreeMap<&'static str, u64>,
+}
+
+impl Told {
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (what, count) in &other.counts {
+            *self.counts.entry(what).or_default() += count;
+        }
+    }
+
+    fn count(&mut self, what: &'static str, by: usize) {
+        *self.counts.entry(what).or_default() += by as u64;
+    }
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts: Vec<_> = self.counts.iter().map(|(what, count)| format!("{count} {what}")).collect();
+        f.write_str(&counts.join(", "))
+    }
+}
+
+/// An empty journal, as the product lays it out.
+pub(crate) static EMPTY: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let directory = tempfile::tempdir().unwrap();
+    drop(DiskJournal::open(directory.path()).unwrap());
+    // Closed once the writer's thread has let go of it.
+    loop {
+        let file = fs::File::open(directory.path().join("journal.redb")).unwrap();
+        if file.try_lock().is_ok() {
+            return fs::read(directory.path().join("journal.redb")).unwrap();
+        }
+        std::thread::yield_now();
+    }
+});
+
+/// What a client asks for.
+#[derive(Debug, Clone)]
+enum Ask {
+    Begin { who: usize, scope: usize, key: Option<usize>, life: u64 },
+    Serve { task: usize, token: String },
+    End { task: usize },
+    Foreign { task: usize },
+    Show,
+}
+
+/// What a client heard.
+struct Heard {
+    ask: Ask,
+    status: u16,
+    body: Vec<u8>,
+}
+
+struct Call {
+    method: Method,
+    path: String,
+    bearer: String,
+    key: Option<String>,
+    body: String,
+}
+
+/// What a restart replaces.
+struct Sidecar {
+    runtime: Runtime,
+    broker: Arc<Broker>,
+    server: Arc<Server>,
+    journal: Arc<SimJournal>,
+    policy: Arc<PolicyCache>,
+    trusted: Option<Arc<TrustedClock>>,
+    holds: Vec<(usize, JoinHandle<()>)>,
+}
+
+struct History {
+    random: Random,
+    planted: Planted,
+    told: Told,
+    clock: ManualClock,
+    truth: ManualClock,
+    up: Duration,
+    restarts: usize,
+    /// Operators reset clocks in some histories, sidecars restart in the others: see `docs/audit.md` on both together.
+    resets: bool,
+    reaper: bool,
+    api: Arc<FakeWorkloadApi>,
+    cloud: Arc<SimCloud>,
+    source: Arc<Source>,
+    permits: Permits,
+    issued: BTreeSet<usize>,
+    disk: Arc<Disk>,
+    books: Arc<Mutex<Books>>,
+    directory: TempDir,
+    high_water: Timestamp,
+    ledger: Ledger,
+    heard: Arc<Mutex<Vec<Heard>>>,
+    /// Answers that a planted bug serves again.
+    cached: BTreeMap<String, Vec<u8>>,
+    sidecar: Option<Sidecar>,
+}
+
+/// Runs the history of `seed`.
+pub(crate) fn run(seed: u64, planted: Planted) -> Result<Told, Failure> {
+    let mut history = History::new(seed, planted);
+    let steps = history.random.between(STEPS.0, STEPS.1);
+    let outcome = history.start().and_then(|()| (0..steps).try_for_each(|_| history.step()));
+    let outcome = outcome.and_then(|()| history.finish());
+    history.drop_sidecar();
+    let (mints, received) = (history.cloud.mints().len(), history.ledger.received.len());
+    for (what, by) in [
+        ("steps", history.told.steps.len()),
+        ("tasks", history.ledger.tasks.len()),
+        ("mints", mints),
+        ("credentials received", received),
+        ("calls to the cloud", history.cloud.asked()),
+        ("restarts", history.restarts),
+    ] {
+        history.told.count(what, by);
+    }
+    let told = history.told;
+    match outcome {
+        Ok(()) => Ok(told),
+        Err((checker, detail)) => Err(Failure { seed, checker, detail, steps: told.steps }),
+    }
+}
+
+type Verdict = Result<(), (&'static str, String)>;
+
+impl History {
+    fn new(seed: u64, planted: Planted) -> Self {
+        let mut random = Random::new(seed);
+        let (clock, truth) = (ManualClock::at(START), ManualClock::at(START));
+        let books = Arc::new(Mutex::new(Books::default()));
+        let cloud = SimCloud::new(truth.clone(), clock.clone(), Arc::clone(&books));
+        let everything: Permits =
+            (0..WHO.len()).flat_map(|who| (0..SCOPES.len()).map(move |scope| (who, scope))).collect();
+        let api = FakeWorkloadApi::new(Arc::new(truth.clone()), &WHO[..2]);
+        let mut history = Self {
+            planted,
+            told: Told::default(),
+            up: Duration::ZERO,
+            restarts: 0,
+            resets: random.chance(25),
+            reaper: random.chance(75),
+            api,
+            cloud,
+            source: Source::new(everything.clone()),
+            permits: everything,
+            issued: [0, 1].into(),
+            disk: Disk::holding(EMPTY.clone()),
+            books,
+            directory: tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap(),
+            high_water: Timestamp::default(),
+            ledger: Ledger::default(),
+            heard: Arc::default(),
+            cached: BTreeMap::new(),
+            sidecar: None,
+            random,
+            clock,
+            truth,
+        };
+        history.issue();
+        history
+    }
+
+    /// Tells the Workload API whose SVIDs the sidecar gets.
+    fn issue(&mut self) {
+        let ids: Vec<_> = self.issued.iter().map(|who| WHO[*who]).collect();
+        self.api.set_identities(&ids);
+        let expires_at = self.truth.now() + Duration::from_secs(90 * 24 * 3600);
+        self.api.update(|identities| identities.svids.iter_mut().for_each(|svid| svid.expires_at = expires_at));
+    }
+
+    fn say(&mut self, what: impl Into<String>) {
+        self.told.steps.push(what.into());
+    }
+
+    fn number(&self) -> usize {
+        self.told.steps.len()
+    }
+
+    fn clock_file(&self) -> PathBuf {
+        self.directory.path().join("clock.json")
+    }
+
+    fn start(&mut self) -> Verdict {
+        const NAME: &str = "I4 the journal keeps its promises";
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        let (journal, recovered) =
+            SimJournal::open(&self.disk, &self.books, self.planted).map_err(|detail| (NAME, detail))?;
+        let machine: Arc<dyn Clock> = Arc::new(self.clock.clone());
+        let trusted = match self.planted {
+            Planted::WallClockOnly => None,
+            _ => Some(TrustedClock::start(Arc::clone(&machine), self.directory.path()).unwrap()),
+        };
+        let only_wall =
+            || Arc::new(WallOnly(self.clock.clone(), START - Duration::from_secs(1 << 30))) as Arc<dyn Clock>;
+        let policy = Arc::new(PolicyCache::new(Arc::clone(&self.source) as _, LoadOptions::default()));
+        let parts = Parts {
+            clock: trusted.clone().map_or_else(only_wall, |trusted| trusted as _),
+            workload_api: Arc::clone(&self.api) as _,
+            authenticator: Authenticator::new(Arc::clone(&self.api) as _, AUDIENCE.into()),
+            policy: Arc::clone(&policy),
+            clouds: BTreeMap::from([(Provider::Aws, Arc::clone(&self.cloud) as Arc<dyn Cloud>)]),
+            journal: Arc::clone(&journal) as _,
+            audit: Arc::new(Audit::off()),
+            metrics: Arc::new(sidemint::app::metrics().unwrap()),
+            limits: Limits { mint: Duration::from_secs(15), wait: Duration::from_secs(10), ..Limits::default() },
+        };
+        let broker = Broker::new(parts, recovered);
+        let server = Arc::new(Server::new(Arc::clone(&broker), SocketAddr::from(([127, 0, 0, 1], 9870))).unwrap());
+        let now = self.clock.now();
+        runtime.block_on(policy.reload_now(now));
+        if self.reaper {
+            let changes = (self.api.clone(), policy.subscribe());
+            let reaper = reaper::run(
+                Arc::clone(&broker),
+                sidemint::identity::workload_api::WorkloadApi::watch(&*changes.0),
+                changes.1,
+            );
+            runtime.spawn(reaper);
+        }
+        self.sidecar = Some(Sidecar { runtime, broker, server, journal, policy, trusted, holds: Vec::new() });
+        self.tick();
+        self.settle();
+        self.check()
+    }
+
+    /// What the timekeeper does every second.
+    fn tick(&mut self) {
+        if let Some(trusted) = self.sidecar.as_ref().and_then(|sidecar| sidecar.trusted.as_ref()) {
+            trusted.observe();
+            trusted.save().unwrap();
+        }
+    }
+
+    fn sidecar(&self) -> &Sidecar {
+        self.sidecar.as_ref().unwrap()
+    }
+
+    /// Lets everything run that waits for nothing but the runtime.
+    fn idle(&self) {
+        // The runtime's own time is paused: it moves when there is nothing else to do.
+        #[allow(clippy::disallowed_methods, reason = "no time passes: see above")]
+        self.sidecar().runtime.block_on(async { tokio::time::sleep(Duration::from_millis(1)).await });
+    }
+
+    /// The same, with a disk that takes what is written.
+    fn settle(&mut self) {
+        loop {
+            self.idle();
+            let sidecar = self.sidecar();
+            if self.disk.is_dead() || !sidecar.runtime.block_on(sidecar.journal.release(Release::Told)) {
+                break;
+            }
+        }
+        self.listen();
+    }
+
+    /// Enters what clients have heard in their ledger.
+    fn listen(&mut self) {
+        let all = std::mem::take(&mut *self.heard.lock().unwrap());
+        for heard in all {
+            self.told.count(
+                match heard.status {
+                    200..300 => "answers of success",
+                    400..500 => "refusals",
+                    _ => "failures told",
+                },
+                1,
+            );
+            match (&heard.ask, heard.status) {
+                (Ask::Begin { who, scope, key, life }, 201) => self.begun(*who, *scope, *key, *life, &heard.body),
+                (Ask::Serve { task, token }, 200) => self.received(*task, token, &heard.body),
+                (Ask::End { task }, 200) => self.ended(*task, &heard.body),
+                (Ask::Foreign { task }, 200..300) => panic!("a stranger ended {task}"),
+                (_, 500..600) if heard.status != 503 => panic!("{} for {:?}", heard.status, heard.ask),
+                _ => {}
+            }
+        }
+    }
+
+    fn begun(&mut self, who: usize, scope: usize, key: Option<usize>, life: u64, body: &[u8]) {
+        let body: Value = serde_json::from_slice(body).unwrap();
+        let text = |name: &str| body[name].as_str().unwrap().to_owned();
+        let (id, token, step) = (text("id"), text("token"), self.number());
+        if let Some(task) = self.ledger.tasks.iter_mut().find(|task| task.id == id) {
+            let dead = std::mem::replace(&mut task.token, token);
+            task.dead_tokens.push((dead, step));
+            return;
+        }
+        self.ledger.tasks.push(ClientTask {
+            who,
+            scope,
+            id,
+            token,
+            dead_tokens: Vec::new(),
+            key,
+            expires_at: text("expires_at").parse().unwrap(),
+            begun_up: self.up,
+            life: Duration::from_secs(life.min(SCOPES[scope].max_task)),
+            restarts: self.restarts,
+            ended: None,
+        });
+    }
+
+    fn received(&mut self, task: usize, token: &str, body: &[u8]) {
+        if self.planted == Planted::ServeAfterEnd {
+            self.cached.insert(token.to_owned(), body.to_vec());
+        }
+        if self.planted == Planted::CrossServe {
+            self.cached.insert(SCOPES[self.ledger.tasks[task].scope].id.to_owned(), body.to_vec());
+        }
+        let body: Value = serde_json::from_slice(body).unwrap();
+        let text = |name: &str| body[name].as_str().unwrap().to_owned();
+        let sidecar = self.sidecar();
+        let policy = sidecar.policy.current().and_then(|policy| self.source.known(policy.version()));
+        let received = Received {
+            step: self.number(),
+            task,
+            token: token.to_owned(),
+            key: text("AccessKeyId"),
+            secrets: [text("SecretAccessKey"), text("Token")],
+            expiration: text("Expiration").parse().unwrap(),
+            wall: self.clock.now(),
+            now: sidecar.broker.now(),
+            up: self.up,
+            restarts: self.restarts,
+            policy,
+        };
+        self.ledger.received.push(received);
+    }
+
+    fn ended(&mut self, task: usize, body: &[u8]) {
+        let report: Value = serde_json::from_slice(body).unwrap();
+        let id = &self.ledger.tasks[task].id;
+        let durable = {
+            let books = self.books.lock().unwrap();
+            let written = books.promised.tasks.values().find(|written| written.id.as_str() == id);
+            written.is_none_or(|written| written.ending.is_some())
+        };
+        let ended = Ended { step: self.number(), truth: self.truth.now(), durable, report };
+        match &self.ledger.tasks[task].ended {
+            Some(first) if first.durable => {
+                assert_eq!(first.report, ended.report, "an end that is told again is told the same");
+            }
+            _ => self.ledger.tasks[task].ended = Some(ended),
+        }
+    }
+
+    fn check(&mut self) -> Verdict {
+        let mints = self.cloud.mints();
+        let books = self.books.lock().unwrap();
+        let sidecar = self.sidecar.as_ref().filter(|_| !self.disk.is_dead()).map(|sidecar| {
+            let tasks = sidecar.broker.tasks().all().into_iter().map(|task| {
+                let state = task.state();
+                (task.id().as_str().to_owned(), (state.ending.is_some(), state.leases.clone()))
+            });
+            // Health answers whatever happens.
+            sidecar.broker.census();
+            Inside {
+                tasks: tasks.collect(),
+                at_rest: sidecar.journal.healthy() && !sidecar.journal.is_waited_for(),
+                policy: sidecar.policy.current().and_then(|policy| Some(self.source.known(policy.version())?.0)),
+            }
+        });
+        let now = Now {
+            truth: self.truth.now(),
+            up: self.up,
+            mints: &mints,
+            bare_calls: self.cloud.bare_calls(),
+            books: &books,
+            sidecar,
+        };
+        self.ledger.check(self.told.steps.len(), &now)
+    }
+
+    fn step(&mut self) -> Verdict {
+        match self.random.below(100) {
+            0..=14 => self.begin(),
+            15..=44 => self.serve(),
+            45..=51 => self.end(),
+            52..=53 => self.foreign(),
+            54..=55 => self.hold(),
+            56..=67 => self.pass(),
+            68..=72 => self.turn_the_clock(),
+            73..=77 => self.answer(),
+            78..=81 => self.change_policy(),
+            82..=84 => self.change_identities(),
+            85 => self.break_disk(),
+            86..=89 => self.show(),
+            90..=92 if !self.resets => self.restart_in_order()?,
+            _ if !self.resets => self.crash()?,
+            _ => self.pass(),
+        }
+        if self.disk.is_dead() {
+            self.start_again(Some(Stop::Machine))?;
+        }
+        self.check()
+    }
+
+    /// At the end all clocks are right, the disk is whole, and what lives is asked for once more.
+    fn finish(&mut self) -> Verdict {
+        self.say("finish");
+        self.clock.set_wall(self.truth.now());
+        if !self.resets {
+            self.restart_in_order()?;
+        }
+        for task in 0..self.ledger.tasks.len() {
+            let token = self.ledger.tasks[task].token.clone();
+            self.ask_for(task, token);
+        }
+        self.settle();
+        while self.cloud.waiting() > 0 {
+            self.cloud.answer(0, Answer::Give);
+            self.settle();
+        }
+        self.check()
+    }
+
+    // What clients do.
+
+    fn send(&mut self, ask: Ask, call: Call) {
+        let (server, heard) = (Arc::clone(&self.sidecar().server), Arc::clone(&self.heard));
+        self.sidecar().runtime.spawn(async move {
+            if let Some((status, body)) = exchange(server, call).await {
+                heard.lock().unwrap().push(Heard { ask, status, body });
+            }
+        });
+    }
+
+    fn begin(&mut self) {
+        let who = *self.random.pick(&[0, 0, 0, 0, 0, 1, 1, 1, 1, 2]);
+        let scope = self.random.below(SCOPES.len());
+        // A key goes with one body.
+        let key = self.random.chance(30).then(|| self.random.below(KEYS));
+        let scope = key.map_or(scope, |key| key % SCOPES.len());
+        let life =
+            if key.is_none() && self.random.chance(30) { self.random.between(10, 600) } else { SCOPES[scope].max_task };
+        let hold = key.is_none() && self.random.chance(10);
+        let of_who = |task: &ClientTask| task.who == who && key.is_none();
+        let parents: Vec<_> = self.ledger.tasks.iter().filter(|task| of_who(task)).cloned().collect();
+        let mut body = json!({ "scope": SCOPES[scope].id, "hold": hold });
+        if life < SCOPES[scope].max_task {
+            body["ttl"] = json!(life);
+        }
+        let mut bearer = self.api.issue(WHO[who], AUDIENCE);
+        let mut part = "";
+        if !parents.is_empty() && self.random.chance(30) {
+            let parent = self.random.pick(&parents).clone();
+            (bearer, part) = match self.random.chance(50) {
+                true => (parent.token, ", as a part"),
+                false => {
+                    body["parent"] = json!(parent.id);
+                    (bearer, ", as a part by id")
+                }
+            };
+        }
+        self.say(format!("begin {} for {who}, key {key:?}, {life} s, hold {hold}{part}", SCOPES[scope].id));
+        let key_text = key.map(|key| format!("key-{key}"));
+        let call =
+            Call { method: Method::POST, path: "/v1/tasks".into(), bearer, key: key_text, body: body.to_string() };
+        self.send(Ask::Begin { who, scope, key, life }, call);
+        self.maybe_settle();
+    }
+
+    /// Mostly all comes to rest; now and then the next step comes in between.
+    fn maybe_settle(&mut self) {
+        match self.random.below(20) {
+            0 => self.idle(),
+            1 => {}
+            _ => {
+                self.settle();
+                while self.cloud.waiting() > 0 && !self.disk.is_dead() && self.random.chance(80) {
+                    let answer = self.any_answer();
+                    self.cloud.answer(0, answer);
+                    self.settle();
+                }
+            }
+        }
+        self.listen();
+    }
+
+    fn task(&mut self) -> Option<usize> {
+        let tasks = self.ledger.tasks.len();
+        // Mostly one that may still run.
+        let open: Vec<_> = (0..tasks).filter(|at| self.ledger.tasks[*at].ended.is_none()).collect();
+        if !open.is_empty() && self.random.chance(60) {
+            return Some(open[open.len() - 1 - self.random.below(open.len().min(4))]);
+        }
+        (tasks > 0).then(|| {
+            if self.random.chance(50) { tasks - 1 - self.random.below(tasks.min(3)) } else { self.random.below(tasks) }
+        })
+    }
+
+    fn serve(&mut self) {
+        let Some(task) = self.task() else { return self.begin() };
+        let known = self.ledger.tasks[task].clone();
+        let token = match known.dead_tokens.first() {
+            Some((dead, _)) if self.random.chance(20) => dead.clone(),
+            _ => known.token,
+        };
+        self.say(format!("serve task {task}"));
+        self.ask_for(task, token);
+        self.maybe_settle();
+    }
+
+    fn ask_for(&mut self, task: usize, token: String) {
+        let scope = SCOPES[self.ledger.tasks[task].scope].id;
+        if let Some(body) = self.cached.get(&token).or_else(|| self.cached.get(scope)).cloned() {
+            self.heard.lock().unwrap().push(Heard { ask: Ask::Serve { task, token }, status: 200, body });
+            return;
+        }
+        let ask = Ask::Serve { task, token: token.clone() };
+        let call = Call {
+            method: Method::GET,
+            path: "/v1/aws/credentials".into(),
+            bearer: token,
+            key: None,
+            body: String::new(),
+        };
+        self.send(ask, call);
+    }
+
+    fn end(&mut self) {
+        let Some(task) = self.task() else { return self.begin() };
+        let known = self.ledger.tasks[task].clone();
+        let by_owner = known.who < 2 && self.random.chance(30);
+        self.say(format!("end task {task}{}", if by_owner { " by its owner" } else { "" }));
+        let bearer = if by_owner { self.api.issue(WHO[known.who], AUDIENCE) } else { known.token };
+        let call = Call {
+            method: Method::DELETE,
+            path: format!("/v1/tasks/{}", known.id),
+            bearer,
+            key: None,
+            body: String::new(),
+        };
+        self.send(Ask::End { task }, call);
+        self.maybe_settle();
+    }
+
+    /// Somebody else ends a task, or shows it, or asks for its credentials: by another identity or another task's token.
+    fn foreign(&mut self) {
+        let Some(task) = self.task() else { return self.begin() };
+        let known = self.ledger.tasks[task].clone();
+        let others: Vec<_> =
+            self.ledger.tasks.iter().filter(|other| other.id != known.id).map(|other| other.token.clone()).collect();
+        let bearer = match self.random.chance(50) && !others.is_empty() {
+            true => self.random.pick(&others).clone(),
+            false => self.api.issue(WHO[(known.who + 1) % WHO.len()], AUDIENCE),
+        };
+        let (method, path) = match self.random.below(3) {
+            0 => (Method::DELETE, format!("/v1/tasks/{}", known.id)),
+            1 => (Method::GET, format!("/v1/tasks/{}", known.id)),
+            _ => (Method::GET, format!("/v1/tasks/{}/credentials", known.id)),
+        };
+        self.say(format!("{method} task {task} by a stranger"));
+        self.send(Ask::Foreign { task }, Call { method, path, bearer, key: None, body: String::new() });
+        self.maybe_settle();
+    }
+
+    fn show(&mut self) {
+        let Some(task) = self.task() else { return self.begin() };
+        let known = self.ledger.tasks[task].clone();
+        self.say(format!("show task {task}"));
+        let call = Call {
+            method: Method::GET,
+            path: format!("/v1/tasks/{}", known.id),
+            bearer: known.token,
+            key: None,
+            body: String::new(),
+        };
+        self.send(Ask::Show, call);
+        self.maybe_settle();
+    }
+
+    fn hold(&mut self) {
+        let Some(task) = self.task() else { return self.begin() };
+        if let Some(at) = self.sidecar().holds.iter().position(|(held, _)| *held == task) {
+            self.say(format!("let go of task {task}"));
+            self.sidecar.as_mut().unwrap().holds.remove(at).1.abort();
+        } else {
+            self.say(format!("hold task {task}"));
+            let known = &self.ledger.tasks[task];
+            let (path, bearer) = (format!("/v1/tasks/{}/hold", known.id), known.token.clone());
+            let server = Arc::clone(&self.sidecar().server);
+            let call = Call { method: Method::POST, path, bearer, key: None, body: String::new() };
+            // Its answer ends when the task does.
+            let holding = self.sidecar().runtime.spawn(async move { drop(exchange(server, call).await) });
+            self.sidecar.as_mut().unwrap().holds.push((task, holding));
+        }
+        self.maybe_settle();
+    }
+
+    // What the world does.
+
+    fn pass(&mut self) {
+        let millis = match self.random.below(10) {
+            0..=3 => self.random.between(1, 2_000),
+            4..=6 => self.random.between(2_000, 60_000),
+            7..=8 => self.random.between(60_000, 900_000),
+            _ => self.random.between(900_000, 90_000_000),
+        };
+        // As a time service does.
+        let right = self.random.chance(30);
+        self.say(format!("{millis} ms pass{}", if right { ", and the clock is right" } else { "" }));
+        if right {
+            self.clock.set_wall(self.truth.now());
+        }
+        self.go_on(Duration::from_millis(millis));
+    }
+
+    fn go_on(&mut self, time: Duration) {
+        self.truth.advance(time);
+        self.up += time;
+        self.clock.advance(time);
+        self.tick();
+        self.settle();
+        let mut fate = self.random.fork();
+        if self.cloud.time_out(|| fate.chance(50)) {
+            self.settle();
+        }
+    }
+
+    fn turn_the_clock(&mut self) {
+        let (truth, wall) = (self.truth.now(), self.clock.now());
+        let shifted = |by: i64| {
+            let time = Duration::from_millis(by.unsigned_abs());
+            if by < 0 { truth - time } else { truth + time }
+        };
+        let pick = |random: &mut Random, most: i64| {
+            i64::try_from(random.below(usize::try_from(2 * most).unwrap())).unwrap() - most
+        };
+        match self.random.below(6) {
+            0 => {
+                let by = pick(&mut self.random, OFF);
+                self.say(format!("the clock is {by} ms off"));
+                self.clock.set_wall(shifted(by));
+            }
+            1 => {
+                let by = pick(&mut self.random, 8_000_000);
+                self.say(format!("the clock jumps to be {by} ms off"));
+                self.clock.set_wall(shifted(by));
+            }
+            2 => {
+                self.say("the clock is set right");
+                self.clock.set_wall(truth);
+            }
+            3 => {
+                let millis = self.random.between(1, 100_000);
+                self.say(format!("frozen for {millis} ms, and set right"));
+                self.truth.advance(Duration::from_millis(millis));
+                self.clock.set_wall(self.truth.now());
+            }
+            4 => {
+                self.say("the trust domain signs the time");
+                if let Some(trusted) = &self.sidecar().trusted {
+                    trusted.witness(truth.floor_to_second(), Duration::ZERO);
+                }
+            }
+            _ if self.resets => {
+                self.say(format!("an operator sets the clock right from {wall} and resets"));
+                self.clock.set_wall(truth);
+                self.high_water = Timestamp::default();
+                self.sidecar().broker.parts().clock.reset();
+            }
+            _ => self.say("the timekeeper looks"),
+        }
+        self.tick();
+        self.settle();
+    }
+
+    fn any_answer(&mut self) -> Answer {
+        match self.random.below(20) {
+            0 => Answer::Refused,
+            1 => Answer::Broken,
+            2 => Answer::Throttled,
+            3 | 4 => Answer::Lost,
+            5 => Answer::Garbled,
+            6 => Answer::Dead,
+            7 => Answer::Sooner(Duration::from_secs(self.random.between(1, 30))),
+            _ => Answer::Give,
+        }
+    }
+
+    fn answer(&mut self) {
+        let waiting = self.cloud.waiting();
+        if waiting == 0 {
+            return self.serve();
+        }
+        let (index, answer) = (self.random.below(waiting), self.any_answer());
+        self.say(format!("the cloud answers call {index}: {answer:?}"));
+        self.cloud.answer(index, answer);
+        self.maybe_settle();
+    }
+
+    fn change_policy(&mut self) {
+        match self.random.below(8) {
+            0 => {
+                self.say("the policy source is away");
+                self.source.mood(Mood::Away);
+            }
+            1 => {
+                self.say("the policy source tells nonsense");
+                self.source.mood(Mood::Nonsense);
+            }
+            _ => {
+                let (who, scope) = (self.random.below(WHO.len()), self.random.below(SCOPES.len()));
+                let one = (who, scope);
+                let had = self.permits.remove(&one);
+                if !had || self.random.chance(60) {
+                    self.permits.insert(one);
+                }
+                self.say(format!("policy: {who} may {}: {}", SCOPES[scope].id, self.permits.contains(&one)));
+                self.source.publish(self.permits.clone());
+                self.source.mood(Mood::Well);
+            }
+        }
+        if self.random.chance(80) {
+            let now = self.clock.now();
+            let sidecar = self.sidecar();
+            sidecar.runtime.block_on(sidecar.policy.reload_now(now));
+            self.settle();
+        }
+    }
+
+    fn change_identities(&mut self) {
+        let who = self.random.below(2);
+        match self.random.below(if self.issued.len() < 2 { 8 } else { 4 }) {
+            0 => {
+                self.say(format!("the Workload API withdraws {who}"));
+                self.issued.remove(&who);
+            }
+            1 => {
+                self.say("the Workload API answers that there is nothing");
+                self.issued.clear();
+            }
+            _ => {
+                self.say(format!("the Workload API issues {who}"));
+                self.issued.insert(who);
+            }
+        }
+        self.issue();
+        self.settle();
+    }
+
+    fn break_disk(&mut self) {
+        let fault = *self.random.pick(&[Fault::Full, Fault::Write, Fault::Sync]);
+        self.say(format!("the disk fails: {fault:?}"));
+        self.disk.fail(fault);
+    }
+
+    // How sidecars stop.
+
+    fn restart_in_order(&mut self) -> Verdict {
+        self.say("restart");
+        self.settle();
+        self.start_again(None)
+    }
+
+    fn crash(&mut self) -> Verdict {
+        match self.random.below(5) {
+            // In the middle of the next commit.
+            0 => {
+                let operations = self.random.below(14);
+                self.say(format!("the machine will stop after {operations} more writes to its disk"));
+                self.disk.stop_after(operations);
+                return Ok(());
+            }
+            // What is durable was told to nobody.
+            1 => {
+                self.say("killed after the commit");
+                self.idle();
+                let sidecar = self.sidecar();
+                sidecar.runtime.block_on(sidecar.journal.release(Release::Untold));
+            }
+            // Nothing of what waits has reached the disk.
+            2 => {
+                self.say("killed before the commit");
+                self.idle();
+            }
+            _ => self.say("killed"),
+        }
+        let stop = *self.random.pick(&[Stop::Process, Stop::Machine]);
+        self.start_again(Some(stop))
+    }
+
+    fn drop_sidecar(&mut self) {
+        if let Some(sidecar) = self.sidecar.take() {
+            // Dropped first: what runs holds on to the rest.
+            drop(sidecar.runtime);
+        }
+    }
+
+    fn start_again(&mut self, stop: Option<Stop>) -> Verdict {
+        if stop.is_some() {
+            self.disk.kill();
+        }
+        self.drop_sidecar();
+        self.heard.lock().unwrap().clear();
+        let mut fate = self.random.fork();
+        self.cloud.hang_up(|| fate.chance(50));
+        self.disk.restart(stop, &mut fate);
+        self.restarts += 1;
+        let away = Duration::from_millis(self.random.between(0, 20_000));
+        self.truth.advance(away);
+        self.up += away;
+        self.clock.advance(away);
+        let mut kept: Value =
+            serde_json::from_slice(&fs::read(self.clock_file()).unwrap_or_default()).unwrap_or_default();
+        if let Some(high_water) = kept["high_water"].as_str() {
+            let high_water = high_water.parse().unwrap();
+            if high_water < self.high_water {
+                return Err((
+                    "I6 nothing goes back",
+                    format!("the clock's mark {high_water} after {}", self.high_water),
+                ));
+            }
+            self.high_water = high_water;
+        }
+        if stop == Some(Stop::Machine) && kept.is_object() {
+            // Another start of the machine: its clock was kept by a battery, and is about right.
+            let off = Duration::from_millis(self.random.between(0, OFF.unsigned_abs()));
+            let truth = self.truth.now();
+            self.clock.set_wall(if self.random.chance(50) { truth + off } else { truth - off });
+            kept["boot_id"] = json!(format!("boot-{}", self.restarts));
+            fs::write(self.clock_file(), kept.to_string()).unwrap();
+        }
+        self.start()
+    }
+}
+
+/// One request over a connection of its own; `None` when it was cut off.
+async fn exchange(server: Arc<Server>, call: Call) -> Option<(u16, Vec<u8>)> {
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    tokio::spawn(async move {
+        let service = service_fn(move |request| {
+            let server = Arc::clone(&server);
+            async move { Ok::<_, std::convert::Infallible>(server.handle(request, Peer::Unix).await) }
+        });
+        let mut http = hyper::server::conn::http1::Builder::new();
+        let _ = http.header_read_timeout(None).serve_connection(TokioIo::new(far), service).await;
+    });
+    let (mut client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(near)).await.ok()?;
+    tokio::spawn(connection);
+    let mut request = Request::builder().method(call.method).uri(call.path).header("host", "127.0.0.1:9870");
+    request = request.header("authorization", format!("Bearer {}", call.bearer));
+    if let Some(key) = call.key {
+        request = request.header("idempotency-key", key);
+    }
+    if !call.body.is_empty() {
+        request = request.header("content-type", "application/json");
+    }
+    let answer = client.send_request(request.body(Full::new(Bytes::from(call.body))).ok()?).await.ok()?;
+    let status = answer.status().as_u16();
+    Some((status, answer.into_body().collect().await.ok()?.to_bytes().to_vec()))
+}

@@ -1,0 +1,291 @@
+//! The three ledgers joined: what the cloud minted, what clients received, what the journal promised. One checker per
+//! invariant of `security.md` §4; each says what it proves and fails with a sentence.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde_json::Value;
+use sidemint::clock::Timestamp;
+use sidemint::lease::LeaseRecord;
+
+use crate::cloud::Mint;
+use crate::journal::Books;
+use crate::policy::{Permits, SCOPES, WHO};
+
+/// How far a clock that is believed may be from the true time, and a second for rounding.
+const SKEW: Duration = Duration::from_secs(31);
+
+/// A task as the client that began it knows it.
+#[derive(Debug, Clone)]
+pub(crate) struct ClientTask {
+    pub(crate) who: usize,
+    pub(crate) scope: usize,
+    pub(crate) id: String,
+    pub(crate) token: String,
+    /// Tokens that a replayed key has replaced, and in which step.
+    pub(crate) dead_tokens: Vec<(String, usize)>,
+    pub(crate) key: Option<usize>,
+    pub(crate) expires_at: Timestamp,
+    /// When it was acknowledged, by the time the machine has been up.
+    pub(crate) begun_up: Duration,
+    pub(crate) life: Duration,
+    pub(crate) restarts: usize,
+    pub(crate) ended: Option<Ended>,
+}
+
+/// An end that was acknowledged.
+#[derive(Debug, Clone)]
+pub(crate) struct Ended {
+    pub(crate) step: usize,
+    pub(crate) truth: Timestamp,
+    /// Whether it was durable by then. With a disk that fails nothing can be.
+    pub(crate) durable: bool,
+    pub(crate) report: Value,
+}
+
+/// A credential that a client received.
+#[derive(Debug, Clone)]
+pub(crate) struct Received {
+    pub(crate) step: usize,
+    pub(crate) task: usize,
+    pub(crate) token: String,
+    pub(crate) key: String,
+    pub(crate) secrets: [String; 2],
+    pub(crate) expiration: Timestamp,
+    pub(crate) wall: Timestamp,
+    pub(crate) now: Timestamp,
+    pub(crate) up: Duration,
+    pub(crate) restarts: usize,
+    /// The policy in force: its place in the order of publication, and whom it permits what.
+    pub(crate) policy: Option<(usize, Permits)>,
+}
+
+/// What is known of the sidecar between two steps.
+pub(crate) struct Now<'a> {
+    pub(crate) truth: Timestamp,
+    pub(crate) up: Duration,
+    pub(crate) mints: &'a [Mint],
+    /// Calls to the cloud without an intent.
+    pub(crate) bare_calls: usize,
+    pub(crate) books: &'a Books,
+    pub(crate) sidecar: Option<Inside>,
+}
+
+/// What a running sidecar has in memory.
+pub(crate) struct Inside {
+    /// By task: whether it has ended, and its leases.
+    pub(crate) tasks: BTreeMap<String, (bool, Vec<LeaseRecord>)>,
+    /// Whether its journal works and nothing waits for it.
+    pub(crate) at_rest: bool,
+    pub(crate) policy: Option<usize>,
+}
+
+/// The clients' ledger, and what the checkers remember.
+#[derive(Default)]
+pub(crate) struct Ledger {
+    pub(crate) tasks: Vec<ClientTask>,
+    pub(crate) received: Vec<Received>,
+    /// Up to where `received` was checked.
+    checked: usize,
+    /// When each mint was first seen, by the time the machine has been up.
+    mint_up: Vec<Duration>,
+    /// Tasks whose end is durable, and since which step.
+    ended_durably: BTreeMap<String, usize>,
+    policy: usize,
+}
+
+/// A checker's name and its complaint.
+pub(crate) type Verdict = Result<(), (&'static str, String)>;
+
+/// Complains in the name of a checker.
+macro_rules! hold {
+    ($name:expr, $condition:expr, $($what:tt)+) => {
+        if !$condition {
+            return Err(($name, format!($($what)+)));
+        }
+    };
+}
+
+impl Ledger {
+    /// Joins the ledgers after a step.
+    pub(crate) fn check(&mut self, step: usize, now: &Now<'_>) -> Verdict {
+        self.mint_up.resize(now.mints.len(), now.up);
+        intent_before_exchange(now)?;
+        for at in self.checked..self.received.len() {
+            let received = &self.received[at];
+            let task = &self.tasks[received.task];
+            let number = only_ones_own(received, task, now)?;
+            self.nothing_after_the_end(received, task)?;
+            no_clock_lengthens(received, task, &now.mints[number], self.mint_up[number])?;
+            no_older_revision(received, task)?;
+            issued_before_served(received, &now.mints[number], now)?;
+        }
+        self.checked = self.received.len();
+        law_of_life(now)?;
+        every_lease_accounted_for(now)?;
+        self.acknowledged_is_durable(now)?;
+        self.a_key_opens_one_task()?;
+        self.reports_are_honest(now)?;
+        self.revisions_never_go_back(now)?;
+        ends_are_recorded(now)?;
+        for (id, task) in &now.books.promised.tasks {
+            if task.ending.is_some() {
+                self.ended_durably.entry(id.as_str().to_owned()).or_insert(step);
+            }
+        }
+        Ok(())
+    }
+
+    /// I1: no credential after an acknowledged or durable end, after the task's deadline, or after the end that it was
+    /// told to have, on the wall clock or on the later of the clocks that the sidecar believes.
+    fn nothing_after_the_end(&self, received: &Received, task: &ClientTask) -> Verdict {
+        const NAME: &str = "I1 nothing served after its end";
+        let acknowledged = task.ended.as_ref().is_some_and(|ended| ended.durable && ended.step < received.step);
+        let durable = self.ended_durably.get(&task.id).is_some_and(|step| *step < received.step);
+        hold!(NAME, !acknowledged, "after its end was acknowledged: {received:?} {task:?}");
+        hold!(NAME, !durable, "after its end was durable: {received:?} {task:?}");
+        let replaced = task.dead_tokens.iter().any(|(token, step)| *token == received.token && *step < received.step);
+        hold!(NAME, !replaced, "by a token that was replaced: {received:?} {task:?}");
+        hold!(NAME, received.now < task.expires_at, "after the deadline: {received:?} {task:?}");
+        hold!(NAME, received.wall < received.expiration, "after its end on the wall: {received:?}");
+        hold!(NAME, received.now < received.expiration, "after its end on the later clock: {received:?}");
+        Ok(())
+    }
+
+    /// I4 (what was acknowledged is never lost): a task whose begin was answered 201 is in the journal.
+    fn acknowledged_is_durable(&self, now: &Now<'_>) -> Verdict {
+        for task in &self.tasks {
+            let there = now.books.promised.tasks.keys().any(|id| id.as_str() == task.id);
+            let forgotten = self.ended_durably.contains_key(&task.id);
+            hold!("I4 what was acknowledged is durable", there || forgotten, "lost: {task:?}");
+        }
+        Ok(())
+    }
+
+    /// I8, as far as it exists: what may be used once (an idempotency key) is used once, across crashes and races.
+    fn a_key_opens_one_task(&self) -> Verdict {
+        let mut seen = BTreeMap::new();
+        for task in self.tasks.iter().filter(|task| task.key.is_some()) {
+            let first = seen.insert((task.who, task.key), &task.id);
+            let again = first.is_some_and(|first| *first != task.id && !self.ended_durably.contains_key(first));
+            hold!("I8 one use is one use", !again, "a second task for a key: {task:?}");
+        }
+        Ok(())
+    }
+
+    /// I16: nothing is called revoked that the cloud has not revoked (this cloud revokes nothing), and the report of an
+    /// end names each credential that could still be used, until when.
+    fn reports_are_honest(&self, now: &Now<'_>) -> Verdict {
+        const NAME: &str = "I16 honest about what is left";
+        for task in &self.tasks {
+            let Some(ended) = &task.ended else { continue };
+            let lines = ended.report["leases"].as_array().unwrap();
+            let revoked = lines.iter().any(|line| line["outcome"] == "revoked");
+            hold!(NAME, !revoked, "nothing was revoked: {ended:?}");
+            let mints = now.mints.iter().filter(|mint| mint.session_name.ends_with(&task.id));
+            for mint in mints.filter(|mint| mint.ends_at > ended.truth + SKEW && ended.durable) {
+                let Some(intent) = &mint.intent else { continue };
+                let line = lines.iter().find(|line| line["id"] == intent.as_str());
+                let until: Option<Timestamp> = line.map(|line| line["usable_until"].as_str().unwrap().parse().unwrap());
+                hold!(NAME, until.is_some_and(|until| until + SKEW >= mint.ends_at), "{mint:?} is not in {ended:?}");
+            }
+        }
+        Ok(())
+    }
+
+    /// I6: the policy in force is never older than one that was in force before, also across restarts. (The mark of the
+    /// latest signed time is held at each start, in `history`.)
+    fn revisions_never_go_back(&mut self, now: &Now<'_>) -> Verdict {
+        let Some(policy) = now.sidecar.as_ref().and_then(|inside| inside.policy) else { return Ok(()) };
+        hold!("I6 nothing goes back", policy >= self.policy, "policy {policy} after {}", self.policy);
+        self.policy = policy;
+        Ok(())
+    }
+}
+
+/// I3: an intent of its own is durable before each call to the cloud.
+fn intent_before_exchange(now: &Now<'_>) -> Verdict {
+    hold!("I3 intent before the exchange", now.bare_calls == 0, "{} calls without one", now.bare_calls);
+    Ok(())
+}
+
+/// I3, the other half: the record that it was issued is durable before a byte of it is received.
+fn issued_before_served(received: &Received, mint: &Mint, now: &Now<'_>) -> Verdict {
+    let durable = now.books.issued.contains(&mint.upstream);
+    hold!("I3 issued before served", durable, "{received:?} of {mint:?}");
+    Ok(())
+}
+
+/// I2: what a client receives was minted for its identity, for this task, for the grant of its scope, and is whole.
+fn only_ones_own(received: &Received, task: &ClientTask, now: &Now<'_>) -> Result<usize, (&'static str, String)> {
+    const NAME: &str = "I2 only one's own";
+    let Some(number) = now.mints.iter().position(|mint| mint.key == received.key) else {
+        return Err((NAME, format!("nobody minted {received:?}")));
+    };
+    let mint = &now.mints[number];
+    let own = mint.caller == WHO[task.who]
+        && mint.session_name.ends_with(&task.id)
+        && mint.grant == format!("{}-aws", SCOPES[task.scope].id)
+        && mint.secrets == received.secrets;
+    hold!(NAME, own, "{received:?} of {mint:?} for {task:?}");
+    hold!(NAME, !mint.lost, "served, and nobody was told of it: {mint:?}");
+    Ok(number)
+}
+
+/// I11: nothing is served that the policy in force does not permit, whatever permitted it when it was asked for.
+fn no_older_revision(received: &Received, task: &ClientTask) -> Verdict {
+    let permitted = received.policy.as_ref().is_some_and(|(_, permits)| permits.contains(&(task.who, task.scope)));
+    hold!("I11 no older revision", permitted, "{received:?} for {task:?}");
+    Ok(())
+}
+
+/// I13: by the time that the machine has been up, which nobody can set, neither a credential nor a task lives longer
+/// than it was to live when it began. A start pairs the clocks anew, and may be wrong by as much as is tolerated.
+fn no_clock_lengthens(received: &Received, task: &ClientTask, mint: &Mint, mint_up: Duration) -> Verdict {
+    const NAME: &str = "I13 no clock lengthens a life";
+    let life = mint.ends_at.since(mint.minted_at) + mint.behind;
+    let lived = received.up.saturating_sub(mint_up);
+    hold!(NAME, lived < life, "a credential, after {lived:?} of {life:?}: {received:?} {mint:?}");
+    let slack = if received.restarts == task.restarts { Duration::ZERO } else { SKEW };
+    let lived = received.up.saturating_sub(task.begun_up);
+    hold!(NAME, lived < task.life + slack, "a task, after {lived:?}: {received:?} {task:?}");
+    Ok(())
+}
+
+/// I7 and the law of life: what is minted is dead at the cloud within its decision's `max_residual`.
+fn law_of_life(now: &Now<'_>) -> Verdict {
+    for mint in now.mints {
+        let most = SCOPES.iter().find(|scope| mint.grant == format!("{}-aws", scope.id)).unwrap().max_residual;
+        let lives = mint.ends_at.since(mint.minted_at);
+        hold!("I7 the law of life", lives <= Duration::from_secs(most) + SKEW, "{lives:?}: {mint:?}");
+    }
+    Ok(())
+}
+
+/// I4: minted = revoked ∪ expired ∪ outstanding. What can still be used at the cloud is an open lease in the journal, and
+/// in the memory of a sidecar that runs.
+fn every_lease_accounted_for(now: &Now<'_>) -> Verdict {
+    const NAME: &str = "I4 every lease accounted for";
+    for mint in now.mints.iter().filter(|mint| mint.ends_at > now.truth + SKEW) {
+        let Some(intent) = &mint.intent else { continue };
+        let open = |lease: &LeaseRecord| !lease.state.is_over() && lease.usable_until + SKEW >= mint.ends_at;
+        let written = now.books.promised.leases.get(intent);
+        hold!(NAME, written.is_some_and(open), "the journal has {written:?} for {mint:?}");
+        if let Some(inside) = &now.sidecar {
+            let held = inside.tasks.values().flat_map(|(_, leases)| leases).find(|lease| lease.id == *intent);
+            hold!(NAME, held.is_some_and(open), "the sidecar has {held:?} for {mint:?}");
+        }
+    }
+    Ok(())
+}
+
+/// I12, as far as it exists: with a healthy disk an end is durable as soon as nothing waits for it.
+fn ends_are_recorded(now: &Now<'_>) -> Verdict {
+    let Some(inside) = now.sidecar.as_ref().filter(|inside| inside.at_rest) else { return Ok(()) };
+    let ended: BTreeSet<&str> =
+        now.books.promised.tasks.values().filter(|task| task.ending.is_some()).map(|task| task.id.as_str()).collect();
+    for (id, _) in inside.tasks.iter().filter(|(_, (ended, _))| *ended) {
+        hold!("I12 ends are recorded at once", ended.contains(id.as_str()), "{id} has ended in memory alone");
+    }
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! Whole lives of a sidecar, made up from a seed: `SIM_HISTORIES=2000 cargo test --release --test simulation`.
+//!
+//! Time, the disk under the journal, the cloud, the Workload API and the policy source are models; everything else is the
+//! product: server, broker, journal and its store, policy engine, clock guard. A history is a few dozen steps: tasks begin,
+//! are served, held and ended; policy, identities and clocks change; clouds hang, refuse and lose answers; disks fail; and the
+//! sidecar is killed at any moment, with writes under way, and started on what is left. After each step the ledgers of the
+//! cloud, the clients and the journal are joined ([`ledger`]).
+//!
+//! [`tail`] damages what the journal wrote last, byte by byte; [`planted`] shows that the checkers see.
+//!
+//! One thread runs a history: what happens next is the seed's choice alone. (Ids and tokens are the product's own, so they
+//! differ from run to run; nothing is chosen by them.) `SIM_SEED=7` replays one, `SIM_THREADS` sets how many run at a time.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test ends by its first surprise; the lints see only #[test] functions as tests, not their helpers"
+)]
+
+mod cloud;
+mod disk;
+mod history;
+mod journal;
+mod ledger;
+mod planted;
+mod policy;
+mod random;
+mod tail;
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use planted::Planted;
+
+/// How many without `SIM_HISTORIES`: half a second each without optimisation.
+const FEW: u64 = 50;
+
+/// What a checker did not like.
+pub(crate) struct Failure {
+    pub(crate) seed: u64,
+    pub(crate) checker: &'static str,
+    pub(crate) detail: String,
+    pub(crate) steps: Vec<String>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "SIM_SEED={} breaks \"{}\": {}", self.seed, self.checker, self.detail)?;
+        for (number, step) in self.steps.iter().enumerate() {
+            writeln!(f, "{:4} {step}", number + 1)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+}
+
+#[test]
+fn no_history_breaks_an_invariant() {
+    if let Some(seed) = number("SIM_SEED") {
+        match history::run(seed, Planted::No) {
+            Ok(told) => println!("{}", told.steps.join("\n")),
+            Err(failure) => panic!("{failure}"),
+        }
+        return;
+    }
+    let histories = number("SIM_HISTORIES").unwrap_or(FEW);
+    let threads =
+        number("SIM_THREADS").unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get() as u64));
+    let first = number("SIM_FIRST").unwrap_or(0);
+    #[allow(clippy::disallowed_methods, reason = "tells how long the campaign took; nothing is judged by it")]
+    let begun = std::time::Instant::now();
+    let next = AtomicU64::new(0);
+    let work = || {
+        let (mut total, mut failures) = (history::Told::default(), Vec::new());
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            if at >= histories || failures.len() >= 3 {
+                return (total, failures);
+            }
+            match history::run(first + at, Planted::No) {
+                Ok(told) => total.add(&told),
+                Err(failure) => failures.push(failure),
+            }
+        }
+    };
+    let done: Vec<_> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).collect()
+    });
+    let mut total = history::Told::default();
+    for (told, _) in &done {
+        total.add(told);
+    }
+    println!("{histories} histories, seeds {first} to {}: {total} in {:.1?}", first + histories - 1, begun.elapsed());
+    let failures: Vec<_> = done.into_iter().flat_map(|(_, failures)| failures).collect();
+    for failure in &failures {
+        println!("{failure}");
+    }
+    assert!(failures.is_empty(), "{} histories break an invariant", failures.len());
+}
+
+#[test]
+fn the_same_seed_tells_the_same_history() {
+    for seed in 0..10 {
+        let steps = |run: Result<history::Told, Failure>| run.unwrap_or_else(|failure| panic!("{failure}")).steps;
+        assert_eq!(steps(history::run(seed, Planted::No)), steps(history::run(seed, Planted::No)), "seed {seed}");
+    }
+}
