@@ -230,7 +230,7 @@ impl Cloud for SimCloud {
             let mut state = self.state();
             // Each call has an intent of its own, durable before it.
             let open = |lease: &&sidemint::lease::LeaseRecord| {
-                lease.session_name == order.session_name && lease.state == LeaseState::Intent
+                *lease.session_name == *order.session_name && lease.state == LeaseState::Intent
             };
             let fresh = |lease: &&sidemint::lease::LeaseRecord| !state.used.contains(&lease.id);
             let intent = books.promised.leases.values().filter(open).find(fresh).map(|lease| lease.id.clone());

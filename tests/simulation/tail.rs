@@ -55,7 +55,7 @@ fn lease(task: &TaskRecord, state: LeaseState) -> LeaseRecord {
         task: task.id.clone(),
         provider: Provider::Aws,
         grant: "archive-aws".parse().unwrap(),
-        session_name: format!("report.archive.{}", task.id),
+        session_name: format!("report.archive.{}", task.id).into(),
         state,
         revocation: Revocation::Expire,
         opened_at: task.begun_at,
