@@ -8,7 +8,9 @@ use tokio::task::JoinSet;
 
 use super::Broker;
 use crate::audit::{Event, Kind};
+use crate::exchange::Revocation;
 use crate::lease::journal::{self, Change};
+use crate::lease::revoke::{is_owed, over_at};
 use crate::lease::{LeaseEnding, LeaseRecord, LeaseState, Outcome};
 use crate::task::{EndReason, Ending, REMEMBER, Task, TaskState};
 
@@ -33,13 +35,16 @@ impl Broker {
         drop(state);
         task.announce_end();
         self.changed.notify_one();
+        self.to_revoke.notify_one();
         (ending, true)
     }
 
     /// Makes an ending durable, counts and audits it.
     pub(super) async fn record_end(&self, task: &Arc<Task>, ending: &Ending, request_id: Option<&str>) {
         self.parts.metrics.task_ended(ending.reason.as_str());
-        for lease in &ending.leases {
+        let owed: Vec<_> = task.state().leases.iter().filter(|l| l.revocation == Revocation::Exact).map(|l| l.id.clone()).collect();
+        // What can be taken back is counted when it was, or was not.
+        for lease in ending.leases.iter().filter(|lease| !owed.contains(&lease.id)) {
             self.parts.metrics.residual(lease.provider.as_str(), lease.usable_until.since(ending.ended_at));
         }
         self.journal_task(task).await;
@@ -105,6 +110,7 @@ impl Broker {
             let (now, boot) = (self.now(), self.parts.clock.boot());
             let mut state = task.state();
             let (due, behind) = (state.ending.is_none().then_some(reason).flatten(), !state.journalled);
+            let lapsed: Vec<_> = state.leases.iter().filter(|l| is_owed(l) && over_at(l) <= now).cloned().collect();
             changes.extend(settle(&mut state, now));
             let owed = state.ending.as_ref().is_none_or(|ending| now.since(ending.ended_at) < REMEMBER);
             let forget = !owed && is_settled(&state);
@@ -112,6 +118,13 @@ impl Broker {
                 next = next.min(wait.max(Duration::from_millis(1)));
             }
             drop(state);
+            for lease in lapsed {
+                let (broker, task) = (Arc::clone(self), Arc::clone(&task));
+                work.spawn(async move {
+                    broker.lapsed(&task, &lease).await;
+                    false
+                });
+            }
             if forget {
                 changes.extend(self.forget(&task));
             } else if let Some(reason) = due {
@@ -192,7 +205,7 @@ fn report(leases: &[LeaseRecord]) -> Vec<LeaseEnding> {
 fn settle(state: &mut TaskState, now: crate::clock::Timestamp) -> Vec<Change> {
     let mut changes = Vec::new();
     let ended = state.ending.is_some();
-    for lease in state.leases.iter_mut().filter(|lease| !lease.state.is_over() && lease.usable_until <= now) {
+    for lease in state.leases.iter_mut().filter(|lease| !lease.state.is_over() && over_at(lease) <= now) {
         lease.state = LeaseState::Expired;
         changes.push(Change::Lease(Box::new(lease.clone())));
     }

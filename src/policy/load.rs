@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use cedar_policy::Policy as Rule;
 
-use super::document::{Decision, Digest, DocumentError, Grant, GrantId, GrantProvider, ParamName, Scope, ScopeId};
+use super::document::{Decision, Digest, DocumentError, Grant, GrantId, ParamName, Scope, ScopeId};
 use super::repository::PolicyFiles;
 use super::rules::{Engine, RuleProblem, Rules, Validators};
 use super::{ActiveScope, Policy, PolicyError, Problem, kind, lint};
@@ -277,9 +277,8 @@ impl Loader<'_> {
                     format!("has two grants of one provider, {other} and {name}: a scope has at most one each");
                 problems.push(Problem::new(decision_path(id), kind::PROVIDER, message));
             }
-            let GrantProvider::Aws(aws) = &grant.provider;
-            if let (Some(policy), Some(scope)) = (&aws.session_policy, scope) {
-                problems.extend(policy.check_params(&scope.params).err().map(|error| of_document(file, &error)));
+            if let Some(scope) = scope {
+                problems.extend(grant.check_params(&scope.params).err().map(|error| of_document(file, &error)));
             }
             resolved.push((name.clone(), Arc::clone(grant)));
         }

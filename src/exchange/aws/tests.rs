@@ -302,6 +302,7 @@ fn order_with(change: impl FnOnce(&mut MintOrder, &mut AwsGrant)) -> MintOrder {
             provider: placeholder,
         },
         dead_by: now() + Duration::from_secs(300),
+        max_life: Duration::from_secs(300),
         limit: Duration::from_secs(20),
     };
     change(&mut order, &mut grant);
@@ -626,7 +627,7 @@ async fn a_credential_as_ceph_rgw_gives_it_is_usable() {
     let world = World::new([ok(&given)]).await;
     let minted =
         world.aws.mint(&order_with(|_, grant| grant.role_arn = "arn:aws:iam:::role/app".to_owned())).await.unwrap();
-    let Credential::Aws(credential) = &minted.credential;
+    let Credential::Aws(credential) = &minted.credential else { panic!("from AWS") };
     assert_eq!(credential.account_id, None);
 }
 
