@@ -99,7 +99,15 @@ fn what_the_reference_file_sets_are_the_defaults() {
     for (section, key) in config::keys().filter(|(section, _)| *section != "pod_task") {
         let is_set = set.contains(&(section.to_owned(), key.to_owned()));
         let has_no_default = ["unix_socket", "workload_api", "sts_endpoint", "rotate_age"].contains(&key)
-            || [("state", "directory"), ("mtls", "address"), ("mtls", "spiffe_id")].contains(&(section, key));
+            || [
+                ("state", "directory"),
+                ("mtls", "address"),
+                ("mtls", "spiffe_id"),
+                ("vault", "address"),
+                ("vault", "ca"),
+                ("vault", "namespace"),
+            ]
+            .contains(&(section, key));
         assert_eq!(is_set, !has_no_default, "{section}.{key}");
     }
 }
