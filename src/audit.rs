@@ -109,15 +109,8 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind of line but checkpoints.
-    pub const ALL: [Self; 7] = [
-        Self::Decision,
-        Self::Mint,
-        Self::End,
-        Self::Revocation,
-        Self::Refusal,
-        Self::Clock,
-        Self::Recovery,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Decision, Self::Mint, Self::End, Self::Revocation, Self::Refusal, Self::Clock, Self::Recovery];
 }
 
 /// One line. Members that do not apply are left out.

@@ -38,8 +38,8 @@ use crate::task::{Decided, EndReason, Ending, Task, TaskId, TaskTable};
 
 pub use crate::task::MintError;
 pub use begin::{BeginRequest, Begun, Claimant};
-pub use revoke::WAIT_FOR_REVOCATION;
 pub use error::{BeginError, CredentialsError, FindError};
+pub use revoke::WAIT_FOR_REVOCATION;
 pub use view::{Census, LeaseView, TaskView};
 
 /// Limits of the broker.
@@ -189,9 +189,11 @@ impl Broker {
     /// The provider of a task, where its scope has just one; `None` where it has several. Where it cannot be told, AWS:
     /// asking for a credential tells why.
     pub fn sole_provider(&self, token: &TokenHash) -> Option<Provider> {
-        let permit = self.tasks.by_token(token).zip(self.policy()).and_then(|(task, policy)| {
-            policy.decide(&task.caller(), &task.begun().ask, self.now()).ok()
-        });
+        let permit = self
+            .tasks
+            .by_token(token)
+            .zip(self.policy())
+            .and_then(|(task, policy)| policy.decide(&task.caller(), &task.begun().ask, self.now()).ok());
         match permit.as_ref().map(crate::policy::Permit::grants) {
             Some([one]) => Some(one.provider.provider()),
             Some([_, _, ..]) => None,

@@ -698,7 +698,10 @@ mod tests {
     #[test]
     fn each_mistake_is_one_line_that_names_its_key() {
         type Case = (&'static str, &'static [(&'static str, &'static str)], &'static str);
-        let cases: [Case; 16] = [
+        let cases: [Case; 19] = [
+            ("[vault]\nnamespace = \"a\"", &[], "vault.address"),
+            ("[vault]\naddress = \"https://v\"\nnamespace = \"../a\"", &[], "vault.namespace"),
+            ("[vault]\naddress = \"https://v\"\nrate = 0", &[], "vault.rate"),
             ("[audit]\nrotate_size = \"64MB\"", &[], "audit.rotate_size"),
             ("[audit]\nrotate_size = \"1KiB\"", &[], "at least 4096"),
             ("", &[], "policy.directory"),

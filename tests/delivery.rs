@@ -23,13 +23,14 @@ use sidemint::task::EndReason;
 
 const SOCKET: (&str, &str) = ("SPIFFE_ENDPOINT_SOCKET", "unix:///run/spire.sock");
 /// The variables that are no key of the configuration: of other commands, and of the test bed.
-const OTHER_VARIABLES: [&str; 9] = [
+const OTHER_VARIABLES: [&str; 10] = [
     "SIDEMINT_HTTP",
     "SIDEMINT_ADMIN",
     "SIDEMINT_AUDIENCE",
     "SIDEMINT_TOKEN_FILE",
     "SIDEMINT_CONFIG",
     "SIDEMINT_TOOLS",
+    "SIDEMINT_OPENBAO",
     "SIDEMINT_BIN",
     "SIDEMINT_INTEROP_KEEP",
     "SIDEMINT_README_LIMIT",

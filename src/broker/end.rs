@@ -42,7 +42,8 @@ impl Broker {
     /// Makes an ending durable, counts and audits it.
     pub(super) async fn record_end(&self, task: &Arc<Task>, ending: &Ending, request_id: Option<&str>) {
         self.parts.metrics.task_ended(ending.reason.as_str());
-        let owed: Vec<_> = task.state().leases.iter().filter(|l| l.revocation == Revocation::Exact).map(|l| l.id.clone()).collect();
+        let owed: Vec<_> =
+            task.state().leases.iter().filter(|l| l.revocation == Revocation::Exact).map(|l| l.id.clone()).collect();
         // What can be taken back is counted when it was, or was not.
         for lease in ending.leases.iter().filter(|lease| !owed.contains(&lease.id)) {
             self.parts.metrics.residual(lease.provider.as_str(), lease.usable_until.since(ending.ended_at));

@@ -105,7 +105,10 @@ impl Broker {
         let outcome = match self.parts.clouds.get(&provider) {
             Some(cloud) => cloud.revoke(&order).await,
             None => Err(ExchangeError::Inexpressible {
-                detail: format!("the provider {provider} is not configured any more: configure it until {}", lease.usable_until),
+                detail: format!(
+                    "the provider {provider} is not configured any more: configure it until {}",
+                    lease.usable_until
+                ),
             }),
         };
         match outcome {
@@ -235,7 +238,6 @@ impl Broker {
             revoked.await;
         }
     }
-
 }
 
 fn owes(task: &Task) -> bool {

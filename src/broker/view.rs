@@ -138,7 +138,11 @@ impl Broker {
             for lease in state.leases.iter().filter(|lease| !lease.state.is_over() && lease.usable_until > now) {
                 *leases.entry((lease.provider.as_str(), lease.revocation.as_str())).or_default() += 1;
             }
-            for lease in state.leases.iter().filter(|lease| lease.state == LeaseState::Ending && lease.revocation == Revocation::Exact) {
+            for lease in state
+                .leases
+                .iter()
+                .filter(|lease| lease.state == LeaseState::Ending && lease.revocation == Revocation::Exact)
+            {
                 *outstanding.entry(lease.provider.as_str()).or_default() += 1;
             }
             for (provider, slot) in state.slots.iter() {

@@ -36,7 +36,9 @@ use self::answer::{BadLogin, Leased, Login, leased, login, shortened};
 use self::fault::{Fault, Remedy, Step};
 use self::http::{Call, Client, Reply};
 use super::retry::{Backoff, Gate, Jitter, MAX_RETRY_AFTER, Rate, SystemJitter};
-use super::{Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, Revocation, RevokeOrder, TakenBack, VaultSecret};
+use super::{
+    Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, Revocation, RevokeOrder, TakenBack, VaultSecret,
+};
 use crate::clock::{SharedClock, Timestamp};
 use crate::identity::SpiffeId;
 use crate::identity::workload_api::{JwtSvid, WorkloadApi, WorkloadApiError};
@@ -391,7 +393,14 @@ impl Vault {
     }
 
     /// Keeps the token of a lease until it is taken back.
-    fn keep(&self, grant: &VaultGrant, place: Place<'_>, login: Login, leased: Leased, usable_until: Timestamp) -> Minted {
+    fn keep(
+        &self,
+        grant: &VaultGrant,
+        place: Place<'_>,
+        login: Login,
+        leased: Leased,
+        usable_until: Timestamp,
+    ) -> Minted {
         let handle = Handle {
             lease: leased.lease_id.clone(),
             accessor: login.accessor,

@@ -564,7 +564,9 @@ impl Grant {
     /// Says what to shorten or declare.
     pub fn check_params(&self, declared: &BTreeMap<ParamName, ParamSpec>) -> Result<(), DocumentError> {
         match &self.provider {
-            GrantProvider::Aws(aws) => aws.session_policy.as_ref().map_or(Ok(()), |policy| policy.check_params(declared)),
+            GrantProvider::Aws(aws) => {
+                aws.session_policy.as_ref().map_or(Ok(()), |policy| policy.check_params(declared))
+            }
             GrantProvider::Vault(vault) => vault.read.check_params(declared),
         }
     }
@@ -578,7 +580,9 @@ impl Grant {
             return Err(DocumentError::invalid("role must be A-Z a-z 0-9 . _ -"));
         }
         if raw.address.as_deref().is_some_and(|address| !is_visible(address)) {
-            return Err(DocumentError::invalid("address must be https://HOST[:PORT], as the sidecar's vault.address is"));
+            return Err(DocumentError::invalid(
+                "address must be https://HOST[:PORT], as the sidecar's vault.address is",
+            ));
         }
         if !is_visible(&raw.audience) {
             return Err(DocumentError::invalid("audience must be 1 to 255 visible ASCII characters"));

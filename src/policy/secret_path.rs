@@ -40,7 +40,8 @@ impl SecretPath {
         if segments.len() < 2 || !matches!(segments.first().map(Vec::as_slice), Some([Part::Text(_)])) {
             return Err(DocumentError::invalid("read must begin with the engine's mount, without a parameter in it"));
         }
-        if matches!(segments.first().map(Vec::as_slice), Some([Part::Text(mount)]) if RESERVED.contains(&mount.as_str())) {
+        if matches!(segments.first().map(Vec::as_slice), Some([Part::Text(mount)]) if RESERVED.contains(&mount.as_str()))
+        {
             let message = format!("read must not be below {}: those are Vault's own", RESERVED.join(", "));
             return Err(DocumentError::invalid(message));
         }
@@ -69,7 +70,8 @@ impl SecretPath {
         }
         let longest = declared.iter().map(|(name, spec)| (name.clone(), "x".repeat(usize::from(spec.max))));
         if self.fill(&longest.collect()).len() > MAX_PATH {
-            let message = format!("read can become longer than {MAX_PATH} characters: shorten it, or the parameters' max");
+            let message =
+                format!("read can become longer than {MAX_PATH} characters: shorten it, or the parameters' max");
             return Err(DocumentError::invalid(message));
         }
         Ok(())
@@ -101,7 +103,8 @@ fn segment(text: &str) -> Option<Vec<Part>> {
     if !rest.is_empty() {
         parts.push(Part::Text(rest.to_owned()));
     }
-    let literal: String = parts.iter().filter_map(|p| if let Part::Text(text) = p { Some(text.as_str()) } else { None }).collect();
+    let literal: String =
+        parts.iter().filter_map(|p| if let Part::Text(text) = p { Some(text.as_str()) } else { None }).collect();
     // A value is never "." or "..", but "." and a value of "." would be: so text beside a parameter is not dots alone.
     let only_dots = !literal.is_empty() && literal.bytes().all(|b| b == b'.');
     (!parts.is_empty() && !only_dots && is_plain(&literal)).then_some(parts)
@@ -139,10 +142,28 @@ mod tests {
     #[test]
     fn refuses_what_is_no_path_of_a_dynamic_secret() {
         for wrong in [
-            "", "creds", "/database/creds/ro", "database/creds/", "database//ro", "database/../sys", "database/./ro",
-            "database/creds/r o", "database/creds/ro?x=1", "database/creds/%2e%2e", "database/creds/ro#", "sys/creds/x",
-            "auth/token/create", "identity/oidc/token", "cubbyhole/a", "${param.a}/creds/ro", "database/${a}",
-            "database/${param.A}", "database/${param.a", "database/.${param.a}", "database/${param.a}.", "database\\x/y",
+            "",
+            "creds",
+            "/database/creds/ro",
+            "database/creds/",
+            "database//ro",
+            "database/../sys",
+            "database/./ro",
+            "database/creds/r o",
+            "database/creds/ro?x=1",
+            "database/creds/%2e%2e",
+            "database/creds/ro#",
+            "sys/creds/x",
+            "auth/token/create",
+            "identity/oidc/token",
+            "cubbyhole/a",
+            "${param.a}/creds/ro",
+            "database/${a}",
+            "database/${param.A}",
+            "database/${param.a",
+            "database/.${param.a}",
+            "database/${param.a}.",
+            "database\\x/y",
         ] {
             assert!(SecretPath::parse(wrong).is_err(), "{wrong}");
         }

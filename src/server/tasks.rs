@@ -252,15 +252,18 @@ pub(super) async fn credentials(server: &Server, request: &Request<Incoming>, ta
     }
     let asked = match request.uri().query() {
         None | Some("") => Ok(None),
-        Some(query) => match Provider::ALL.iter().find(|provider| query.strip_prefix("provider=") == Some(provider.as_str())) {
-            Some(provider) => Ok(Some(*provider)),
-            None => Err("the query is provider=aws, provider=vault, or nothing"),
-        },
+        Some(query) => {
+            match Provider::ALL.iter().find(|provider| query.strip_prefix("provider=") == Some(provider.as_str())) {
+                Some(provider) => Ok(Some(*provider)),
+                None => Err("the query is provider=aws, provider=vault, or nothing"),
+            }
+        }
     };
     let provider = match asked.map(|asked| asked.map_or_else(|| server.broker().sole_provider(&token), Some)) {
         Ok(Some(provider)) => provider,
         Ok(None) => {
-            let problem = Problem::invalid_request("the scope has several providers: say provider=aws or provider=vault");
+            let problem =
+                Problem::invalid_request("the scope has several providers: say provider=aws or provider=vault");
             return server.refuse(Dialect::Native, id, &problem, "no provider named".into());
         }
         Err(what) => {

@@ -106,7 +106,9 @@ impl FakeVault {
                     let fake = Arc::clone(&fake);
                     async move { fake.serve(request).await }
                 });
-                tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+                tokio::spawn(
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
+                );
             }
         });
         fake
@@ -177,7 +179,10 @@ impl FakeVault {
         let name = match path.as_str() {
             path if path.starts_with("auth/") && path.ends_with("/login") => "login",
             path if path.starts_with("database/creds/") => "creds",
-            path => path.rsplit_once("auth/token/").or_else(|| path.rsplit_once("sys/leases/")).map_or("?", |(_, last)| last),
+            path => path
+                .rsplit_once("auth/token/")
+                .or_else(|| path.rsplit_once("sys/leases/"))
+                .map_or("?", |(_, last)| last),
         }
         .to_owned();
         assert_eq!(head.headers.get("x-vault-request").unwrap(), "true");
@@ -188,7 +193,8 @@ impl FakeVault {
             let next = state.next.iter_mut().find(|(path, _)| **path == name).and_then(|(_, next)| next.pop_front());
             next.or_else(|| state.always.get(name.as_str()).cloned())
         };
-        let answer = |status: u16, body: String| Ok(Response::builder().status(status).body(Full::new(body.into())).unwrap());
+        let answer =
+            |status: u16, body: String| Ok(Response::builder().status(status).body(Full::new(body.into())).unwrap());
         match on {
             None => {
                 let (status, body) = self.act(&name, &path, token, &body);
@@ -216,7 +222,8 @@ impl FakeVault {
         let invalid = || (400, json!({ "errors": ["invalid"] }));
         if name == "login" {
             let claims = body["jwt"].as_str().and_then(|jwt| jwt.split('.').nth(1)).unwrap_or_default();
-            let claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).unwrap_or_default()).unwrap_or_default();
+            let claims: Value =
+                serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).unwrap_or_default()).unwrap_or_default();
             if claims["aud"] != json!(["vault"]) || body["role"] != "ledger" || path != "auth/jwt/login" {
                 return invalid();
             }
@@ -230,10 +237,13 @@ impl FakeVault {
             state.tokens.insert(token.clone(), Token { accessor: accessor.clone(), until, dead: false });
             state.secrets.push(token.clone());
             let role = &state.role;
-            return (200, json!({ "auth": { "client_token": token, "accessor": if role.token_type == "batch" { "" } else { &accessor },
+            return (
+                200,
+                json!({ "auth": { "client_token": token, "accessor": if role.token_type == "batch" { "" } else { &accessor },
                 "policies": ["default", role.policies], "token_policies": ["default", role.policies],
                 "lease_duration": role.token_ttl, "renewable": role.renewable, "token_type": role.token_type,
-                "num_uses": 0, "orphan": true, "metadata": { "role": "ledger" } }, "data": null, "lease_id": "" }));
+                "num_uses": 0, "orphan": true, "metadata": { "role": "ledger" } }, "data": null, "lease_id": "" }),
+            );
         }
         let token = token.unwrap_or_default();
         let Some(own) = state.tokens.get_mut(&token).filter(|token| !token.dead && token.until > now) else {
@@ -247,14 +257,20 @@ impl FakeVault {
                 let password = format!("password-{:04}-{:p}-must-never-leak", state.serial, self);
                 state.leases.insert(id.clone(), Lease { token, until: now + secs(state.role.lease_ttl), dead: false });
                 state.secrets.push(password.clone());
-                (200, json!({ "request_id": "x", "lease_id": id, "renewable": state.role.renewable,
+                (
+                    200,
+                    json!({ "request_id": "x", "lease_id": id, "renewable": state.role.renewable,
                     "lease_duration": state.role.lease_ttl, "data": { "username": "v-jwt-ledger", "password": password },
-                    "wrap_info": null, "warnings": null, "auth": null }))
+                    "wrap_info": null, "warnings": null, "auth": null }),
+                )
             }
             "renew-self" if state.role.renewable => {
                 own.until = now + secs(body["increment"].as_u64().unwrap());
-                (200, json!({ "auth": { "client_token": token, "accessor": own.accessor,
-                    "lease_duration": body["increment"], "renewable": true, "token_type": "service" } }))
+                (
+                    200,
+                    json!({ "auth": { "client_token": token, "accessor": own.accessor,
+                    "lease_duration": body["increment"], "renewable": true, "token_type": "service" } }),
+                )
             }
             "renew" if state.role.renewable => {
                 let Some(lease) = state.leases.get_mut(&lease) else { return invalid() };

@@ -139,7 +139,8 @@ async fn without_a_name_the_only_provider_is_meant_and_of_two_none() {
     assert!(w.send(ask(&both, "?provider=vault")).await.json()["data"].is_object());
     assert_eq!(w.send(ask(&both, "?provider=gcp")).await.code(), "invalid_request");
     let ending = w.end(&both).await;
-    let lines: Vec<_> = ending["leases"].as_array().unwrap().iter().map(|l| (l["provider"].clone(), l["outcome"].clone())).collect();
+    let lines: Vec<_> =
+        ending["leases"].as_array().unwrap().iter().map(|l| (l["provider"].clone(), l["outcome"].clone())).collect();
     assert_eq!(lines, [(json!("aws"), json!("expires")), (json!("vault"), json!("revoked"))]);
 }
 
@@ -353,7 +354,11 @@ async fn a_login_outside_the_law_is_refused_and_its_token_revoked() {
         vault(&w).role(change);
         let task = w.begin_scope("db").await;
         let (reply, line) = refused(&w, &task).await;
-        assert_eq!((reply.status, reply.code().as_str(), &line["reason"]), (403, "denied", &json!("inexpressible")), "{says}");
+        assert_eq!(
+            (reply.status, reply.code().as_str(), &line["reason"]),
+            (403, "denied", &json!("inexpressible")),
+            "{says}"
+        );
         assert!(line["detail"].as_str().unwrap().contains(says), "{line}");
         assert!(!reply.text().contains(says));
         assert_eq!(vault(&w).live().len(), 0, "{says}");

@@ -188,7 +188,9 @@ mod tests {
             assert!(bad.fault.detail.contains(says), "{change}: {}", bad.fault.detail);
             assert!(bad.token.is_some(), "{change}");
         }
-        for body in [&b"{}"[..], b"", b"[]", b"{\"auth\":null}", b"{\"auth\":{\"client_token\":\"\",\"lease_duration\":1}}"] {
+        for body in
+            [&b"{}"[..], b"", b"[]", b"{\"auth\":null}", b"{\"auth\":{\"client_token\":\"\",\"lease_duration\":1}}"]
+        {
             assert!(login(body).unwrap_err().token.is_none());
         }
     }

@@ -143,11 +143,8 @@ async fn talk(
     request: Request<Full<bytes::Bytes>>,
 ) -> Result<Reply, Fault> {
     let broken = || Fault::new(Remedy::Retry, "the connection to Vault broke");
-    let (mut sender, connection) = http1::Builder::new()
-        .max_buf_size(MAX_HEAD)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(|_| broken())?;
+    let (mut sender, connection) =
+        http1::Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await.map_err(|_| broken())?;
     let work = async {
         let (head, mut body) = sender.send_request(request).await.map_err(|_| broken())?.into_parts();
         if !head.status.is_success() {
@@ -213,12 +210,20 @@ mod tests {
 
     #[test]
     fn the_address_is_https_or_loopback_and_nothing_more() {
-        for good in ["https://vault.example.org", "https://vault.example.org:8200/", "http://127.0.0.1:8200", "http://[::1]:1"] {
+        for good in
+            ["https://vault.example.org", "https://vault.example.org:8200/", "http://127.0.0.1:8200", "http://[::1]:1"]
+        {
             assert!(Client::new(good, None).is_ok(), "{good}");
         }
         for (wrong, plain) in [
-            ("http://vault.example.org", true), ("vault:8200", false), ("https://u@v", false), ("https://v/v1", false),
-            ("https://v?x", false), ("", false), ("ftp://127.0.0.1", false), ("https://", false),
+            ("http://vault.example.org", true),
+            ("vault:8200", false),
+            ("https://u@v", false),
+            ("https://v/v1", false),
+            ("https://v?x", false),
+            ("", false),
+            ("ftp://127.0.0.1", false),
+            ("https://", false),
         ] {
             let error = Client::new(wrong, None).unwrap_err();
             assert_eq!(error == SettingsError::PlainHttp, plain, "{wrong}: {error}");

@@ -1,12 +1,19 @@
 """A real OpenBao with its database engine, and the PostgreSQL whose roles it makes and drops."""
 
 import os
+import pwd
 import secrets
 
-from .harness import Daemon, as_user, free_port, http_call, run, wait_until
+from .harness import Daemon, free_port, http_call, run, wait_until
 
-# PostgreSQL refuses to run as root.
-UID = 2300
+
+def _user():
+    """PostgreSQL refuses to run as root, and as a uid without a name."""
+    names = {user.pw_name: user.pw_uid for user in pwd.getpwall()}
+    return names.get("postgres", names["nobody"])
+
+
+UID = _user()
 AUDIENCE = "vault"
 ROOT_TOKEN_TTL = "45s"
 LEDGER = """
@@ -34,6 +41,8 @@ class OpenBao:
         data = self.folder / "data"
         initdb = [f"{self.bin}/initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync", "-E", "UTF8"]
         run(initdb, uid=UID, env=self.env).ok()
+        # A role that was made must show its password, and one past its VALID UNTIL is refused.
+        (data / "pg_hba.conf").write_text("host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n")
         postgres = [f"{self.bin}/postgres", "-D", data, "-h", "127.0.0.1", "-p", self.postgres_port, "-k", self.folder, "-c", "fsync=off"]
         self._start("postgres", postgres, self.env)
         wait_until("PostgreSQL", lambda: self.sql("SELECT 1") == "1", 30)
@@ -92,7 +101,7 @@ class OpenBao:
         return set(self.sql("SELECT rolname FROM pg_roles WHERE rolname LIKE 'v-%'").split())
 
     def log_in(self, got):
-        """Whether PostgreSQL lets the secret's user in; over a password, as it is set up for `v-` roles."""
+        """Whether PostgreSQL lets the secret's user in by its password."""
         data = got["data"]
         psql = [f"{self.bin}/psql", "-h", "127.0.0.1", "-p", self.postgres_port, "-U", data["username"], "-d", "postgres", "-XAtc", "SELECT current_user"]
         done = run(psql, uid=UID, env={**self.env, "PGPASSWORD": data["password"]})
