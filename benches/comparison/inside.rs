@@ -230,6 +230,7 @@ fn a_lease() -> Fallible<LeaseRecord> {
         opened_at: now,
         usable_until: now + Duration::from_secs(900),
         upstream: Some("ASIAQWERTYUIOPASDFGH".into()),
+        requested: false,
     })
 }
 

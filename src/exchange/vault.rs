@@ -172,11 +172,8 @@ impl Vault {
         body: Option<&impl Serialize>,
         limit: Duration,
     ) -> Result<Reply, Fault> {
-        let body = match body {
-            // Texts and numbers always serialise.
-            Some(body) => Some(SecretBytes::new(serde_json::to_vec(body).unwrap_or_default())),
-            None => None,
-        };
+        // Texts and numbers always serialise.
+        let body = body.map(|body| SecretBytes::new(serde_json::to_vec(body).unwrap_or_default()));
         let method = if body.is_some() || step != Step::Read { Method::POST } else { Method::GET };
         let call = Call { step, method, path, token, namespace, body };
         self.client.send(&*self.clock, call, limit.min(self.settings.timeout)).await

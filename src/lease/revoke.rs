@@ -66,6 +66,8 @@ struct Waiting {
     due: Duration,
     tries: u32,
     busy: bool,
+    /// No longer owed, while a try is under way.
+    gone: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,11 +93,13 @@ impl Queue {
         let mut before = std::mem::take(&mut self.lanes);
         for (provider, id) in owed {
             let known = before.get_mut(&provider).and_then(|lane| lane.leases.remove(&id));
+            let known = known.map(|known| Waiting { gone: false, ..known });
             let lane = self.lanes.entry(provider).or_default();
-            lane.leases.insert(id, known.unwrap_or(Waiting { due: now, tries: 0, busy: false }));
+            lane.leases.insert(id, known.unwrap_or(Waiting { due: now, tries: 0, busy: false, gone: false }));
         }
         for (provider, old) in before {
             let busy = old.leases.into_iter().filter(|(_, waiting)| waiting.busy);
+            let busy = busy.map(|(id, waiting)| (id, Waiting { gone: true, ..waiting }));
             let mut busy = busy.peekable();
             let closed = old.circuit == Circuit::default();
             if busy.peek().is_some() || !closed || self.lanes.contains_key(&provider) {
@@ -142,9 +146,12 @@ impl Queue {
         };
         let Some(waiting) = lane.leases.get_mut(id) else { return };
         let after = match tried {
-            Tried::Over => return drop(lane.leases.remove(id)),
-            Tried::Refused => None,
-            Tried::Failed(after) => after,
+            Tried::Refused if !waiting.gone => None,
+            Tried::Failed(after) if !waiting.gone => after,
+            _ => {
+                lane.leases.remove(id);
+                return;
+            }
         };
         let wait = jittered(FIRST_WAIT.saturating_mul(1 << waiting.tries.min(16)).min(LONGEST_WAIT), fraction);
         waiting.due = now + wait.max(after.unwrap_or_default()).min(LONGEST_WAIT);
@@ -260,6 +267,21 @@ mod tests {
         queue.take(NOW + Duration::from_secs(20));
         queue.done(Provider::Vault, &ids[0], Tried::Failed(Some(Duration::from_secs(9999))), NOW, 0.0);
         assert_eq!(queue.wait(NOW), Some(LONGEST_WAIT));
+    }
+
+    #[test]
+    fn a_try_that_ends_after_its_lease_was_over_frees_its_place() {
+        let (mut queue, ids) = (Queue::default(), ids(AT_A_TIME));
+        queue.sync(of(Provider::Vault, &ids), NOW);
+        let taken = queue.take(NOW);
+        queue.sync([], NOW);
+        for (provider, id) in &taken {
+            queue.done(*provider, id, Tried::Failed(None), NOW, 0.5);
+        }
+        let later = NOW + LONGEST_WAIT;
+        assert_eq!((queue.take(later).len(), queue.wait(later)), (0, None));
+        queue.sync(of(Provider::Vault, &ids[..1]), later);
+        assert_eq!(queue.take(later), [(Provider::Vault, ids[0].clone())]);
     }
 
     proptest! {

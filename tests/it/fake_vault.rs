@@ -280,7 +280,9 @@ impl FakeVault {
             "revoke" if !state.role.may_revoke => (403, json!({ "errors": ["permission denied"] })),
             "revoke" => {
                 assert_eq!(body["sync"], true, "only a synchronous revocation says that it is done");
-                state.leases.get_mut(&lease).map(|lease| lease.dead = true);
+                if let Some(lease) = state.leases.get_mut(&lease) {
+                    lease.dead = true;
+                }
                 (204, Value::Null)
             }
             "lookup" => {

@@ -366,7 +366,10 @@ async fn sends_the_callers_token_and_a_cut_compact_policy_and_nothing_else() {
     assert_eq!(minted.revocation, Revocation::Expire);
     assert_eq!(minted.upstream, format!("arn:aws:sts::111122223333:assumed-role/ledger/{SESSION}"));
     let Credential::Aws(AwsCredential { access_key_id, secret_access_key, session_token, account_id }) =
-        &minted.credential;
+        &minted.credential
+    else {
+        panic!("from AWS")
+    };
     assert!(access_key_id.matches("ASIAEXAMPLE"));
     assert!(secret_access_key.matches("secret-access-key-canary"));
     assert!(session_token.matches("session-token-canary"));
