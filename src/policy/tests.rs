@@ -527,13 +527,17 @@ fn the_examples_of_the_vocabulary_page_load() {
         let opening = format!("```{language}\n");
         page.split(&opening).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
     };
-    let [scope, grant, decision] = <[String; 3]>::try_from(blocks("toml")).unwrap();
+    let [scope, grant, vault, decision] = <[String; 4]>::try_from(blocks("toml")).unwrap();
     let digest = |text: &str| document::Digest::of(text.as_bytes()).to_string();
     let decision = decision.replacen("sha256:…", &digest(&scope), 1).replacen("sha256:…", &digest(&grant), 1);
+    // both of its grants at once
+    let both = format!("{{ ledger-read-vault = \"{}\", ledger-read-aws", digest(&vault));
+    let decision = decision.replacen("{ ledger-read-aws", &both, 1);
     let [rules] = <[String; 1]>::try_from(blocks("cedar")).unwrap();
     let files = fixture_with(&[
         ("scopes/ledger-read.toml", Some(&scope)),
         ("grants/ledger-read-aws.toml", Some(&grant)),
+        ("grants/ledger-read-vault.toml", Some(&vault)),
         ("decisions/ledger-read.toml", Some(&decision)),
         ("decisions/ledger-read.cedar", Some(&rules)),
     ]);
