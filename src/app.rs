@@ -21,7 +21,8 @@ use crate::clock::{SharedClock, SystemClock, TrustedClock, within};
 use crate::config::{Config, PolicyPlace, RepositoryPlace, RepositorySettings, ShutdownSettings};
 use crate::exchange::aws::{AwsSts, Settings, SettingsError};
 use crate::exchange::retry::Rate;
-use crate::exchange::{Cloud, Provider, Revocation};
+use crate::exchange::vault::{self, Vault};
+use crate::exchange::{Cloud, ExchangeError, Provider, Revocation};
 use crate::identity::Authenticator;
 use crate::identity::task_token::NoRandomness;
 use crate::identity::workload_api::endpoint::EndpointError;
@@ -77,6 +78,9 @@ pub enum StartError {
     /// The policy repository's place cannot be used.
     #[error("policy.repository: {0}")]
     PolicyRepository(#[from] HttpError),
+    /// Vault.
+    #[error("{0}")]
+    Vault(#[from] vault::SettingsError),
     /// A listener.
     #[error("{key}: cannot listen on {address}: {error}")]
     Bind {
@@ -219,10 +223,16 @@ pub fn metrics() -> Result<Metrics, prometheus::Error> {
         denials: &denials,
         mint_outcomes: &MintError::OUTCOMES,
         revocations: &Revocation::ALL.map(Revocation::as_str),
+        revocation_outcomes: &revocation_outcomes(),
         suspensions: &Problem::KINDS,
     })?;
     metrics.expect_tls_handshakes(mtls::outcomes());
     Ok(metrics)
+}
+
+/// How a try to take a credential back can end, and what becomes of it where none succeeds.
+fn revocation_outcomes() -> Vec<&'static str> {
+    ["revoked", "requested", "lapsed"].into_iter().chain(ExchangeError::KINDS).collect()
 }
 
 fn policy(
@@ -312,7 +322,13 @@ fn clouds(
         },
     };
     let aws = AwsSts::new(settings, Arc::clone(workload_api) as Arc<dyn WorkloadApi>, Arc::clone(clock))?;
-    Ok(BTreeMap::from([(Provider::Aws, Arc::new(aws) as Arc<dyn Cloud>)]))
+    let mut clouds = BTreeMap::from([(Provider::Aws, Arc::new(aws) as Arc<dyn Cloud>)]);
+    if let Some(settings) = &config.vault {
+        let workload_api = Arc::clone(workload_api) as Arc<dyn WorkloadApi>;
+        let vault = Vault::new(settings.clone(), workload_api, Arc::clone(clock))?;
+        clouds.insert(Provider::Vault, Arc::new(vault));
+    }
+    Ok(clouds)
 }
 
 async fn bind(config: &Config) -> Result<Listeners, StartError> {
@@ -443,7 +459,11 @@ impl Bound {
         clock.sleep(settings.shutdown.linger).await;
         background.abort_all();
         if !settings.shutdown.keep_tasks {
-            within(&*clock, END_TASKS, end_all(&broker)).await;
+            within(&*clock, END_TASKS, async {
+                end_all(&broker).await;
+                broker.revoke_all().await;
+            })
+            .await;
         }
         stop.send_replace(true);
         within(&*clock, DRAIN, async { while serving.join_next().await.is_some() {} }).await;

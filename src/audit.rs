@@ -98,6 +98,8 @@ pub enum Kind {
     Mint,
     /// A task ended.
     End,
+    /// A credential was taken back, or could not be.
+    Revocation,
     /// A request was refused at the door, before any decision.
     Refusal,
     /// The clocks disagreed, agreed again, or an operator said which to believe.
@@ -108,7 +110,8 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind of line but checkpoints.
-    pub const ALL: [Self; 6] = [Self::Decision, Self::Mint, Self::End, Self::Refusal, Self::Clock, Self::Recovery];
+    pub const ALL: [Self; 7] =
+        [Self::Decision, Self::Mint, Self::End, Self::Revocation, Self::Refusal, Self::Clock, Self::Recovery];
 }
 
 /// One line. Members that do not apply are left out.

@@ -15,6 +15,7 @@ mod end;
 mod error;
 mod mint;
 pub mod reaper;
+mod revoke;
 mod view;
 
 use std::collections::BTreeMap;
@@ -40,6 +41,7 @@ pub use crate::task::MintError;
 pub use begin::{BeginRequest, Begun, Claimant};
 pub use end::Stop;
 pub use error::{BeginError, CredentialsError, FindError};
+pub use revoke::WAIT_FOR_REVOCATION;
 pub use view::{Census, LeaseView, TaskView};
 
 /// Limits of the broker.
@@ -108,6 +110,10 @@ pub struct Broker {
     callers: callers::Callers,
     /// Woken when the next thing to end may have come nearer.
     pub(crate) changed: tokio::sync::Notify,
+    /// Woken when there may be more to take back.
+    to_revoke: tokio::sync::Notify,
+    /// Woken when a lease was taken back, or will not be.
+    revoked: tokio::sync::Notify,
 }
 
 impl Broker {
@@ -130,6 +136,8 @@ impl Broker {
             idempotent: tokio::sync::Mutex::default(),
             opening: AtomicUsize::new(0),
             changed: tokio::sync::Notify::new(),
+            to_revoke: tokio::sync::Notify::new(),
+            revoked: tokio::sync::Notify::new(),
         })
     }
 
@@ -177,6 +185,21 @@ impl Broker {
                 let issued = self.await_flight(flight).await?;
                 self.still_good(&task, issued)
             }
+        }
+    }
+
+    /// The provider of a task, where its scope has just one; `None` where it has several. Where it cannot be told, AWS:
+    /// asking for a credential tells why.
+    pub fn sole_provider(&self, token: &TokenHash) -> Option<Provider> {
+        let permit = self
+            .tasks
+            .by_token(token)
+            .zip(self.policy())
+            .and_then(|(task, policy)| policy.decide(&task.caller(), &task.begun().ask, self.now()).ok());
+        match permit.as_ref().map(crate::policy::Permit::grants) {
+            Some([one]) => Some(one.provider.provider()),
+            Some([_, _, ..]) => None,
+            Some([]) | None => Some(Provider::Aws),
         }
     }
 

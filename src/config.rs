@@ -14,9 +14,12 @@ use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use crate::audit::{self, Output};
+use crate::exchange::retry::Rate;
+use crate::exchange::vault;
 use crate::identity::jwt_svid::is_cloud_audience;
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::policy::repository::http::Proxy;
+use crate::policy::secret_path::is_plain_path;
 use crate::policy::{ParamName, ScopeId};
 
 /// How a key's value is written.
@@ -61,6 +64,11 @@ const KEYS: &[(&str, &str, Form)] = &[
     ("aws", "sts_endpoint", Form::Text),
     ("aws", "region", Form::Text),
     ("aws", "audience", Form::Text),
+    ("vault", "address", Form::Text),
+    ("vault", "ca", Form::Text),
+    ("vault", "namespace", Form::Text),
+    ("vault", "timeout", Form::Text),
+    ("vault", "rate", Form::Number),
     ("state", "directory", Form::Text),
     ("audit", "output", Form::Text),
     ("audit", "rotate_size", Form::Text),
@@ -122,6 +130,8 @@ pub struct Config {
     pub policy: PolicySettings,
     /// AWS.
     pub aws: AwsSettings,
+    /// Vault or OpenBao, where one is configured.
+    pub vault: Option<vault::Settings>,
     /// Where the journal lives.
     pub state_directory: PathBuf,
     /// The audit log.
@@ -411,6 +421,7 @@ struct Raw {
     identity: BTreeMap<String, Value>,
     policy: BTreeMap<String, Value>,
     aws: BTreeMap<String, Value>,
+    vault: BTreeMap<String, Value>,
     state: BTreeMap<String, Value>,
     audit: BTreeMap<String, Value>,
     log: BTreeMap<String, Value>,
@@ -511,6 +522,7 @@ impl Raw {
             identity: self.identity(environment)?,
             policy: self.policy()?,
             aws: self.aws()?,
+            vault: self.vault()?,
             state_directory: self.state(environment)?,
             audit: self.audit()?,
             log: self.log()?,
@@ -648,6 +660,25 @@ impl Raw {
             region: section.text("region", "us-east-1")?,
             audience: section.text("audience", "sts.amazonaws.com")?,
         })
+    }
+
+    fn vault(&self) -> Result<Option<vault::Settings>, ConfigError> {
+        let section = Section { name: "vault", keys: &self.vault };
+        let second = Duration::from_secs(1);
+        let (ca, namespace) = (section.get::<PathBuf>("ca")?, section.get::<String>("namespace")?);
+        let timeout = section.duration("timeout", 5 * second, second)?;
+        let rate = section.number("rate", 10, 1)?;
+        if namespace.as_deref().is_some_and(|name| !is_plain_path(name)) {
+            return Err(section.error("namespace", "write segments of A-Z a-z 0-9 . _ - joined by /"));
+        }
+        let Some(address) = section.get("address")? else {
+            return match (ca, namespace) {
+                (None, None) => Ok(None),
+                _ => Err(section.error("address", "write https://HOST[:PORT], or remove the other keys of [vault]")),
+            };
+        };
+        let rate = Rate { interval: second / rate, burst: rate.saturating_mul(2) };
+        Ok(Some(vault::Settings { address, ca, namespace, timeout, rate }))
     }
 
     fn state(&self, environment: &BTreeMap<String, String>) -> Result<PathBuf, ConfigError> {
@@ -796,7 +827,7 @@ mod tests {
     #[test]
     fn each_mistake_is_one_line_that_names_its_key() {
         type Case = (&'static str, &'static [(&'static str, &'static str)], &'static str);
-        let cases: [Case; 27] = [
+        let cases: [Case; 30] = [
             ("[policy]\nrepository = \"/p\"", &[], "policy.root"),
             ("[policy]\nrepository = \"/p\"\ndirectory = \"/p\"", &[], "remove one of the two"),
             ("[policy]\nrepository = \"http://h/p\"\nroot = \"/r\"", &[], "https://"),
@@ -812,6 +843,9 @@ mod tests {
                 "policy.server_id",
             ),
             ("[policy]\ndirectory = \"/p\"\ntrust = \"unsigned\"\nroot = \"/r\"", &[], "policy.root"),
+            ("[vault]\nnamespace = \"a\"", &[], "vault.address"),
+            ("[vault]\naddress = \"https://v\"\nnamespace = \"../a\"", &[], "vault.namespace"),
+            ("[vault]\naddress = \"https://v\"\nrate = 0", &[], "vault.rate"),
             ("[audit]\nrotate_size = \"64MB\"", &[], "audit.rotate_size"),
             ("[audit]\nrotate_size = \"1KiB\"", &[], "at least 4096"),
             ("", &[], "policy.directory"),

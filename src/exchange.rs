@@ -2,6 +2,7 @@
 
 pub mod aws;
 pub mod retry;
+pub mod vault;
 
 use std::fmt;
 use std::time::Duration;
@@ -50,6 +51,8 @@ pub struct MintOrder {
     pub grant: ResolvedGrant,
     /// When the credential must be dead at its provider (the law of life), UTC, whole seconds.
     pub dead_by: Timestamp,
+    /// The longest life that the law allows any credential of this grant, however much of the task is left.
+    pub max_life: Duration,
     /// How long the whole exchange may take, retries included.
     pub limit: Duration,
 }
@@ -63,7 +66,8 @@ pub struct Minted {
     pub usable_until: Timestamp,
     /// How it can be taken back.
     pub revocation: Revocation,
-    /// The provider's name for it (for AWS the assumed-role ARN): no secret, journalled, for incident work.
+    /// The provider's name for it (for AWS the assumed-role ARN): no secret, journalled, for incident work and for
+    /// [`Cloud::revoke`].
     pub upstream: String,
 }
 
@@ -72,6 +76,8 @@ pub struct Minted {
 pub enum Credential {
     /// AWS session credentials.
     Aws(AwsCredential),
+    /// A dynamic secret.
+    Vault(VaultSecret),
 }
 
 impl Credential {
@@ -79,8 +85,39 @@ impl Credential {
     pub const fn provider(&self) -> Provider {
         match self {
             Self::Aws(_) => Provider::Aws,
+            Self::Vault(_) => Provider::Vault,
         }
     }
+}
+
+/// A dynamic secret of Vault or OpenBao.
+#[derive(Debug)]
+pub struct VaultSecret {
+    /// The lease's id: a name, no secret.
+    pub lease_id: String,
+    /// The member `data` as it came: the text of a JSON object.
+    pub data: Secret,
+}
+
+/// What to take back. Made by the broker for one lease of a task that has ended.
+#[derive(Debug, Clone)]
+pub struct RevokeOrder {
+    /// Whose identity was exchanged for it.
+    pub caller: SpiffeId,
+    /// What [`Minted::upstream`] said when it was minted.
+    pub upstream: String,
+    /// How long one try may take.
+    pub limit: Duration,
+}
+
+/// What a provider did when it was told to take a credential back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TakenBack {
+    /// It is dead, and the provider said so.
+    Revoked,
+    /// The provider took the order and may not say when it is carried out. There is nothing more to do: it counts as
+    /// usable until its own end.
+    Requested,
 }
 
 /// AWS session credentials.
@@ -136,6 +173,9 @@ pub enum ExchangeError {
 }
 
 impl ExchangeError {
+    /// Every word of [`ExchangeError::kind`].
+    pub const KINDS: [&'static str; 5] = ["unavailable", "refused", "inexpressible", "unusable", "no_svid"];
+
     /// The stable word for metrics and audit.
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -156,4 +196,10 @@ pub trait Cloud: Send + Sync + fmt::Debug {
 
     /// Exchanges an SVID of the order's caller for a credential that dies by `dead_by`.
     async fn mint(&self, order: &MintOrder) -> Result<Minted, ExchangeError>;
+
+    /// Takes one credential of class [`Revocation::Exact`] back, and forgets what was kept for that. Asked again until it
+    /// answers `Ok`, so it must do no harm twice.
+    async fn revoke(&self, _order: &RevokeOrder) -> Result<TakenBack, ExchangeError> {
+        Err(ExchangeError::Inexpressible { detail: "this provider takes nothing back".to_owned() })
+    }
 }

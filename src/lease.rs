@@ -3,10 +3,12 @@
 //! - [`record`]: what is known of a lease, never the secret.
 //! - [`journal`]: the durable record, written before a credential is asked for and again before it is served.
 //! - [`issued`]: a credential that may be served.
+//! - [`revoke`]: what is to be taken back, and when it is tried next.
 
 pub mod issued;
 pub mod journal;
 pub mod record;
+pub mod revoke;
 
 pub use crate::id::LeaseId;
 pub use issued::Issued;

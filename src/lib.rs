@@ -51,8 +51,7 @@
 //!
 //! # Absent on purpose
 //! - **Signed policy**: [`policy::repository`] has the seam; what is there is a directory that must be called unsigned in so many words.
-//! - **Other providers than AWS web identity, and exact revocation**: a variant of [`exchange::Provider`] and one file each;
-//!   until then no lease is of class `exact`.
+//! - **Other providers than AWS web identity and Vault**: a variant of [`exchange::Provider`] and one file each.
 //! - **Approvals, kill list, chained audit**: `approval_required` as an answer and the
 //!   `elevated` tier have their words and no way to be met yet.
 //! - **A store shared by sidecars**: by the law of life none is needed.

@@ -44,6 +44,8 @@ pub struct Words<'a> {
     pub mint_outcomes: &'a [&'static str],
     /// How credentials can be taken back.
     pub revocations: &'a [&'static str],
+    /// How tries to take one back end.
+    pub revocation_outcomes: &'a [&'static str],
     /// Why scopes are suspended.
     pub suspensions: &'a [&'static str],
 }
@@ -123,6 +125,10 @@ pub struct Metrics {
     mint_seconds: HistogramVec,
     leases_active: IntGaugeVec,
     residual: HistogramVec,
+    revocations: IntCounterVec,
+    revocation_lag: HistogramVec,
+    revocations_outstanding: IntGaugeVec,
+    providers: Vec<&'static str>,
     credential_expiry: GaugeVec,
     svid_expiry: GaugeVec,
     policy_version: IntGauge,
@@ -151,6 +157,8 @@ pub struct Snapshot {
     pub tasks: Vec<(&'static str, i64)>,
     /// Leases that are not over.
     pub leases: Vec<(&'static str, &'static str, i64)>,
+    /// Leases that wait to be taken back, by provider.
+    pub outstanding: Vec<(&'static str, i64)>,
     /// The earliest expiry of a live credential, by provider (seconds since the epoch).
     pub credential_expiry: Vec<(&'static str, f64)>,
     /// The earliest expiry among our SVIDs, where there are any (seconds since the epoch).
@@ -218,6 +226,26 @@ impl Metrics {
                 &["provider"],
                 vec![0.0, 15.0, 30.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 7200.0],
             )?,
+            revocations: counter_vec(
+                &r,
+                "sidemint_revocations_total",
+                "Tries to take a credential back at its provider, and credentials that died before it succeeded.",
+                &["provider", "outcome"],
+            )?,
+            revocation_lag: histogram_vec(
+                &r,
+                "sidemint_revocation_lag_seconds",
+                "How long after its task's end a credential was revoked at its provider.",
+                &["provider"],
+                vec![0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1800.0],
+            )?,
+            revocations_outstanding: gauge_vec(
+                &r,
+                "sidemint_revocations_outstanding",
+                "Credentials of ended tasks that are still to be revoked.",
+                &["provider"],
+            )?,
+            providers: words.providers.to_vec(),
             credential_expiry: float_gauge_vec(
                 &r,
                 "sidemint_credential_expiry_timestamp_seconds",
@@ -307,6 +335,11 @@ impl Metrics {
             // A histogram is there once it was asked for.
             self.mint_seconds.with_label_values(&[provider]);
             self.residual.with_label_values(&[provider]);
+            self.revocation_lag.with_label_values(&[provider]);
+            self.revocations_outstanding.with_label_values(&[provider]).set(0);
+            for outcome in words.revocation_outcomes {
+                self.revocations.with_label_values(&[provider, outcome]).inc_by(0);
+            }
         }
         self.no_leases();
         self.nothing_suspended();
@@ -365,6 +398,16 @@ impl Metrics {
         self.residual.with_label_values(&[provider]).observe(left.as_secs_f64());
     }
 
+    /// A credential was tried to be taken back, or died before it could be.
+    pub fn revocation(&self, provider: &str, outcome: &str) {
+        self.revocations.with_label_values(&[provider, outcome]).inc();
+    }
+
+    /// A credential was revoked so long after its task ended.
+    pub fn revoked_after(&self, provider: &str, lag: Duration) {
+        self.revocation_lag.with_label_values(&[provider]).observe(lag.as_secs_f64());
+    }
+
     /// An exchange was tried.
     pub fn mint(&self, provider: &str, tier: &str, outcome: &str, took: Duration) {
         self.mints.with_label_values(&[provider, tier, outcome]).inc();
@@ -395,6 +438,12 @@ impl Metrics {
         self.no_leases();
         for (provider, revocation, count) in &snapshot.leases {
             self.leases_active.with_label_values(&[provider, revocation]).set(*count);
+        }
+        for provider in &self.providers {
+            self.revocations_outstanding.with_label_values(&[provider]).set(0);
+        }
+        for (provider, count) in &snapshot.outstanding {
+            self.revocations_outstanding.with_label_values(&[provider]).set(*count);
         }
         self.credential_expiry.reset();
         for (provider, at) in &snapshot.credential_expiry {

@@ -26,6 +26,7 @@ mod params;
 pub mod publish;
 pub mod repository;
 pub mod rules;
+pub mod secret_path;
 pub mod session_policy;
 pub mod standing;
 
@@ -97,6 +98,8 @@ pub struct ResolvedGrant {
 pub enum ProviderGrant {
     /// AWS `AssumeRoleWithWebIdentity`.
     Aws(AwsGrant),
+    /// A dynamic secret of Vault or OpenBao.
+    Vault(VaultGrant),
 }
 
 impl ProviderGrant {
@@ -104,8 +107,26 @@ impl ProviderGrant {
     pub const fn provider(&self) -> Provider {
         match self {
             Self::Aws(_) => Provider::Aws,
+            Self::Vault(_) => Provider::Vault,
         }
     }
+}
+
+/// Vault or OpenBao: a role of the JWT auth method, and the dynamic secret to read with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VaultGrant {
+    /// Which Vault, where the grant says so.
+    pub address: Option<String>,
+    /// Where the JWT auth method is mounted.
+    pub mount: String,
+    /// The role to log in to.
+    pub role: String,
+    /// The namespace, where the grant names one; else the configured one.
+    pub namespace: Option<String>,
+    /// The audience of the JWT-SVID.
+    pub audience: String,
+    /// The path of the secret, parameters substituted.
+    pub read: String,
 }
 
 /// AWS: a role, narrowed by a session policy.
@@ -636,6 +657,14 @@ fn resolve(id: &GrantId, grant: &Grant, params: &Params) -> ResolvedGrant {
             session_policy: aws.session_policy.as_ref().map(|policy| policy.fill(params)),
             region: aws.region.clone(),
             audience: aws.audience.clone(),
+        }),
+        GrantProvider::Vault(vault) => ProviderGrant::Vault(VaultGrant {
+            address: vault.address.clone(),
+            mount: vault.mount.clone(),
+            role: vault.role.clone(),
+            namespace: vault.namespace.clone(),
+            audience: vault.audience.clone(),
+            read: vault.read.fill(params),
         }),
     };
     ResolvedGrant { id: id.clone(), max_session: grant.max_session, provider }

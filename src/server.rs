@@ -14,6 +14,7 @@ pub mod mtls;
 pub mod problem;
 mod stall;
 pub mod tasks;
+mod vault;
 
 use std::borrow::Cow;
 use std::convert::Infallible;

@@ -23,7 +23,7 @@ use sidemint::task::EndReason;
 
 const SOCKET: (&str, &str) = ("SPIFFE_ENDPOINT_SOCKET", "unix:///run/spire.sock");
 /// The variables that are no key of the configuration: of other commands, and of the test bed.
-const OTHER_VARIABLES: [&str; 10] = [
+const OTHER_VARIABLES: [&str; 11] = [
     "SIDEMINT_ROLE",
     "SIDEMINT_HTTP",
     "SIDEMINT_ADMIN",
@@ -31,6 +31,7 @@ const OTHER_VARIABLES: [&str; 10] = [
     "SIDEMINT_TOKEN_FILE",
     "SIDEMINT_CONFIG",
     "SIDEMINT_TOOLS",
+    "SIDEMINT_OPENBAO",
     "SIDEMINT_BIN",
     "SIDEMINT_INTEROP_KEEP",
     "SIDEMINT_README_LIMIT",
@@ -101,7 +102,15 @@ fn what_the_reference_file_sets_are_the_defaults() {
         let is_set = set.contains(&(section.to_owned(), key.to_owned()));
         let has_no_default = ["unix_socket", "workload_api", "sts_endpoint", "rotate_age"].contains(&key)
             || ["repository", "root", "minimum_version", "ca", "proxy", "client", "server_id"].contains(&key)
-            || [("state", "directory"), ("mtls", "address"), ("mtls", "spiffe_id")].contains(&(section, key));
+            || [
+                ("state", "directory"),
+                ("mtls", "address"),
+                ("mtls", "spiffe_id"),
+                ("vault", "address"),
+                ("vault", "ca"),
+                ("vault", "namespace"),
+            ]
+            .contains(&(section, key));
         assert_eq!(is_set, !has_no_default, "{section}.{key}");
     }
 }

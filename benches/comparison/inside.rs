@@ -233,6 +233,7 @@ fn a_lease() -> Fallible<LeaseRecord> {
         opened_at: now,
         usable_until: now + Duration::from_secs(900),
         upstream: Some("ASIAQWERTYUIOPASDFGH".into()),
+        requested: false,
     })
 }
 

@@ -130,12 +130,13 @@ fuzz_target!(|data: &[u8]| {
                 }),
             },
             dead_by: NOW + Duration::from_secs(1200),
+            max_life: Duration::from_secs(1200),
             limit: Duration::from_secs(15),
         };
         let Ok(minted) = stage.runtime.block_on(stage.sts.mint(&order)) else { return };
         assert_eq!((status, minted.upstream.as_str()), (200, UPSTREAM));
         assert!(minted.usable_until > NOW && minted.usable_until <= NOW + Duration::from_secs(1185 + 30));
-        let sidemint::exchange::Credential::Aws(aws) = &minted.credential;
+        let sidemint::exchange::Credential::Aws(aws) = &minted.credential else { panic!("from AWS") };
         for secret in [&aws.access_key_id, &aws.secret_access_key, &aws.session_token] {
             assert!(!secret.expose().is_empty() && secret.expose().bytes().all(|b| b.is_ascii_graphic()));
         }

@@ -8,7 +8,9 @@ use tokio::task::JoinSet;
 
 use super::Broker;
 use crate::audit::{Event, Kind};
+use crate::exchange::Revocation;
 use crate::lease::journal::{self, Change};
+use crate::lease::revoke::{is_owed, over_at};
 use crate::lease::{LeaseEnding, LeaseRecord, LeaseState, Outcome};
 use crate::policy::{Denial, DenialReason};
 use crate::task::{EndReason, Ending, REMEMBER, Task, TaskState};
@@ -63,6 +65,7 @@ impl Broker {
         drop(state);
         task.announce_end();
         self.changed.notify_one();
+        self.to_revoke.notify_one();
         (ending, true)
     }
 
@@ -75,7 +78,10 @@ impl Broker {
         request_id: Option<&str>,
     ) {
         self.parts.metrics.task_ended(ending.reason.as_str());
-        for lease in &ending.leases {
+        let owed: Vec<_> =
+            task.state().leases.iter().filter(|l| l.revocation == Revocation::Exact).map(|l| l.id.clone()).collect();
+        // What can be taken back is counted when it was, or was not.
+        for lease in ending.leases.iter().filter(|lease| !owed.contains(&lease.id)) {
             self.parts.metrics.residual(lease.provider.as_str(), lease.usable_until.since(ending.ended_at));
         }
         self.journal_task(task).await;
@@ -142,13 +148,23 @@ impl Broker {
             let (now, boot) = (self.now(), self.parts.clock.boot());
             let mut state = task.state();
             let (due, behind) = (state.ending.is_none().then_some(reason).flatten(), !state.journalled);
-            changes.extend(settle(&mut state, self.parts.clock.earliest()));
+            // The earlier clock: one that is set forward lets nothing lapse at its provider.
+            let surely = self.parts.clock.earliest();
+            let lapsed: Vec<_> = state.leases.iter().filter(|l| is_owed(l) && over_at(l) <= surely).cloned().collect();
+            changes.extend(settle(&mut state, surely));
             let owed = state.ending.as_ref().is_none_or(|ending| now.since(ending.ended_at) < REMEMBER);
             let forget = !owed && is_settled(&state);
             if let Some(wait) = task.next_check(&state, now, boot) {
                 next = next.min(wait.max(Duration::from_millis(1)));
             }
             drop(state);
+            for lease in lapsed {
+                let (broker, task) = (Arc::clone(self), Arc::clone(&task));
+                work.spawn(async move {
+                    broker.lapsed(&task, &lease).await;
+                    false
+                });
+            }
             if forget {
                 changes.extend(self.forget(&task));
             } else if let Some(reason) = due {
@@ -230,7 +246,7 @@ fn report(leases: &[LeaseRecord]) -> Vec<LeaseEnding> {
 fn settle(state: &mut TaskState, now: crate::clock::Timestamp) -> Vec<Change> {
     let mut changes = Vec::new();
     let ended = state.ending.is_some();
-    for lease in state.leases.iter_mut().filter(|lease| !lease.state.is_over() && lease.usable_until <= now) {
+    for lease in state.leases.iter_mut().filter(|lease| !lease.state.is_over() && over_at(lease) <= now) {
         lease.state = LeaseState::Expired;
         changes.push(Change::Lease(Box::new(lease.clone())));
     }

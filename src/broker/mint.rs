@@ -147,12 +147,14 @@ impl Broker {
         let grant = grant_at(&permit, provider).ok_or(MintError::NoGrant(provider))?;
         let cloud = self.parts.clouds.get(&provider).ok_or(MintError::NoGrant(provider))?;
         let left = task.left(now, self.parts.clock.boot());
+        let max_session = grant.max_session;
         let dead_by = dead_by(&permit, &grant, left, self.parts.clock.earliest()).ok_or(MintError::TooLate)?;
         let order = MintOrder {
             caller: task.owner().clone(),
             session_name: task.session_name().to_string(),
             grant,
             dead_by,
+            max_life: permit.caps().max_residual.min(max_session),
             limit: self.parts.limits.mint,
         };
 
@@ -197,6 +199,7 @@ impl Broker {
             opened_at: now,
             usable_until: order.dead_by,
             upstream: None,
+            requested: false,
         };
         {
             // In memory first, so that an end that comes in between reports this lease too.
@@ -242,9 +245,10 @@ impl Broker {
             lease.upstream = Some(minted.upstream.clone());
             lease.clone()
         };
-        journal::record(&*self.parts.journal, vec![Change::Lease(Box::new(record))])
-            .await
-            .map_err(|error| MintError::NotRecorded(error.to_string()))
+        let recorded = journal::record(&*self.parts.journal, vec![Change::Lease(Box::new(record))]).await;
+        // The task may have ended meanwhile: then this is taken back, whether or not it is recorded.
+        self.to_revoke.notify_one();
+        recorded.map_err(|error| MintError::NotRecorded(error.to_string()))
     }
 
     async fn audit_minted(

@@ -1,11 +1,11 @@
-//! What ends tasks and leases when their time has come. Serving never waits for it: expiry is judged at each request
+//! What ends tasks and leases when their time has come, and takes back what can be. Serving never waits for it: expiry is judged at each request
 //! too, so a late reaper lets nothing live longer.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::Broker;
+use super::{Broker, revoke};
 use crate::identity::workload_api::Identities;
 use crate::policy::Policy;
 
@@ -16,13 +16,17 @@ pub async fn run(
     mut policy: watch::Receiver<Option<Arc<Policy>>>,
 ) {
     let clock = Arc::clone(&broker.parts().clock);
-    loop {
-        let next = broker.sweep().await;
-        tokio::select! {
-            () = clock.sleep(next) => {}
-            () = broker.changed.notified() => {}
-            Ok(()) = identities.changed() => {}
-            Ok(()) = policy.changed() => {}
+    let sweeps = async {
+        loop {
+            let next = broker.sweep().await;
+            tokio::select! {
+                () = clock.sleep(next) => {}
+                () = broker.changed.notified() => {}
+                Ok(()) = identities.changed() => {}
+                Ok(()) = policy.changed() => {}
+            }
         }
-    }
+    };
+    // Beside each other: neither waits for the other.
+    tokio::join!(sweeps, revoke::run(Arc::clone(&broker)));
 }

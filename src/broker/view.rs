@@ -108,6 +108,8 @@ pub struct Census {
     pub tasks: Vec<(&'static str, i64)>,
     /// Leases that are not over, by provider and class.
     pub leases: Vec<(&'static str, &'static str, i64)>,
+    /// Leases that wait to be taken back, by provider.
+    pub outstanding: Vec<(&'static str, i64)>,
     /// The earliest expiry of a credential that is served, by provider (seconds since the epoch).
     pub credential_expiry: Vec<(&'static str, f64)>,
     /// Running tasks.
@@ -122,6 +124,7 @@ impl Broker {
         let mut census = Census::default();
         let mut tasks = BTreeMap::from(Tier::ALL.map(|tier| (tier.as_str(), 0)));
         let mut leases: BTreeMap<(&'static str, &'static str), i64> = BTreeMap::new();
+        let mut outstanding: BTreeMap<&'static str, i64> = BTreeMap::new();
         let mut expiry: BTreeMap<&'static str, Timestamp> = BTreeMap::new();
         let (now, boot) = (self.now(), self.parts.clock.boot());
         // A clock that was set forward hides no lease that can still be used.
@@ -137,6 +140,13 @@ impl Broker {
             for lease in state.leases.iter().filter(|lease| !lease.state.is_over() && lease.usable_until > surely) {
                 *leases.entry((lease.provider.as_str(), lease.revocation.as_str())).or_default() += 1;
             }
+            for lease in state
+                .leases
+                .iter()
+                .filter(|lease| lease.state == LeaseState::Ending && lease.revocation == Revocation::Exact)
+            {
+                *outstanding.entry(lease.provider.as_str()).or_default() += 1;
+            }
             for (provider, slot) in state.slots.iter() {
                 if let Some(live) = slot.live.as_ref().filter(|live| live.is_live(now, boot)) {
                     let earliest = expiry.entry(provider.as_str()).or_insert(Timestamp::MAX);
@@ -146,6 +156,7 @@ impl Broker {
         }
         census.tasks = tasks.into_iter().collect();
         census.leases = leases.into_iter().map(|((provider, class), count)| (provider, class, count)).collect();
+        census.outstanding = outstanding.into_iter().collect();
         census.credential_expiry = expiry.into_iter().map(|(provider, at)| (provider, at.as_secs() as f64)).collect();
         census
     }

@@ -364,7 +364,9 @@ impl Cloud for AwsSts {
     }
 
     async fn mint(&self, order: &MintOrder) -> Result<Minted, ExchangeError> {
-        let ProviderGrant::Aws(grant) = &order.grant.provider;
+        let ProviderGrant::Aws(grant) = &order.grant.provider else {
+            return Err(ExchangeError::Inexpressible { detail: "the grant is not for AWS".to_owned() });
+        };
         let request = self.request(order, grant)?;
         let minted = within(&*self.clock, order.limit, self.exchange(&request, order.limit)).await;
         minted.unwrap_or_else(|| Err(unavailable(Fault::passing("no credential within the time that was given"))))

@@ -77,6 +77,11 @@ impl Issued {
         !self.told_expiry.has_come(now, boot)
     }
 
+    /// For how long it may still be served.
+    pub fn told_life(&self, now: Timestamp, boot: Duration) -> Duration {
+        self.told_expiry.left(now, boot)
+    }
+
     /// Whether it is time to mint its successor in the background.
     pub fn is_due(&self, now: Timestamp, boot: Duration) -> bool {
         let life = self.usable_until.wall().since(self.issued_at);

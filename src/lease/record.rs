@@ -56,6 +56,9 @@ pub struct LeaseRecord {
     /// The provider's name for it, once known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream: Option<String>,
+    /// Whether the provider was told to take it back and cannot say when it will have: nothing more can be done.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub requested: bool,
 }
 
 /// What became of one lease when its task ended.

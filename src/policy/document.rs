@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::secret_path::{SecretPath, is_plain_path};
 use super::session_policy::SessionPolicy;
 use super::{Caps, kind};
 use crate::clock::Timestamp;
@@ -44,16 +45,19 @@ impl Tier {
 pub enum Provider {
     /// AWS STS, or something that speaks its protocol.
     Aws,
+    /// HashiCorp Vault or OpenBao.
+    Vault,
 }
 
 impl Provider {
     /// Every provider.
-    pub const ALL: [Self; 1] = [Self::Aws];
+    pub const ALL: [Self; 2] = [Self::Aws, Self::Vault];
 
     /// The word in policy files, metrics and audit.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Aws => "aws",
+            Self::Vault => "vault",
         }
     }
 }
@@ -458,6 +462,8 @@ pub struct Grant {
 pub enum GrantProvider {
     /// `provider = "aws"`.
     Aws(AwsGrantFile),
+    /// `provider = "vault"`.
+    Vault(VaultGrantFile),
 }
 
 impl GrantProvider {
@@ -465,8 +471,44 @@ impl GrantProvider {
     pub fn provider(&self) -> Provider {
         match self {
             Self::Aws(_) => Provider::Aws,
+            Self::Vault(_) => Provider::Vault,
         }
     }
+}
+
+/// `provider = "vault"`: a role of the JWT auth method, and the dynamic secret to read with it.
+#[derive(Debug, Clone)]
+pub struct VaultGrantFile {
+    /// Which Vault, where the grant says so: it must be the one that the sidecar is configured for.
+    pub address: Option<String>,
+    /// Where the JWT auth method is mounted.
+    pub mount: String,
+    /// The role to log in to.
+    pub role: String,
+    /// The namespace, where the grant names one.
+    pub namespace: Option<String>,
+    /// The JWT-SVID's audience.
+    pub audience: String,
+    /// The dynamic secret to read.
+    pub read: SecretPath,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawVaultGrant {
+    #[serde(rename = "schema")]
+    _schema: i64,
+    #[serde(rename = "provider")]
+    _provider: String,
+    address: Option<String>,
+    mount: Option<String>,
+    role: String,
+    namespace: Option<String>,
+    audience: String,
+    read: String,
+    #[serde(default)]
+    accept_role_scope: bool,
+    max_session: Option<String>,
 }
 
 /// `provider = "aws"`: a role, narrowed by a session policy.
@@ -512,18 +554,68 @@ impl Grant {
         let probe: Probe = read(bytes)?;
         match probe.provider.as_str() {
             "aws" => Self::aws(read(bytes)?),
+            "vault" => Self::vault(read(bytes)?),
             _ => Err(DocumentError {
                 kind: kind::PROVIDER,
-                message: "unsupported provider; this version knows: aws".to_owned(),
+                message: "unsupported provider; this version knows: aws, vault".to_owned(),
+            }),
+        }
+    }
+
+    /// Checks that a scope declares every parameter that the grant uses, and that it fits its provider with each at its
+    /// longest.
+    ///
+    /// # Errors
+    /// Says what to shorten or declare.
+    pub fn check_params(&self, declared: &BTreeMap<ParamName, ParamSpec>) -> Result<(), DocumentError> {
+        match &self.provider {
+            GrantProvider::Aws(aws) => {
+                aws.session_policy.as_ref().map_or(Ok(()), |policy| policy.check_params(declared))
+            }
+            GrantProvider::Vault(vault) => vault.read.check_params(declared),
+        }
+    }
+
+    fn vault(raw: RawVaultGrant) -> Result<Self, DocumentError> {
+        let path = |key: &str, text: String| match is_plain_path(&text) {
+            true => Ok(text),
+            false => Err(DocumentError::invalid(format!("{key} must be segments of A-Z a-z 0-9 . _ - joined by '/'"))),
+        };
+        if !is_plain_path(&raw.role) || raw.role.contains('/') {
+            return Err(DocumentError::invalid("role must be A-Z a-z 0-9 . _ -"));
+        }
+        if raw.address.as_deref().is_some_and(|address| !is_visible(address)) {
+            return Err(DocumentError::invalid(
+                "address must be https://HOST[:PORT], as the sidecar's vault.address is",
+            ));
+        }
+        if !is_visible(&raw.audience) {
+            return Err(DocumentError::invalid("audience must be 1 to 255 visible ASCII characters"));
+        }
+        let read = SecretPath::parse(&raw.read)?;
+        match (read.params().is_empty(), raw.accept_role_scope) {
+            (true, false) => Err(DocumentError::invalid(
+                "read names no ${param.…}, so every task gets all of the role: add one, or say accept_role_scope = true",
+            )),
+            (false, true) => Err(DocumentError::invalid(
+                "read names a ${param.…} and accept_role_scope = true: the second is only for grants without the first",
+            )),
+            _ => Ok(Self {
+                max_session: max_session(raw.max_session.as_deref())?,
+                provider: GrantProvider::Vault(VaultGrantFile {
+                    address: raw.address,
+                    mount: path("mount", raw.mount.unwrap_or_else(|| "jwt".to_owned()))?,
+                    role: raw.role,
+                    namespace: raw.namespace.map(|namespace| path("namespace", namespace)).transpose()?,
+                    audience: raw.audience,
+                    read,
+                }),
             }),
         }
     }
 
     fn aws(raw: RawAwsGrant) -> Result<Self, DocumentError> {
-        let max_session = match &raw.max_session {
-            Some(text) => duration("max_session", text, MIN_RESIDUAL, MAX_RESIDUAL)?,
-            None => DEFAULT_SESSION,
-        };
+        let max_session = max_session(raw.max_session.as_deref())?;
         if !is_role_arn(&raw.role_arn) {
             return Err(DocumentError::invalid("role_arn must be arn:PARTITION:iam::ACCOUNT:role/NAME"));
         }
@@ -531,9 +623,7 @@ impl Grant {
             return Err(DocumentError::invalid("region must be a region's name, e.g. eu-central-1"));
         }
         // IAM: an OIDC provider's client id is 1 to 255 characters.
-        let printable =
-            |text: &str| !text.is_empty() && text.len() <= 255 && text.bytes().all(|b| b.is_ascii_graphic());
-        if raw.audience.as_deref().is_some_and(|audience| !printable(audience)) {
+        if raw.audience.as_deref().is_some_and(|audience| !is_visible(audience)) {
             return Err(DocumentError::invalid("audience must be 1 to 255 visible ASCII characters"));
         }
         let session_policy = raw.session_policy.map(SessionPolicy::parse).transpose()?;
@@ -555,6 +645,14 @@ impl Grant {
             }),
         }
     }
+}
+
+fn max_session(text: Option<&str>) -> Result<Duration, DocumentError> {
+    text.map_or(Ok(DEFAULT_SESSION), |text| duration("max_session", text, MIN_RESIDUAL, MAX_RESIDUAL))
+}
+
+fn is_visible(text: &str) -> bool {
+    (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
 }
 
 /// `arn:<partition>:iam::<account>:role/<path and name>`, 20 to 2,048 characters (STS AssumeRoleWithWebIdentity). The

@@ -83,11 +83,16 @@ fn looks_at(json: &Value, name: &str) -> bool {
 }
 
 fn of_grant(id: &GrantId, grant: &Grant, decision: &Decision) -> Vec<Problem> {
-    let GrantProvider::Aws(aws) = &grant.provider;
     let mut messages = Vec::new();
-    match &aws.session_policy {
-        None => messages.push("every task gets all of the role (accept_role_scope)".to_owned()),
-        Some(policy) => messages.extend(of_session_policy(policy)),
+    match &grant.provider {
+        GrantProvider::Aws(aws) => match &aws.session_policy {
+            None => messages.push("every task gets all of the role (accept_role_scope)".to_owned()),
+            Some(policy) => messages.extend(of_session_policy(policy)),
+        },
+        GrantProvider::Vault(vault) if vault.read.params().is_empty() => {
+            messages.push("every task gets all of the role (accept_role_scope)".to_owned());
+        }
+        GrantProvider::Vault(_) => {}
     }
     if grant.max_session < decision.caps.max_residual {
         messages

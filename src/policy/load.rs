@@ -8,9 +8,7 @@ use bytes::Bytes;
 use cedar_policy::Policy as Rule;
 
 use super::charter::{self, Owners};
-use super::document::{
-    Decision, Digest, DocumentError, Grant, GrantId, GrantProvider, ParamName, Provider, Scope, ScopeId,
-};
+use super::document::{Decision, Digest, DocumentError, Grant, GrantId, ParamName, Provider, Scope, ScopeId};
 use super::kill::{self, KillList};
 use super::repository::{PolicyFiles, Signed, TESTS};
 use super::rules::{Engine, RuleProblem, Rules, Validators};
@@ -435,9 +433,8 @@ impl Loader<'_> {
                     format!("has two grants of one provider, {other} and {name}: a scope has at most one each");
                 problems.push(Problem::new(decision_path(id), kind::PROVIDER, message));
             }
-            let GrantProvider::Aws(aws) = &grant.provider;
-            if let (Some(policy), Some(scope)) = (&aws.session_policy, scope) {
-                problems.extend(policy.check_params(&scope.params).err().map(|error| of_document(file, &error)));
+            if let Some(scope) = scope {
+                problems.extend(grant.check_params(&scope.params).err().map(|error| of_document(file, &error)));
             }
             resolved.push((name.clone(), *digest, Arc::clone(grant)));
         }

@@ -98,7 +98,7 @@ fn permits_the_named_workload_with_an_allowed_parameter() {
     assert_eq!(permit.caps().idle, None);
     let [grant] = permit.grants() else { panic!("{:?}", permit.grants()) };
     assert_eq!(grant.max_session, Duration::from_secs(3600));
-    let ProviderGrant::Aws(aws) = &grant.provider;
+    let ProviderGrant::Aws(aws) = &grant.provider else { panic!("for AWS") };
     assert_eq!(aws.role_arn, "arn:aws:iam::111122223333:role/ledger");
     let policy = aws.session_policy.as_ref().unwrap();
     assert_eq!(policy["Statement"][0]["Resource"][0], "arn:aws:s3:::ledger/c-42/*");
@@ -196,7 +196,7 @@ fn break_glass_needs_a_reason_that_says_something() {
     let told = Ask { reason: Some("INC-7".to_owned()), ..silent };
     let permit = decide(&files, ON_CALL, &told).unwrap();
     assert_eq!((permit.tier(), permit.caps().idle), (Tier::BreakGlass, Some(Duration::from_secs(600))));
-    let ProviderGrant::Aws(aws) = &permit.grants()[0].provider;
+    let ProviderGrant::Aws(aws) = &permit.grants()[0].provider else { panic!("for AWS") };
     assert_eq!(aws.session_policy, None);
 }
 
@@ -535,13 +535,17 @@ fn the_examples_of_the_vocabulary_page_load() {
         let opening = format!("```{language}\n");
         page.split(&opening).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
     };
-    let [scope, grant, decision] = <[String; 3]>::try_from(blocks("toml")).unwrap();
+    let [scope, grant, vault, decision] = <[String; 4]>::try_from(blocks("toml")).unwrap();
     let digest = |text: &str| document::Digest::of(text.as_bytes()).to_string();
     let decision = decision.replacen("sha256:…", &digest(&scope), 1).replacen("sha256:…", &digest(&grant), 1);
+    // both of its grants at once
+    let both = format!("{{ ledger-read-vault = \"{}\", ledger-read-aws", digest(&vault));
+    let decision = decision.replacen("{ ledger-read-aws", &both, 1);
     let [rules] = <[String; 1]>::try_from(blocks("cedar")).unwrap();
     let files = fixture_with(&[
         ("scopes/ledger-read.toml", Some(&scope)),
         ("grants/ledger-read-aws.toml", Some(&grant)),
+        ("grants/ledger-read-vault.toml", Some(&vault)),
         ("decisions/ledger-read.toml", Some(&decision)),
         ("decisions/ledger-read.cedar", Some(&rules)),
     ]);

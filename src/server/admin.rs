@@ -228,6 +228,7 @@ impl Admin {
             review_due: review_due(decisions(), now),
             tasks: census.tasks,
             leases: census.leases,
+            outstanding: census.outstanding,
             credential_expiry: census.credential_expiry,
             svid_expiry: identities.svids.iter().map(|svid| svid.expires_at.as_secs() as f64).reduce(f64::min),
             policy_version: policy.as_ref().and_then(|policy| policy.snapshot()).unwrap_or(0),
@@ -259,7 +260,10 @@ impl Admin {
             policy: self.policy_status(policy.as_deref()),
             workload_api: json!({ "connected": health.connected(), "svids": identities.svids.len() }),
             tasks: json!({ "active": census.active, "ended": census.ended }),
-            leases: json!({ "active": census.leases.iter().map(|(_, _, count)| count).sum::<i64>() }),
+            leases: json!({
+                "active": census.leases.iter().map(|(_, _, count)| count).sum::<i64>(),
+                "to_revoke": census.outstanding.iter().map(|(_, count)| count).sum::<i64>(),
+            }),
             journal: json!({ "pending": self.broker.parts().journal.pending() }),
             audit: self.audit_status(),
         };

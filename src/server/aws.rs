@@ -2,6 +2,7 @@
 
 use std::io;
 
+use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::{Request, Response, StatusCode};
 use http_body_util::{Either, Full};
@@ -72,13 +73,19 @@ fn presented(request: &Request<Incoming>) -> Option<TokenHash> {
 
 /// The answer that serves `issued`; its body is written once per credential and then shared.
 pub(super) fn found(issued: &Issued) -> Answer {
-    let mut answer = Response::new(Either::Left(Full::new(issued.body(render))));
+    found_as(issued.body(render))
+}
+
+/// A credential in its dialect's own bytes.
+pub(super) fn found_as(body: Bytes) -> Answer {
+    let mut answer = Response::new(Either::Left(Full::new(body)));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer
 }
 
 fn render(issued: &Issued) -> SecretBytes {
-    let Credential::Aws(credential) = issued.credential();
+    // INVARIANT: it was asked for at AWS.
+    let Credential::Aws(credential) = issued.credential() else { return SecretBytes::new(Vec::new()) };
     let wire = Wire {
         // exposed: this is the answer to the task that owns the credential
         access_key_id: credential.access_key_id.expose(),
@@ -87,12 +94,17 @@ fn render(issued: &Issued) -> SecretBytes {
         expiration: issued.told_expiry().to_string(),
         account_id: credential.account_id.as_deref(),
     };
-    // Measured first: a buffer that grows is moved, and left behind unwiped; one too large is kept as long as the task.
+    write_out(&wire)
+}
+
+/// JSON of what holds secrets. Measured first: a buffer that grows is moved, and left behind unwiped; one too large is
+/// kept as long as the task.
+pub(super) fn write_out(wire: &impl Serialize) -> SecretBytes {
     let mut length = Length(0);
     // Strings always serialise, here and below.
-    let _ = serde_json::to_writer(&mut length, &wire);
+    let _ = serde_json::to_writer(&mut length, wire);
     let mut body = Vec::with_capacity(length.0);
-    let _ = serde_json::to_writer(&mut body, &wire);
+    let _ = serde_json::to_writer(&mut body, wire);
     SecretBytes::new(body)
 }
 

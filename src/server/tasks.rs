@@ -17,10 +17,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::problem::Problem;
-use super::{Answer, Dialect, Server, aws, begin_body, json, mtls, read_body};
+use super::{Answer, Dialect, Server, aws, begin_body, json, mtls, read_body, vault};
 use crate::broker::{BeginRequest, Begun, Broker, Claimant, FindError, TaskView};
 use crate::clock::Timestamp;
-use crate::exchange::Provider;
+use crate::exchange::{Credential, Provider};
 use crate::identity::Evidence;
 use crate::identity::task_token::{PREFIX, TokenHash};
 use crate::lease::LeaseEnding;
@@ -236,6 +236,7 @@ pub(super) async fn end(server: &Server, request: &Request<Incoming>, task: &str
 /// Ends `task` and tells what is left of it.
 pub(super) async fn end_with(broker: &Arc<Broker>, task: &Arc<Task>, reason: EndReason, id: &str) -> Answer {
     let ending = broker.end(task, reason, Some(id)).await;
+    let ending = broker.settled_ending(task, ending).await;
     let body = EndedBody { id: task.id(), reason: ending.reason, ended_at: ending.ended_at, leases: &ending.leases };
     json(StatusCode::OK, &body)
 }
@@ -249,15 +250,32 @@ pub(super) async fn credentials(server: &Server, request: &Request<Incoming>, ta
     if let Err(error) = find(server.broker(), request, task) {
         return refuse_find(server, id, &error);
     }
-    let provider = match request.uri().query() {
-        None | Some("" | "provider=aws") => Provider::Aws,
-        Some(_) => {
-            let problem = Problem::invalid_request("the query is provider=aws, or nothing");
+    let asked = match request.uri().query() {
+        None | Some("") => Ok(None),
+        Some(query) => {
+            match Provider::ALL.iter().find(|provider| query.strip_prefix("provider=") == Some(provider.as_str())) {
+                Some(provider) => Ok(Some(*provider)),
+                None => Err("the query is provider=aws, provider=vault, or nothing"),
+            }
+        }
+    };
+    let provider = match asked.map(|asked| asked.map_or_else(|| server.broker().sole_provider(&token), Some)) {
+        Ok(Some(provider)) => provider,
+        Ok(None) => {
+            let problem =
+                Problem::invalid_request("the scope has several providers: say provider=aws or provider=vault");
+            return server.refuse(Dialect::Native, id, &problem, "no provider named".into());
+        }
+        Err(what) => {
+            let problem = Problem::invalid_request(what);
             return server.refuse(Dialect::Native, id, &problem, "unknown query".into());
         }
     };
     match server.broker().credentials(&token, provider, id).await {
-        Ok(issued) => aws::found(&issued),
+        Ok(issued) => match issued.credential() {
+            Credential::Aws(_) => aws::found(&issued),
+            Credential::Vault(secret) => vault::found(server, &issued, secret, id),
+        },
         Err(error) => server.refuse(Dialect::Native, id, &Problem::from(&error), error.to_string()),
     }
 }

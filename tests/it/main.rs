@@ -11,6 +11,7 @@
     reason = "a test ends by its first surprise; the lints see only #[test] functions as tests, not their helpers"
 )]
 
+mod fake_vault;
 mod fakes;
 mod http;
 mod policy_files;
@@ -32,3 +33,4 @@ mod pod_task;
 mod refusals;
 mod restart;
 mod slow;
+mod vault;

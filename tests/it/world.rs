@@ -17,6 +17,8 @@ use sidemint::broker::{Broker, Limits, Parts, reaper};
 use sidemint::clock::{Clock, ManualClock, Timestamp, TrustedClock};
 use sidemint::config::PodTaskSettings;
 use sidemint::exchange::aws::{AwsSts, Settings as AwsSettings};
+use sidemint::exchange::retry::Rate;
+use sidemint::exchange::vault::{Settings as VaultSettings, Vault};
 use sidemint::exchange::{Cloud, Provider};
 use sidemint::identity::Authenticator;
 use sidemint::identity::workload_api::testing::FakeWorkloadApi;
@@ -34,6 +36,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::fake_vault::FakeVault;
 use crate::fakes::{AuditText, FakeCloud, Heard, Log, Overheard, SignedDirectory, WatchedJournal};
 use crate::http::{Call, Connection, Reply};
 use crate::policy_files::{self, OTHER, REPORT};
@@ -92,6 +95,8 @@ pub(crate) struct Setup {
     pub(crate) sts: Option<SocketAddr>,
     /// Whether the audit log is signed files in the state directory, as the real one's, and not [`World::audit`].
     pub(crate) audit_files: bool,
+    /// Whether there is a Vault, and the sidecar knows it.
+    pub(crate) vault: bool,
 }
 
 impl Default for Setup {
@@ -109,6 +114,7 @@ impl Default for Setup {
             signed: false,
             sts: None,
             audit_files: false,
+            vault: false,
         }
     }
 }
@@ -118,6 +124,7 @@ pub(crate) struct World {
     pub(crate) clock: ManualClock,
     pub(crate) api: Arc<FakeWorkloadApi>,
     pub(crate) cloud: Arc<FakeCloud>,
+    pub(crate) vault: Option<Arc<FakeVault>>,
     pub(crate) audit: AuditText,
     pub(crate) log: Log,
     pub(crate) directory: TempDir,
@@ -203,9 +210,14 @@ impl World {
         signers.speaks("timestamp", START + secs(600));
         let states = vec![directory.path().join("state-0")];
         let cloud = FakeCloud::new(clock.clone(), log.clone());
+        let vault = match setup.vault {
+            true => Some(FakeVault::start(clock.clone()).await),
+            false => None,
+        };
         let mut world = Self {
             api,
             cloud,
+            vault,
             audit: AuditText::default(),
             log,
             directory,
@@ -241,7 +253,7 @@ impl World {
             workload_api: Arc::clone(&self.api) as _,
             authenticator: Authenticator::new(Arc::clone(&self.api) as _, AUDIENCE.into()),
             policy: Arc::clone(&policy),
-            clouds: BTreeMap::from([(Provider::Aws, self.cloud_of(trusted.clone()))]),
+            clouds: self.clouds(trusted.clone()),
             journal: Arc::clone(&journal) as _,
             audit: Arc::new(self.open_audit(&state)),
             metrics: Arc::new(sidemint::app::metrics().unwrap()),
@@ -311,6 +323,24 @@ impl World {
             serving,
             background,
         });
+    }
+
+    /// The clouds of the setup.
+    fn clouds(&self, trusted: Option<Arc<TrustedClock>>) -> BTreeMap<Provider, Arc<dyn Cloud>> {
+        let clock = trusted.clone().map_or(Arc::new(self.clock.clone()) as Arc<dyn Clock>, |trusted| trusted as _);
+        let mut clouds = BTreeMap::from([(Provider::Aws, self.cloud_of(trusted))]);
+        if let Some(vault) = &self.vault {
+            let settings = VaultSettings {
+                address: format!("http://{}", vault.address),
+                ca: None,
+                namespace: None,
+                timeout: secs(5),
+                rate: Rate { interval: Duration::from_millis(1), burst: 1000 },
+            };
+            let vault = Vault::new(settings, Arc::clone(&self.api) as _, clock).unwrap();
+            clouds.insert(Provider::Vault, Arc::new(vault));
+        }
+        clouds
     }
 
     /// The cloud of the setup.
@@ -579,7 +609,9 @@ impl World {
 
     /// Every secret that the fakes and the sidecar gave out.
     pub(crate) fn secrets(&self) -> HashSet<String> {
-        [self.api.secrets(), self.cloud.secrets(), self.tokens.lock().unwrap().clone()].concat().into_iter().collect()
+        let of_vault = self.vault.as_ref().map(|vault| vault.secrets()).unwrap_or_default();
+        let tokens = self.tokens.lock().unwrap().clone();
+        [self.api.secrets(), self.cloud.secrets(), of_vault, tokens].concat().into_iter().collect()
     }
 
     fn check_for_leaks(&self) {

@@ -11,7 +11,7 @@ use toml::Spanned;
 
 use super::{DecideArgs, read};
 use crate::cli::{CliError, CliResult, Exit, Output, plain, print};
-use crate::policy::document::{AwsGrantFile, Decision, Digest, Grant, GrantProvider, Scope};
+use crate::policy::document::{AwsGrantFile, Decision, Digest, Grant, GrantProvider, Scope, VaultGrantFile};
 use crate::policy::publish::difference::{self, Change};
 use crate::policy::repository::PolicyFiles;
 use crate::policy::{GrantId, LoadOptions, Policy, ScopeId};
@@ -197,10 +197,25 @@ fn grant_item(files: &PolicyFiles, id: &GrantId, decided: Option<Digest>) -> Res
     let file = format!("grants/{id}.toml");
     let content = bytes(files, &file)?;
     let grant = Grant::parse(content).map_err(|error| failed(format!("{file}: {error}")))?;
-    let GrantProvider::Aws(aws) = &grant.provider;
-    let mut summary = aws_summary(aws);
+    let mut summary = match &grant.provider {
+        GrantProvider::Aws(aws) => aws_summary(aws),
+        GrantProvider::Vault(vault) => vault_summary(vault),
+    };
     summary.push(format!("one credential lives at most {}", humantime::format_duration(grant.max_session)));
     Ok(Item { file, decided, found: Digest::of(content), content: content.to_vec(), summary, changes: None })
+}
+
+fn vault_summary(vault: &VaultGrantFile) -> Vec<String> {
+    let mut summary = vec![
+        format!("Vault role {} of auth/{}, with the audience {}", vault.role, vault.mount, vault.audience),
+        format!("reads {}", vault.read.as_str()),
+    ];
+    summary.extend(vault.address.as_ref().map(|address| format!("at {address}")));
+    summary.extend(vault.namespace.as_ref().map(|namespace| format!("in the namespace {namespace}")));
+    if vault.read.params().is_empty() {
+        summary.push("NOT narrowed: every task gets all of the role".to_owned());
+    }
+    summary
 }
 
 fn aws_summary(aws: &AwsGrantFile) -> Vec<String> {

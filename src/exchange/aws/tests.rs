@@ -302,6 +302,7 @@ fn order_with(change: impl FnOnce(&mut MintOrder, &mut AwsGrant)) -> MintOrder {
             provider: placeholder,
         },
         dead_by: now() + Duration::from_secs(300),
+        max_life: Duration::from_secs(300),
         limit: Duration::from_secs(20),
     };
     change(&mut order, &mut grant);
@@ -365,7 +366,10 @@ async fn sends_the_callers_token_and_a_cut_compact_policy_and_nothing_else() {
     assert_eq!(minted.revocation, Revocation::Expire);
     assert_eq!(minted.upstream, format!("arn:aws:sts::111122223333:assumed-role/ledger/{SESSION}"));
     let Credential::Aws(AwsCredential { access_key_id, secret_access_key, session_token, account_id }) =
-        &minted.credential;
+        &minted.credential
+    else {
+        panic!("from AWS")
+    };
     assert!(access_key_id.matches("ASIAEXAMPLE"));
     assert!(secret_access_key.matches("secret-access-key-canary"));
     assert!(session_token.matches("session-token-canary"));
@@ -626,7 +630,7 @@ async fn a_credential_as_ceph_rgw_gives_it_is_usable() {
     let world = World::new([ok(&given)]).await;
     let minted =
         world.aws.mint(&order_with(|_, grant| grant.role_arn = "arn:aws:iam:::role/app".to_owned())).await.unwrap();
-    let Credential::Aws(credential) = &minted.credential;
+    let Credential::Aws(credential) = &minted.credential else { panic!("from AWS") };
     assert_eq!(credential.account_id, None);
 }
 

@@ -155,3 +155,42 @@ fn check(value: &str, max: u16) -> Result<(), TestCaseError> {
     prop_assert_eq!(spec.accepts(value), allowed && sized && value != "." && value != "..");
     Ok(())
 }
+
+const VAULT: &str = "schema = 1\nprovider = \"vault\"\nrole = \"ledger\"\naudience = \"vault\"\n";
+
+#[test]
+fn a_vault_grant_says_how_to_log_in_and_what_to_read() {
+    let text = format!(
+        "{VAULT}read = \"database/creds/ro-${{param.customer}}\"\nnamespace = \"team/a\"\nmax_session = \"5m\"\n"
+    );
+    let grant = Grant::parse(text.as_bytes()).unwrap();
+    assert_eq!((grant.max_session, grant.provider.provider()), (Duration::from_secs(300), Provider::Vault));
+    let GrantProvider::Vault(vault) = grant.provider else { panic!("for Vault") };
+    assert_eq!(
+        (vault.mount.as_str(), vault.role.as_str(), vault.namespace.as_deref()),
+        ("jwt", "ledger", Some("team/a"))
+    );
+}
+
+#[test]
+fn a_vault_grant_that_narrows_nothing_must_say_so_and_no_other_may() {
+    let parse = |rest: &str| Grant::parse(format!("{VAULT}{rest}").as_bytes());
+    let whole = "read = \"database/creds/ro\"\n";
+    assert!(parse(whole).unwrap_err().message.contains("accept_role_scope"));
+    assert!(parse(&format!("{whole}accept_role_scope = true\n")).is_ok());
+    let narrowed = "read = \"database/creds/${param.a}\"\naccept_role_scope = true\n";
+    assert!(parse(narrowed).unwrap_err().message.contains("accept_role_scope"));
+    for wrong in [
+        "mount = \"a//b\"\n",
+        "mount = \"../sys\"\n",
+        "namespace = \"a b\"\n",
+        "address = \"\"\n",
+        "role_arn = \"x\"\n",
+    ] {
+        assert!(parse(&format!("{whole}accept_role_scope = true\n{wrong}")).is_err(), "{wrong}");
+    }
+    for wrong in [VAULT.replace("ledger", "a/b"), VAULT.replace("\"vault\"\n", "\"\"\n"), VAULT.replace("role", "rule")]
+    {
+        assert!(Grant::parse(format!("{wrong}{whole}accept_role_scope = true\n").as_bytes()).is_err(), "{wrong}");
+    }
+}

@@ -294,6 +294,25 @@ Resource = "arn:aws:s3:::ledger/c-13/*"
     }
 
     #[test]
+    fn says_what_changed_in_a_vault_grant() {
+        let old = "schema = 1\nprovider = \"vault\"\nrole = \"ledger\"\naudience = \"vault\"\n\
+                   read = \"database/creds/${param.customer}\"\nmax_session = \"5m\"\n";
+        let new = old.replace("${param.customer}", "all").replace("5m", "10m").replace("\"ledger\"", "\"admin\"");
+        let told: Vec<_> = between(old.as_bytes(), new.as_bytes())
+            .iter()
+            .map(|change| format!("{}{}", change.what, change.way.told()))
+            .collect();
+        assert_eq!(
+            told,
+            [
+                "max_session was 5m, is 10m (wider)",
+                "read was database/creds/${param.customer}, is database/creds/all",
+                "role was ledger, is admin"
+            ]
+        );
+    }
+
+    #[test]
     fn says_which_way_a_scope_changed() {
         let old = "schema = 1\npurpose = \"a\"\n[params]\ncustomer = { type = \"segment\", max = 32 }\n";
         let new = "schema = 1\npurpose = \"b\"\n[params]\ncustomer = { type = \"segment\", max = 64 }\nx = { type = \"segment\", max = 1 }\n";

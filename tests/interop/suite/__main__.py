@@ -54,6 +54,7 @@ def main(words):
 def tier(world):
     real = [f"SPIRE {world.have['SPIRE'].rsplit('/spire-', 1)[-1].rsplit('-', 1)[0]}"] if "spire" not in world.absent else []
     real += [f"Ceph RGW {world.have['RGW']}"] if world.rgw else []
+    real += ["OpenBao with PostgreSQL"] if world.openbao else []
     missing = [f"without {part}: {why}" for part, why in world.absent.items()]
     return "; ".join([" + ".join(real) or "embedded authority and cloud only", *missing])
 

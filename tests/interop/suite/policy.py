@@ -33,6 +33,19 @@ class PolicyDirectory:
             ),
         )
 
+    def database(self, name, principals, role, audience, max_residual):
+        """Writes one scope that reads a dynamic secret of OpenBao."""
+        scope = SCOPE.split("[params]")[0]
+        grant = VAULT_GRANT.format(role=role, audience=audience)
+        rules = self.rules(name, principals, ()).replace("\nwhen { [].contains(context.asserted.params.customer) }", "")
+        decision = DECISION.replace("{name}-aws", "{name}-vault").format(
+            max_task="10m", max_residual=max_residual, scope=digest(scope), name=name, grant=digest(grant), more=""
+        )
+        write(self.folder / "scopes" / f"{name}.toml", scope)
+        write(self.folder / "grants" / f"{name}-vault.toml", grant)
+        write(self.folder / "decisions" / f"{name}.cedar", rules)
+        write(self.folder / "decisions" / f"{name}.toml", decision)
+
     def rules(self, name, principals, customers):
         return "".join(
             RULE.format(name=name, number=number, principal=principal, customers=json.dumps(list(customers)))
@@ -64,6 +77,14 @@ audience = "{audience}"
 Effect = "Allow"
 Action = ["s3:GetObject"]
 Resource = ["arn:aws:s3:::{bucket}/${{param.customer}}/*"]
+"""
+
+VAULT_GRANT = """schema = 1
+provider = "vault"
+role = "{role}"
+audience = "{audience}"
+read = "database/creds/ro"
+accept_role_scope = true
 """
 
 DECISION = """schema = 1

@@ -13,7 +13,7 @@ SIDECAR_UID = 2001
 class Sidecar:
     """One sidecar with its own ports, journal, audit file and configuration. It may be started again."""
 
-    def __init__(self, world, name, workload_api=None, sts=None, pod_task=None, shutdown="end", uid=SIDECAR_UID, policy=None):
+    def __init__(self, world, name, workload_api=None, sts=None, pod_task=None, shutdown="end", uid=SIDECAR_UID, policy=None, vault=None):
         self.world, self.name, self.uid = world, name, uid
         self.folder = world.folder / name
         self.folder.mkdir(mode=0o755)
@@ -44,6 +44,7 @@ class Sidecar:
                 audience=AUDIENCE,
                 shutdown=shutdown,
                 pod=pod,
+                vault=f'[vault]\naddress = "{vault}"\n' if vault else "",
             )
         )
         self.daemon = None
@@ -190,5 +191,6 @@ format = "json"
 [shutdown]
 tasks = "{shutdown}"
 
+{vault}
 {pod}
 """

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from .harness import Skip, run, wait_until
+from .openbao import AUDIENCE, OpenBao
 from .policy import PolicyDirectory
 from .rgw import Rgw
 from .sidecar import SIDECAR_UID, Sidecar
@@ -26,23 +27,27 @@ class World:
     def __init__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="smi-", dir="/tmp"))
         os.chmod(self.folder, 0o755)
-        self.have = {name: os.environ.get(name) for name in ("SPIRE", "RGW", "PROMETHEUS", "PYTHON", "AWS_CLI", "NODE", "NODE_MODULES", "GO_SPIFFE")}
+        self.have = {name: os.environ.get(name) for name in ("SPIRE", "RGW", "PROMETHEUS", "PYTHON", "AWS_CLI", "NODE", "NODE_MODULES", "GO_SPIFFE", "OPENBAO", "POSTGRES")}
         self.sidemint = self.folder / "bin" / "sidemint"
         self.sidecars, self.begun, self.secrets = [], [], set()
-        self.spire = self.rgw = self.policy = self._shared = None
+        self.openbao = self.spire = self.rgw = self.policy = self._shared = None
         self.entries = {}
         self.public = self.folder / "clients"
         self.absent = {}
 
     def start(self):
-        for part in ("SPIRE", "RGW", "PROMETHEUS", "PYTHON", "NODE", "GO_SPIFFE"):
+        for part in ("SPIRE", "RGW", "PROMETHEUS", "PYTHON", "NODE", "GO_SPIFFE", "OPENBAO", "POSTGRES"):
             if not self.have[part]:
                 self.absent[part.lower()] = os.environ.get(f"MISSING_{part}") or f"setup did not find {part}"
+        if "postgres" in self.absent:
+            self.absent.setdefault("openbao", self.absent["postgres"])
         self._copy_programs()
         if "rgw" not in self.absent and "spire" not in self.absent:
             self.rgw = Rgw(self.folder).start()
         if "spire" not in self.absent:
             self._start_spire()
+        if "openbao" not in self.absent and "spire" not in self.absent:
+            self.openbao = OpenBao(self.folder, self.have["OPENBAO"], self.have["POSTGRES"]).start(self.spire.issuer, [spiffe_id(REPORT)])
         self._write_policy()
         if self.rgw:
             self.rgw.seed(self.spire.issuer, [spiffe_id(path) for path in (REPORT, BATCH, WITHDRAWN, POD)])
@@ -92,6 +97,8 @@ class World:
         self.policy.scope("ledger-withdrawn", [withdrawn])
         self.policy.scope("ledger-changing", [report])
         self.policy.scope("ledger-pod", [pod])
+        for name, role in (("database-read", "ledger"), ("database-batch", "batch"), ("database-long", "long")):
+            self.policy.database(name, [report], role, AUDIENCE, max_residual="50s")
 
     def shared(self) -> Sidecar:
         """The sidecar that most cases use, started when first needed."""
@@ -106,10 +113,12 @@ class World:
             self.spire.stop()
         if self.rgw:
             self.rgw.stop()
+        if self.openbao:
+            self.openbao.stop()
 
     def daemons(self):
         found = [s.daemon for s in self.sidecars if s.daemon]
-        return found + (self.spire.daemons() if self.spire else []) + (self.rgw.daemons() if self.rgw else [])
+        return found + (self.spire.daemons() if self.spire else []) + (self.rgw.daemons() if self.rgw else []) + (self.openbao.running if self.openbao else [])
 
     def secret(self, *texts):
         """Remembers a secret that no log, journal, metric or page may hold."""

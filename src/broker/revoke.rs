@@ -1,0 +1,245 @@
+//! Takes back what ended tasks left, where the provider can. Apart from serving, and until it is done or the credential has
+//! died by itself. What is to be done stands in the tasks' leases (state `ending`), and so in the journal: a restart goes on
+//! where it was.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use super::Broker;
+use crate::audit::{Event, Kind};
+use crate::clock::within;
+use crate::exchange::retry::{Jitter as _, SystemJitter};
+use crate::exchange::{ExchangeError, Provider, RevokeOrder, TakenBack};
+use crate::lease::revoke::{Queue, Tried, is_owed};
+use crate::lease::{LeaseId, LeaseRecord, LeaseState, Outcome};
+use crate::task::{Ending, Task};
+
+/// How long whoever ends a task waits for its credentials to be taken back before it is told until when they work.
+pub const WAIT_FOR_REVOCATION: Duration = Duration::from_secs(2);
+/// How often the tasks are looked through while something is to be taken back, should a word of it have been missed.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Takes back whatever is owed, as it comes; never returns.
+pub(super) async fn run(broker: Arc<Broker>) {
+    let clock = Arc::clone(&broker.parts.clock);
+    let (mut queue, mut tries) = (Queue::default(), JoinSet::new());
+    let mut owed: HashMap<LeaseId, Owed> = HashMap::new();
+    let mut look_at = Duration::ZERO;
+    loop {
+        let now = clock.boot();
+        if look_at <= now {
+            let before = std::mem::take(&mut owed);
+            for (task, provider, id) in broker.owed() {
+                let failed = before.get(&id).is_some_and(|known| known.failed);
+                owed.insert(id, Owed { task, provider, failed });
+            }
+            queue.sync(owed.iter().map(|(id, owed)| (owed.provider, id.clone())), now);
+            look_at = now + LOOK_EVERY;
+        }
+        for (provider, id) in queue.take(now) {
+            let Some(Owed { task, failed, .. }) = owed.get(&id) else { continue };
+            let (broker, task, first) = (Arc::clone(&broker), Arc::clone(task), !*failed);
+            tries.spawn(async move {
+                let tried = broker.take_back(&task, &id, first).await;
+                (provider, id, tried)
+            });
+        }
+        let next = queue.wait(now).map(|wait| wait.min(look_at.saturating_sub(now)).max(Duration::from_millis(1)));
+        let sleep = async {
+            match next {
+                Some(wait) => clock.sleep(wait).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = sleep => {}
+            () = broker.to_revoke.notified() => look_at = Duration::ZERO,
+            Some(done) = tries.join_next() => match done {
+                Ok((provider, id, tried)) => {
+                    if let Some(owed) = owed.get_mut(&id) {
+                        owed.failed = tried != Tried::Over;
+                    }
+                    queue.done(provider, &id, tried, clock.boot(), SystemJitter.fraction());
+                }
+                // A try that crashed is still marked as under way: begin anew with what the leases say.
+                Err(_) => (queue, look_at) = (Queue::default(), Duration::ZERO),
+            },
+        }
+    }
+}
+
+/// A lease to take back.
+struct Owed {
+    task: Arc<Task>,
+    provider: Provider,
+    /// Whether a try has failed: only the first is audited.
+    failed: bool,
+}
+
+impl Broker {
+    /// Every lease that is to be taken back.
+    fn owed(&self) -> impl Iterator<Item = (Arc<Task>, Provider, LeaseId)> {
+        self.tasks.all().into_iter().flat_map(|task| {
+            let owed: Vec<_> = {
+                let state = task.state();
+                let owed = state.leases.iter().filter(|lease| state.ending.is_some() && is_owed(lease));
+                owed.map(|lease| (lease.provider, lease.id.clone())).collect()
+            };
+            owed.into_iter().map(move |(provider, id)| (Arc::clone(&task), provider, id))
+        })
+    }
+
+    /// One try.
+    async fn take_back(&self, task: &Arc<Task>, id: &LeaseId, first: bool) -> Tried {
+        let lease = task.state().leases.iter().find(|lease| lease.id == *id && is_owed(lease)).cloned();
+        let Some(lease) = lease else { return Tried::Over };
+        let provider = lease.provider;
+        let order = RevokeOrder {
+            caller: task.owner().clone(),
+            upstream: lease.upstream.clone().unwrap_or_default(),
+            limit: self.parts.limits.mint,
+        };
+        let outcome = match self.parts.clouds.get(&provider) {
+            Some(cloud) => cloud.revoke(&order).await,
+            None => Err(ExchangeError::Inexpressible {
+                detail: format!(
+                    "the provider {provider} is not configured any more: configure it until {}",
+                    lease.usable_until
+                ),
+            }),
+        };
+        match outcome {
+            Ok(taken) => {
+                self.taken_back(task, id, taken).await;
+                Tried::Over
+            }
+            Err(error) => {
+                self.not_taken_back(task, &lease, &error, first).await;
+                match error {
+                    ExchangeError::Unavailable { retry_after, .. } => Tried::Failed(retry_after),
+                    ExchangeError::NoSvid { .. } | ExchangeError::Unusable { .. } => Tried::Failed(None),
+                    ExchangeError::Refused { .. } | ExchangeError::Inexpressible { .. } => Tried::Refused,
+                }
+            }
+        }
+    }
+
+    /// The provider did what it was told: the report says so from now on.
+    async fn taken_back(&self, task: &Arc<Task>, id: &LeaseId, taken: TakenBack) {
+        let now = self.now();
+        let (lease, ended_at) = {
+            let mut state = task.state();
+            let ended_at = state.ending.as_ref().map_or(now, |ending| ending.ended_at);
+            let Some(lease) = state.leases.iter_mut().find(|lease| lease.id == *id) else { return };
+            match taken {
+                TakenBack::Revoked => {
+                    lease.state = LeaseState::Revoked;
+                    lease.usable_until = lease.usable_until.min(now);
+                }
+                TakenBack::Requested => lease.requested = true,
+            }
+            let lease = lease.clone();
+            let line = state.ending.as_mut().and_then(|ending| ending.leases.iter_mut().find(|line| line.id == *id));
+            if let (Some(line), TakenBack::Revoked) = (line, taken) {
+                (line.outcome, line.usable_until) = (Outcome::Revoked, lease.usable_until);
+            }
+            state.journalled = false;
+            (lease, ended_at)
+        };
+        let outcome = match taken {
+            TakenBack::Revoked => "revoked",
+            TakenBack::Requested => "requested",
+        };
+        let provider = lease.provider.as_str();
+        self.parts.metrics.revocation(provider, outcome);
+        if taken == TakenBack::Revoked {
+            self.parts.metrics.revoked_after(provider, now.since(ended_at));
+        }
+        self.parts.metrics.residual(provider, lease.usable_until.since(ended_at));
+        self.revoked.notify_waiters();
+        // What fails is tried again by the reaper.
+        self.journal_task(task).await;
+        self.audit_revocation(task, &lease, outcome, None).await;
+    }
+
+    async fn not_taken_back(&self, task: &Arc<Task>, lease: &LeaseRecord, error: &ExchangeError, first: bool) {
+        self.parts.metrics.revocation(lease.provider.as_str(), error.kind());
+        tracing::warn!(task = %task.id(), lease = %lease.id, provider = %lease.provider, %error, "not revoked yet");
+        if first {
+            self.audit_revocation(task, lease, "failed", Some(error)).await;
+        }
+    }
+
+    /// A credential has died by itself before it could be taken back.
+    pub(super) async fn lapsed(&self, task: &Arc<Task>, lease: &LeaseRecord) {
+        let ended_at = task.state().ending.as_ref().map_or(lease.usable_until, |ending| ending.ended_at);
+        self.parts.metrics.revocation(lease.provider.as_str(), "lapsed");
+        self.parts.metrics.residual(lease.provider.as_str(), lease.usable_until.since(ended_at));
+        tracing::error!(task = %task.id(), lease = %lease.id, "could not be revoked before its own end");
+        self.audit_revocation(task, lease, "lapsed", None).await;
+    }
+
+    async fn audit_revocation(
+        &self,
+        task: &Arc<Task>,
+        lease: &LeaseRecord,
+        outcome: &'static str,
+        error: Option<&ExchangeError>,
+    ) {
+        let record = task.begun();
+        let event = Event {
+            reason: error.map(ExchangeError::kind),
+            detail: error.map(ToString::to_string),
+            task: Some(task.id()),
+            label: record.label.as_deref(),
+            spiffe_id: Some(task.owner()),
+            scope: Some(&record.ask.scope),
+            tier: Some(record.tier),
+            provider: Some(lease.provider),
+            lease: Some(&lease.id),
+            session_name: Some(task.session_name()),
+            upstream: lease.upstream.as_deref(),
+            usable_until: Some(lease.usable_until),
+            ..Event::new(self.now(), Kind::Revocation, outcome)
+        };
+        // It has happened, or not; that its line was not written is logged by the audit log itself.
+        let _ = self.parts.audit.record(&event).await;
+    }
+
+    /// The ending of `task`, which has ended, once what can be taken back was, or [`WAIT_FOR_REVOCATION`] has passed.
+    pub async fn settled_ending(&self, task: &Task, ending: Ending) -> Ending {
+        let settled = self.until_revoked(|| owes(task));
+        within(&*self.parts.clock, WAIT_FOR_REVOCATION, settled).await;
+        task.state().ending.as_deref().cloned().unwrap_or(ending)
+    }
+
+    /// Takes back what can be, for as long as whoever waits for it waits; for the end of the sidecar, when the reaper is
+    /// gone.
+    pub async fn revoke_all(self: &Arc<Self>) {
+        tokio::select! {
+            () = run(Arc::clone(self)) => {}
+            () = self.until_revoked(|| self.tasks.all().iter().any(|task| owes(task))) => {}
+        }
+    }
+
+    async fn until_revoked(&self, owing: impl Fn() -> bool) {
+        loop {
+            let revoked = self.revoked.notified();
+            tokio::pin!(revoked);
+            // From here on no word is missed.
+            revoked.as_mut().enable();
+            if !owing() {
+                return;
+            }
+            revoked.await;
+        }
+    }
+}
+
+fn owes(task: &Task) -> bool {
+    let state = task.state();
+    state.ending.is_some() && state.leases.iter().any(is_owed)
+}

@@ -1,0 +1,117 @@
+//! What an answer of Vault that is no success means: one table, from the step and the HTTP status to what to do.
+
+use std::time::Duration;
+
+/// What is being done when an answer comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    Login,
+    Read,
+    Shorten,
+    Revoke,
+    Confirm,
+    DropToken,
+}
+
+impl Step {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Login => "the login",
+            Self::Read => "reading the secret",
+            Self::Shorten => "shortening its life",
+            Self::Revoke => "revoking the lease",
+            Self::Confirm => "looking for the lease",
+            Self::DropToken => "revoking the token",
+        }
+    }
+}
+
+/// What to do about a failed try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Remedy {
+    /// Passing: try again after a while.
+    Retry,
+    /// The JWT-SVID may be at fault: fetch a fresh one and try once more.
+    FreshSvid,
+    /// Final: Vault refuses this identity, or its policy does.
+    Refuse,
+    /// Final: the grant, or how Vault is set up for it, does not fit the law of life or names nothing.
+    Mend,
+    /// Final: not an answer of Vault at all.
+    Distrust,
+}
+
+/// A failed try: what to do, and what may be said about it: the step and the HTTP status, never anything of a body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub(super) remedy: Remedy,
+    pub(super) detail: String,
+    pub(super) retry_after: Option<Duration>,
+    /// The HTTP status, where there was one.
+    pub(super) status: Option<u16>,
+}
+
+impl Fault {
+    pub(super) fn new(remedy: Remedy, detail: impl Into<String>) -> Self {
+        Self { remedy, detail: detail.into(), retry_after: None, status: None }
+    }
+
+    /// An HTTP answer that is no success.
+    pub(super) fn answered(step: Step, status: u16, retry_after: Option<Duration>) -> Self {
+        let detail = format!("{}: HTTP {status}", step.as_str());
+        Self { remedy: remedy(step, status), detail, retry_after, status: Some(status) }
+    }
+
+    /// Something that is not what Vault answers at this step.
+    pub(super) fn nonsense(step: Step, what: &str) -> Self {
+        Self::new(Remedy::Distrust, format!("{}: {what}", step.as_str()))
+    }
+}
+
+/// The table (Vault and OpenBao API documentation, "HTTP status codes"; 472 and 473 are Vault's standbys, 412 its
+/// eventual consistency).
+fn remedy(step: Step, status: u16) -> Remedy {
+    match (status, step) {
+        (408 | 412 | 429 | 472 | 473, _) => Remedy::Retry,
+        (501, _) => Remedy::Refuse,
+        (500.., _) => Remedy::Retry,
+        // A redirect: the token goes to the configured address or nowhere.
+        (..400, _) => Remedy::Distrust,
+        (400 | 401 | 403, Step::Login) => Remedy::FreshSvid,
+        (400 | 404 | 405, Step::Login | Step::Read) => Remedy::Mend,
+        // Nothing that Vault says when it takes something back: what said so is not it, or not yet.
+        (404 | 405, _) => Remedy::Retry,
+        _ => Remedy::Refuse,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_status_has_one_meaning_at_each_step() {
+        let rows = [
+            (Step::Login, 400, Remedy::FreshSvid),
+            (Step::Login, 403, Remedy::FreshSvid),
+            (Step::Login, 404, Remedy::Mend),
+            (Step::Read, 400, Remedy::Mend),
+            (Step::Read, 403, Remedy::Refuse),
+            (Step::Read, 404, Remedy::Mend),
+            (Step::Revoke, 403, Remedy::Refuse),
+            (Step::Revoke, 404, Remedy::Retry),
+        ];
+        for (step, status, expected) in rows {
+            assert_eq!(remedy(step, status), expected, "{step:?} {status}");
+        }
+        for step in [Step::Login, Step::Read, Step::Shorten, Step::Revoke, Step::Confirm, Step::DropToken] {
+            for status in [408, 412, 429, 472, 473, 500, 502, 503, 504] {
+                assert_eq!(remedy(step, status), Remedy::Retry, "{step:?} {status}");
+            }
+            for status in [301, 302, 307, 308] {
+                assert_eq!(remedy(step, status), Remedy::Distrust, "{step:?} {status}");
+            }
+            assert_eq!(remedy(step, 501), Remedy::Refuse);
+        }
+    }
+}

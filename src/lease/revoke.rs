@@ -1,0 +1,311 @@
+//! What is to be taken back, and when it is tried next: a queue apart from serving, a plain value that takes the time.
+//!
+//! - Each provider has a lane of its own, so that one which hangs delays no other.
+//! - A try that fails is repeated, later each time, with jitter, up to [`LONGEST_WAIT`] apart, and without an end: who
+//!   stops is whoever fills the queue, once the credential has died by itself.
+//! - A provider that fails again and again is left alone for a while and then asked about one lease only (its circuit is
+//!   open), so that an outage does not end in a storm.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::clock::Timestamp;
+use crate::exchange::{Provider, Revocation};
+use crate::id::LeaseId;
+use crate::lease::record::{LeaseRecord, LeaseState};
+
+/// For so long after its own end a credential is still taken for usable and tried to be revoked: the provider's clock may
+/// be behind.
+pub const SKEW: Duration = Duration::from_secs(30);
+/// The longest time between two tries of one lease.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// How many are tried at a time at one provider.
+pub const AT_A_TIME: usize = 8;
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// So many failures in a row open the circuit.
+const FAILURES: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Whether `lease` is to be taken back: its task has ended, its provider can, and has not been told yet.
+pub fn is_owed(lease: &LeaseRecord) -> bool {
+    lease.state == LeaseState::Ending && lease.revocation == Revocation::Exact && !lease.requested
+}
+
+/// When nothing more is done about `lease`, UTC: its own end, and the skew where it is still to be taken back.
+pub fn over_at(lease: &LeaseRecord) -> Timestamp {
+    if is_owed(lease) { lease.usable_until + SKEW } else { lease.usable_until }
+}
+
+/// How a try went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tried {
+    /// There is nothing left to do.
+    Over,
+    /// The provider answered and will not; it is well.
+    Refused,
+    /// The provider, or the way to it, failed; it may have said when to come back.
+    Failed(Option<Duration>),
+}
+
+/// The leases to take back, by provider.
+#[derive(Debug, Default)]
+pub struct Queue {
+    lanes: BTreeMap<Provider, Lane>,
+}
+
+#[derive(Debug, Default)]
+struct Lane {
+    leases: BTreeMap<LeaseId, Waiting>,
+    circuit: Circuit,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    /// Time since boot.
+    due: Duration,
+    tries: u32,
+    busy: bool,
+    /// No longer owed, while a try is under way.
+    gone: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Circuit {
+    /// With so many failures in a row.
+    Closed(u32),
+    /// Left alone until then (time since boot), after this pause.
+    Open(Duration, Duration),
+    /// One try is under way, after this pause.
+    Probing(Duration),
+}
+
+impl Default for Circuit {
+    fn default() -> Self {
+        Self::Closed(0)
+    }
+}
+
+impl Queue {
+    /// Makes the queue hold exactly the leases `owed`, at `now` (time since boot): new ones are due at once, those that
+    /// are no longer owed are forgotten.
+    pub fn sync(&mut self, owed: impl IntoIterator<Item = (Provider, LeaseId)>, now: Duration) {
+        let mut before = std::mem::take(&mut self.lanes);
+        for (provider, id) in owed {
+            let known = before.get_mut(&provider).and_then(|lane| lane.leases.remove(&id));
+            let known = known.map(|known| Waiting { gone: false, ..known });
+            let lane = self.lanes.entry(provider).or_default();
+            lane.leases.insert(id, known.unwrap_or(Waiting { due: now, tries: 0, busy: false, gone: false }));
+        }
+        for (provider, old) in before {
+            let busy = old.leases.into_iter().filter(|(_, waiting)| waiting.busy);
+            let busy = busy.map(|(id, waiting)| (id, Waiting { gone: true, ..waiting }));
+            let mut busy = busy.peekable();
+            let closed = old.circuit == Circuit::default();
+            if busy.peek().is_some() || !closed || self.lanes.contains_key(&provider) {
+                let lane = self.lanes.entry(provider).or_default();
+                lane.circuit = old.circuit;
+                lane.leases.extend(busy);
+            }
+        }
+    }
+
+    /// The leases to try at `now`, the longest overdue first; each must be reported by [`Queue::done`].
+    pub fn take(&mut self, now: Duration) -> Vec<(Provider, LeaseId)> {
+        let mut taken = Vec::new();
+        for (provider, lane) in &mut self.lanes {
+            let busy = lane.leases.values().filter(|waiting| waiting.busy).count();
+            let places = match lane.circuit {
+                Circuit::Closed(_) => AT_A_TIME.saturating_sub(busy),
+                Circuit::Open(until, _) if until <= now => 1,
+                Circuit::Open(..) | Circuit::Probing(_) => 0,
+            };
+            let mut due: Vec<_> =
+                lane.leases.iter_mut().filter(|(_, waiting)| !waiting.busy && waiting.due <= now).collect();
+            due.sort_by_key(|(_, waiting)| waiting.due);
+            for (id, waiting) in due.into_iter().take(places) {
+                waiting.busy = true;
+                if let Circuit::Open(_, pause) = lane.circuit {
+                    lane.circuit = Circuit::Probing(pause);
+                }
+                taken.push((*provider, id.clone()));
+            }
+        }
+        taken
+    }
+
+    /// Reports a try that ended at `now`; `fraction` is a random number in `[0, 1)`.
+    pub fn done(&mut self, provider: Provider, id: &LeaseId, tried: Tried, now: Duration, fraction: f64) {
+        let Some(lane) = self.lanes.get_mut(&provider) else { return };
+        lane.circuit = match (tried, lane.circuit) {
+            (Tried::Over | Tried::Refused, _) => Circuit::Closed(0),
+            (Tried::Failed(_), Circuit::Closed(failures)) if failures + 1 < FAILURES => Circuit::Closed(failures + 1),
+            (Tried::Failed(after), Circuit::Closed(_)) => open(now, FIRST_PAUSE, after, fraction),
+            (Tried::Failed(after), Circuit::Probing(pause)) => open(now, pause * 2, after, fraction),
+            (Tried::Failed(_), open @ Circuit::Open(..)) => open,
+        };
+        let Some(waiting) = lane.leases.get_mut(id) else { return };
+        let after = match tried {
+            Tried::Refused if !waiting.gone => None,
+            Tried::Failed(after) if !waiting.gone => after,
+            _ => {
+                lane.leases.remove(id);
+                return;
+            }
+        };
+        let wait = jittered(FIRST_WAIT.saturating_mul(1 << waiting.tries.min(16)).min(LONGEST_WAIT), fraction);
+        waiting.due = now + wait.max(after.unwrap_or_default()).min(LONGEST_WAIT);
+        waiting.tries = waiting.tries.saturating_add(1);
+        waiting.busy = false;
+    }
+
+    /// How long from `now` until something could be taken; `None` where only the end of a try can change that.
+    pub fn wait(&self, now: Duration) -> Option<Duration> {
+        let lanes = self.lanes.values().filter_map(|lane| {
+            let busy = lane.leases.values().filter(|waiting| waiting.busy).count();
+            let due = lane.leases.values().filter(|waiting| !waiting.busy).map(|waiting| waiting.due).min()?;
+            match lane.circuit {
+                Circuit::Closed(_) => (busy < AT_A_TIME).then_some(due),
+                Circuit::Open(until, _) => Some(due.max(until)),
+                Circuit::Probing(_) => None,
+            }
+        });
+        lanes.min().map(|due| due.saturating_sub(now))
+    }
+}
+
+fn open(now: Duration, pause: Duration, after: Option<Duration>, fraction: f64) -> Circuit {
+    let pause = pause.min(LONGEST_PAUSE);
+    Circuit::Open(now + jittered(pause, fraction).max(after.unwrap_or_default()).min(LONGEST_WAIT), pause)
+}
+
+/// Half of it for sure, the other half by chance.
+fn jittered(wait: Duration, fraction: f64) -> Duration {
+    wait.mul_f64(0.5 + fraction.clamp(0.0, 1.0) / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW: Duration = Duration::from_secs(3600);
+
+    fn ids(count: usize) -> Vec<LeaseId> {
+        (0..count).map(|_| LeaseId::generate().unwrap()).collect()
+    }
+
+    fn of(provider: Provider, ids: &[LeaseId]) -> impl Iterator<Item = (Provider, LeaseId)> {
+        ids.iter().map(move |id| (provider, id.clone()))
+    }
+
+    #[test]
+    fn what_is_owed_is_due_at_once_and_a_few_at_a_time() {
+        let (mut queue, ids) = (Queue::default(), ids(20));
+        queue.sync(of(Provider::Vault, &ids), NOW);
+        assert_eq!(queue.wait(NOW), Some(Duration::ZERO));
+        assert_eq!(queue.take(NOW).len(), AT_A_TIME);
+        assert_eq!((queue.take(NOW).len(), queue.wait(NOW)), (0, None));
+    }
+
+    #[test]
+    fn a_provider_that_hangs_delays_no_other() {
+        let mut queue = Queue::default();
+        let (stuck, other) = (ids(20), ids(1));
+        queue.sync(of(Provider::Vault, &stuck), NOW);
+        assert_eq!(queue.take(NOW).len(), AT_A_TIME);
+        queue.sync(of(Provider::Vault, &stuck).chain(of(Provider::Aws, &other)), NOW);
+        assert_eq!(queue.take(NOW), [(Provider::Aws, other[0].clone())]);
+    }
+
+    #[test]
+    fn tries_come_further_apart_and_never_end() {
+        let (mut queue, ids) = (Queue::default(), ids(1));
+        queue.sync(of(Provider::Vault, &ids), NOW);
+        let (mut now, mut waits) = (NOW, Vec::new());
+        for _ in 0..1000 {
+            assert_eq!(queue.take(now), [(Provider::Vault, ids[0].clone())]);
+            queue.done(Provider::Vault, &ids[0], Tried::Refused, now, 0.5);
+            let wait = queue.wait(now).unwrap();
+            waits.push(wait);
+            now += wait;
+        }
+        assert!(waits.windows(2).all(|two| two[0] <= two[1]) && waits[0] >= FIRST_WAIT / 2);
+        assert!(waits.iter().all(|wait| *wait <= LONGEST_WAIT) && waits[999] >= LONGEST_WAIT / 2);
+    }
+
+    #[test]
+    fn an_outage_opens_the_circuit_and_one_success_closes_it() {
+        let (mut queue, ids) = (Queue::default(), ids(100));
+        queue.sync(of(Provider::Vault, &ids), NOW);
+        for (provider, id) in queue.take(NOW) {
+            queue.done(provider, &id, Tried::Failed(None), NOW, 0.9);
+        }
+        assert_eq!(queue.take(NOW).len(), 0, "eight failed: left alone");
+        let mut now = NOW;
+        for _ in 0..10 {
+            now += queue.wait(now).unwrap();
+            let probe = queue.take(now);
+            assert_eq!((probe.len(), queue.take(now).len()), (1, 0), "one at a time");
+            queue.done(probe[0].0, &probe[0].1, Tried::Failed(None), now, 0.9);
+        }
+        assert!(queue.wait(now).unwrap() > Duration::from_secs(15));
+        now += queue.wait(now).unwrap();
+        let probe = queue.take(now);
+        queue.done(probe[0].0, &probe[0].1, Tried::Over, now, 0.9);
+        assert_eq!(queue.take(now).len(), AT_A_TIME);
+    }
+
+    #[test]
+    fn a_provider_that_says_when_to_come_back_is_believed_up_to_a_minute() {
+        let (mut queue, ids) = (Queue::default(), ids(1));
+        queue.sync(of(Provider::Vault, &ids), NOW);
+        queue.take(NOW);
+        queue.done(Provider::Vault, &ids[0], Tried::Failed(Some(Duration::from_secs(20))), NOW, 0.0);
+        assert_eq!(queue.wait(NOW), Some(Duration::from_secs(20)));
+        queue.take(NOW + Duration::from_secs(20));
+        queue.done(Provider::Vault, &ids[0], Tried::Failed(Some(Duration::from_secs(9999))), NOW, 0.0);
+        assert_eq!(queue.wait(NOW), Some(LONGEST_WAIT));
+    }
+
+    #[test]
+    fn a_try_that_ends_after_its_lease_was_over_frees_its_place() {
+        let (mut queue, ids) = (Queue::default(), ids(AT_A_TIME));
+        queue.sync(of(Provider::Vault, &ids), NOW);
+        let taken = queue.take(NOW);
+        queue.sync([], NOW);
+        for (provider, id) in &taken {
+            queue.done(*provider, id, Tried::Failed(None), NOW, 0.5);
+        }
+        let later = NOW + LONGEST_WAIT;
+        assert_eq!((queue.take(later).len(), queue.wait(later)), (0, None));
+        queue.sync(of(Provider::Vault, &ids[..1]), later);
+        assert_eq!(queue.take(later), [(Provider::Vault, ids[0].clone())]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_lease_is_tried_twice_at_a_time_and_none_is_forgotten(steps in prop::collection::vec((0_u64..5000, 0_usize..4, 0.0..1.0), 1..120)) {
+            let (mut queue, ids) = (Queue::default(), ids(12));
+            let (mut now, mut under_way, mut over) = (NOW, Vec::<LeaseId>::new(), Vec::<LeaseId>::new());
+            for (millis, what, fraction) in steps {
+                now += Duration::from_millis(millis);
+                let owed: Vec<_> = ids.iter().filter(|id| !over.contains(id)).cloned().collect();
+                queue.sync(of(Provider::Vault, &owed), now);
+                for (_, id) in queue.take(now) {
+                    prop_assert!(!under_way.contains(&id) && !over.contains(&id));
+                    under_way.push(id);
+                }
+                prop_assert!(under_way.len() <= AT_A_TIME);
+                if let Some(id) = (!under_way.is_empty()).then(|| under_way.remove(0)) {
+                    let tried = [Tried::Over, Tried::Refused, Tried::Failed(None), Tried::Failed(Some(Duration::from_secs(5)))][what];
+                    queue.done(Provider::Vault, &id, tried, now, fraction);
+                    if tried == Tried::Over { over.push(id); }
+                }
+                let left = ids.len() - over.len() - under_way.len();
+                prop_assert!(left == 0 || !under_way.is_empty() || queue.wait(now).is_some_and(|wait| wait <= LONGEST_WAIT));
+            }
+        }
+    }
+}

@@ -1,0 +1,447 @@
+//! Dynamic secrets of Vault: minted within the law of life, served in Vault's own shape, and taken back with the task.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sidemint::policy::document::Digest;
+
+use crate::fake_vault::{FakeVault, On};
+use crate::http::{Call, Reply};
+use crate::policy_files::{REPORT, write};
+use crate::world::{Begun, START, Setup, World, secs, settle, time, until};
+
+const STEP: Duration = Duration::from_millis(100);
+
+/// A sidecar beside a Vault, its reaper running, and three scopes.
+async fn world() -> World {
+    let w = World::with(Setup { vault: true, reaper: true, ..Setup::default() }).await;
+    let directory = w.policy_directory();
+    for (id, max_residual, grants) in
+        [("db", "5m", &["vault"][..]), ("db-brief", "60s", &["vault"]), ("both", "20m", &["aws", "vault"])]
+    {
+        scope(&directory, id, max_residual, grants);
+    }
+    w.reload().await;
+    w
+}
+
+fn scope(directory: &std::path::Path, id: &str, max_residual: &str, grants: &[&str]) {
+    let scope = "schema = 1\npurpose = \"tests\"\nbusiness_owner = \"tests\"\njustification = \"tests\"\n";
+    let aws = "schema = 1\nprovider = \"aws\"\nrole_arn = \"arn:aws:iam::111122223333:role/tests\"\naccept_role_scope = true\n";
+    let vault = "schema = 1\nprovider = \"vault\"\nrole = \"ledger\"\naudience = \"vault\"\nread = \"database/creds/ro\"\n\
+                 accept_role_scope = true\n";
+    let mut listed = Vec::new();
+    for grant in grants {
+        let text = if *grant == "aws" { aws } else { vault };
+        write(directory, &format!("grants/{id}-{grant}.toml"), text);
+        listed.push(format!("{id}-{grant} = \"{}\"", Digest::of(text.as_bytes())));
+    }
+    write(directory, &format!("scopes/{id}.toml"), scope);
+    let rule = format!(
+        "@id(\"rule-of-{id}\")\npermit (principal == Workload::\"{REPORT}\", action == Action::\"begin\", resource == Scope::\"{id}\");\n"
+    );
+    write(directory, &format!("decisions/{id}.cedar"), &rule);
+    let decision = format!(
+        "schema = 1\ntier = \"baseline\"\nkind = \"machine\"\ndecision_owner = \"tests\"\nreview_by = 2027-02-01\n\
+         max_task = \"1h\"\nmax_residual = \"{max_residual}\"\nscope = \"{}\"\ngrants = {{ {} }}\n",
+        Digest::of(scope.as_bytes()),
+        listed.join(", ")
+    );
+    write(directory, &format!("decisions/{id}.toml"), &decision);
+}
+
+fn vault(w: &World) -> &FakeVault {
+    w.vault.as_deref().unwrap()
+}
+
+fn ask(task: &Begun, query: &str) -> Call {
+    Call::get(&format!("/v1/tasks/{}/credentials{query}", task.id)).bearer(&task.token)
+}
+
+async fn secret(w: &World, task: &Begun) -> Value {
+    let reply = w.send(ask(task, "?provider=vault")).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    reply.json()
+}
+
+/// Does `work` while time passes, each step of it only once everything that needs no time is done.
+async fn passing<T>(w: &World, work: impl Future<Output = T>) -> T {
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            () = settle() => w.clock.advance(STEP),
+        }
+    }
+}
+
+async fn pass(w: &World, time: Duration) {
+    let end = w.now() + time;
+    while w.now() < end {
+        settle().await;
+        w.clock.advance(STEP);
+    }
+    settle().await;
+}
+
+async fn outcomes(w: &World, outcome: &str) -> f64 {
+    w.metric(&format!("sidemint_revocations_total{{outcome=\"{outcome}\",provider=\"vault\"}}")).await.unwrap()
+}
+
+async fn outstanding(w: &World) -> f64 {
+    w.metric("sidemint_revocations_outstanding{provider=\"vault\"}").await.unwrap()
+}
+
+fn audited(w: &World, event: &str, outcome: &str) -> Vec<Value> {
+    let lines = w.audit.lines().into_iter();
+    lines.filter(|line| line["event"] == event && line["outcome"] == outcome).collect()
+}
+
+#[tokio::test]
+async fn the_secret_is_served_in_vaults_own_shape_with_our_rule_of_expiration() {
+    let w = world().await;
+    let task = w.begin_scope("db").await;
+    w.log.take();
+    let body = secret(&w, &task).await;
+    let mut members: Vec<_> = body.as_object().unwrap().keys().map(String::as_str).collect();
+    members.sort_unstable();
+    assert_eq!(members, ["data", "lease_duration", "lease_id", "renewable"]);
+    assert_eq!(body["data"]["username"], "v-jwt-ledger");
+    assert!(vault(&w).secrets().contains(&body["data"]["password"].as_str().unwrap().to_owned()));
+    assert_eq!([&body["lease_id"], &json!(false)], [&json!(vault(&w).live()[0]), &body["renewable"]]);
+    // five minutes less 2 s of asking, less 15 s, in whole seconds
+    let told = body["lease_duration"].as_u64().unwrap();
+    assert!((270..=285).contains(&told), "{told}");
+    w.clock.advance(secs(10));
+    assert_eq!(secret(&w, &task).await["lease_duration"], told - 10, "counted from now");
+    assert_eq!(vault(&w).count("creds"), 1);
+    let shown = w.show(&task).await;
+    assert_eq!([&shown["leases"][0]["revocation"], &shown["leases"][0]["state"]], ["exact", "issued"]);
+    assert_eq!(w.metric("sidemint_leases_active{provider=\"vault\",revocation=\"exact\"}").await, Some(1.0));
+    assert_eq!(w.log.all(), ["intent", "issued"]);
+    let minted = audited(&w, "mint", "minted");
+    let upstream: Value = serde_json::from_str(minted[0]["upstream"].as_str().unwrap()).unwrap();
+    assert_eq!([&upstream["lease"], &upstream["role"]], [&body["lease_id"], &json!("ledger")]);
+}
+
+#[tokio::test]
+async fn without_a_name_the_only_provider_is_meant_and_of_two_none() {
+    let w = world().await;
+    let task = w.begin_scope("db").await;
+    assert!(w.send(ask(&task, "")).await.json()["lease_id"].is_string());
+    let refused = w.send(ask(&task, "?provider=aws")).await;
+    assert_eq!((refused.status, refused.code().as_str()), (403, "denied"));
+    let both = w.begin_scope("both").await;
+    let unclear = w.send(ask(&both, "")).await;
+    assert_eq!((unclear.status, unclear.code().as_str()), (400, "invalid_request"));
+    assert!(w.send(ask(&both, "?provider=aws")).await.json()["AccessKeyId"].is_string());
+    assert!(w.send(ask(&both, "?provider=vault")).await.json()["data"].is_object());
+    assert_eq!(w.send(ask(&both, "?provider=gcp")).await.code(), "invalid_request");
+    let ending = w.end(&both).await;
+    let lines: Vec<_> =
+        ending["leases"].as_array().unwrap().iter().map(|l| (l["provider"].clone(), l["outcome"].clone())).collect();
+    assert_eq!(lines, [(json!("aws"), json!("expires")), (json!("vault"), json!("revoked"))]);
+}
+
+#[tokio::test]
+async fn without_a_vault_its_scopes_do_not_begin() {
+    let w = World::new().await;
+    scope(&w.policy_directory(), "db", "5m", &["vault"]);
+    w.reload().await;
+    let reply = w.send(w.begin_call(&json!({ "scope": "db" }))).await;
+    assert_eq!((reply.status, reply.code().as_str()), (503, "unavailable"));
+    assert_eq!(w.audited(reply.request_id()).await[0]["reason"], "no_provider");
+    assert_eq!(w.metric("sidemint_denials_total{reason=\"no_provider\"}").await, Some(1.0));
+}
+
+#[tokio::test]
+async fn an_end_takes_the_secret_back_before_it_is_answered() {
+    let w = world().await;
+    let task = w.begin_scope("db").await;
+    secret(&w, &task).await;
+    w.clock.advance(secs(60));
+    let ending = w.end(&task).await;
+    assert_eq!(ending["leases"][0]["outcome"], "revoked");
+    assert_eq!(ending["leases"][0]["usable_until"], ending["ended_at"]);
+    assert_eq!((vault(&w).live().len(), vault(&w).live_tokens()), (0, 0));
+    assert_eq!(vault(&w).calls()[vault(&w).calls().len() - 3..], ["revoke", "lookup", "revoke-self"]);
+    assert_eq!(w.end(&task).await, ending);
+    assert_eq!(w.show(&task).await["leases"][0]["state"], "revoked");
+    assert_eq!((outcomes(&w, "revoked").await, outstanding(&w).await), (1.0, 0.0));
+    assert_eq!(w.metric("sidemint_revocation_lag_seconds_count{provider=\"vault\"}").await, Some(1.0));
+    assert_eq!(w.metric("sidemint_residual_access_seconds_bucket{provider=\"vault\",le=\"0\"}").await, Some(1.0));
+    let line = &audited(&w, "revocation", "revoked")[0];
+    assert_eq!([&line["task"], &line["lease"]], [&json!(task.id), &ending["leases"][0]["id"]]);
+    until("the journal has it", || w.log.all().iter().any(|event| event.contains("revoked"))).await;
+}
+
+#[tokio::test]
+async fn every_lease_that_a_task_still_has_is_taken_back() {
+    let w = world().await;
+    let task = w.begin_scope("db").await;
+    let first = secret(&w, &task).await;
+    w.clock.advance(secs(200));
+    secret(&w, &task).await;
+    w.landed(&task).await;
+    assert_eq!(vault(&w).live().len(), 2, "the first was told to work on");
+    assert_ne!(secret(&w, &task).await["lease_id"], first["lease_id"]);
+    let ending = w.end(&task).await;
+    assert_eq!(ending["leases"].as_array().unwrap().iter().filter(|lease| lease["outcome"] == "revoked").count(), 2);
+    assert_eq!((vault(&w).live().len(), vault(&w).live_tokens()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_vault_that_is_down_is_tried_until_it_is_not_and_nothing_is_called_revoked_before() {
+    let w = world().await;
+    let task = w.begin_scope("db").await;
+    secret(&w, &task).await;
+    vault(&w).on("revoke", On::Status(503));
+    let before = w.now();
+    let ending = passing(&w, w.end(&task)).await;
+    assert!(w.now() >= before + secs(2) && w.now() < before + secs(4));
+    assert_eq!(ending["leases"][0]["outcome"], "expires");
+    assert!(time(&ending["leases"][0]["usable_until"]) > START + secs(200));
+    assert_eq!((outstanding(&w).await, w.show(&task).await["leases"][0]["state"].clone()), (1.0, json!("ending")));
+    assert_eq!(w.ask_admin("/status").await.json()["leases"]["to_revoke"], 1);
+    pass(&w, secs(30)).await;
+    assert!(vault(&w).count("revoke") > 4);
+    assert_eq!(audited(&w, "revocation", "failed").len(), 1, "the first failure alone is audited");
+    assert!(outcomes(&w, "unavailable").await > 4.0);
+    assert_eq!(w.credentials(&task.token).await.status, 401, "never served meanwhile");
+    vault(&w).well();
+    pass(&w, secs(40)).await;
+    assert_eq!((vault(&w).live().len(), outstanding(&w).await), (0, 0.0));
+    assert_eq!(w.end(&task).await["leases"][0]["outcome"], "revoked");
+    assert_eq!(w.metric("sidemint_revocation_lag_seconds_bucket{provider=\"vault\",le=\"5\"}").await, Some(0.0));
+}
+
+#[tokio::test]
+async fn a_vault_that_lies_about_revoking_is_not_believed() {
+    for lie in [On::NoEffect, On::Status(404), On::Status(302), On::Hang, On::Status(429)] {
+        let w = world().await;
+        let task = w.begin_scope("db").await;
+        secret(&w, &task).await;
+        vault(&w).on("revoke", lie.clone());
+        let ending = passing(&w, w.end(&task)).await;
+        assert_eq!(ending["leases"][0]["outcome"], "expires", "{lie:?}");
+        pass(&w, secs(10)).await;
+        assert_eq!((vault(&w).live().len(), outstanding(&w).await), (1, 1.0), "{lie:?}");
+        vault(&w).well();
+        pass(&w, secs(60)).await;
+        assert_eq!((vault(&w).live().len(), outstanding(&w).await), (0, 0.0), "{lie:?}");
+        assert_eq!(w.end(&task).await["leases"][0]["outcome"], "revoked", "{lie:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_taken_back_is_tried_to_its_own_end_and_then_told_of() {
+    let w = world().await;
+    let task = w.begin_scope("db-brief").await;
+    vault(&w).role(|role| (role.token_ttl, role.lease_ttl) = (60, 60));
+    secret(&w, &task).await;
+    vault(&w).on("revoke", On::Status(500));
+    let ending = passing(&w, w.end(&task)).await;
+    let dies = time(&ending["leases"][0]["usable_until"]);
+    let mut tries = 0;
+    while w.now() < dies + secs(29) {
+        assert_eq!(outstanding(&w).await, 1.0, "at {}", w.now());
+        tries = vault(&w).count("revoke");
+        pass(&w, secs(1)).await;
+    }
+    assert!(tries > 5, "{tries}");
+    pass(&w, secs(5)).await;
+    assert_eq!((outstanding(&w).await, outcomes(&w, "lapsed").await), (0.0, 1.0));
+    assert_eq!((w.show(&task).await["leases"][0]["state"].clone(), w.end(&task).await), (json!("expired"), ending));
+    assert_eq!(audited(&w, "revocation", "lapsed").len(), 1);
+    let tries = vault(&w).count("revoke");
+    pass(&w, secs(120)).await;
+    assert_eq!(vault(&w).count("revoke"), tries, "nothing is left to do");
+}
+
+#[tokio::test]
+async fn where_policy_forbids_revoking_the_token_goes_and_nothing_is_called_revoked() {
+    let w = world().await;
+    vault(&w).role(|role| role.may_revoke = false);
+    let task = w.begin_scope("db").await;
+    secret(&w, &task).await;
+    let ending = w.end(&task).await;
+    assert_eq!(ending["leases"][0]["outcome"], "expires");
+    assert_eq!((vault(&w).live_tokens(), vault(&w).count("revoke-self")), (0, 1));
+    assert_eq!(outcomes(&w, "requested").await, 1.0);
+    pass(&w, secs(60)).await;
+    assert_eq!(vault(&w).count("revoke"), 1, "there is nothing more to ask for");
+}
+
+#[tokio::test]
+async fn an_answer_to_dropping_the_token_that_is_lost_does_no_harm() {
+    let w = world().await;
+    let task = w.begin_scope("db").await;
+    secret(&w, &task).await;
+    vault(&w).next("revoke-self", On::Lost);
+    let ending = passing(&w, w.end(&task)).await;
+    assert_eq!(ending["leases"][0]["outcome"], "revoked");
+    assert_eq!(vault(&w).count("revoke"), 1);
+}
+
+#[tokio::test]
+async fn after_a_crash_a_new_login_takes_back_what_the_lost_token_read() {
+    for ended_first in [true, false] {
+        let mut w = world().await;
+        let task = w.begin_scope("db").await;
+        secret(&w, &task).await;
+        if ended_first {
+            vault(&w).on("revoke", On::Status(503));
+            passing(&w, w.end(&task)).await;
+        }
+        w.crash().await;
+        vault(&w).well();
+        let logins = vault(&w).count("login");
+        if !ended_first {
+            assert_eq!(w.end(&task).await["leases"][0]["outcome"], "revoked");
+        }
+        until("it is revoked", || vault(&w).live().is_empty()).await;
+        settle().await;
+        assert_eq!(vault(&w).count("login"), logins + 1);
+        assert_eq!(vault(&w).live_tokens(), 1, "the lost one, which nobody has; the new one is gone");
+        assert_eq!(w.end(&task).await["leases"][0]["outcome"], "revoked");
+        assert_eq!(w.api.fetches().last().unwrap().1, "vault", "by the caller's own SVID");
+    }
+}
+
+#[tokio::test]
+async fn after_a_crash_without_the_right_to_revoke_it_says_until_when_it_works() {
+    let mut w = world().await;
+    let task = w.begin_scope("db").await;
+    secret(&w, &task).await;
+    vault(&w).role(|role| role.may_revoke = false);
+    w.crash().await;
+    let ending = passing(&w, w.end(&task)).await;
+    assert_eq!((&ending["leases"][0]["outcome"], outstanding(&w).await), (&json!("expires"), 1.0));
+    assert_eq!(vault(&w).live().len(), 1);
+    assert!(audited(&w, "revocation", "failed")[0]["detail"].as_str().unwrap().contains("sys/leases/revoke"));
+    vault(&w).role(|role| role.may_revoke = true);
+    pass(&w, secs(60)).await;
+    assert_eq!(w.end(&task).await["leases"][0]["outcome"], "revoked", "given the right, it is done");
+}
+
+/// The refusal of a credential: its status, and what metrics and audit call it.
+async fn refused(w: &World, task: &Begun) -> (Reply, Value) {
+    let reply = passing(w, w.send(ask(task, "?provider=vault"))).await;
+    let is_it = |line: &Value| line["request_id"] == reply.request_id() && line["event"] == "mint";
+    // The exchange may go on after its request gave up.
+    passing(w, until("it has failed", || w.audit.lines().iter().any(is_it))).await;
+    let line = w.audit.lines().into_iter().find(is_it).unwrap();
+    let kind = line["reason"].as_str().unwrap();
+    let series = format!("sidemint_mints_total{{outcome=\"{kind}\",provider=\"vault\",tier=\"baseline\"}}");
+    assert_eq!(w.metric(&series).await, Some(1.0), "{kind}");
+    (reply, line)
+}
+
+#[tokio::test]
+async fn a_login_outside_the_law_is_refused_and_its_token_revoked() {
+    type Change = fn(&mut crate::fake_vault::Role);
+    let rows: [(Change, &str); 6] = [
+        (|role| role.token_ttl = 301, "lower token_ttl"),
+        (|role| role.token_ttl = 10 * 365 * 24 * 3600, "lower token_ttl"),
+        (|role| role.token_ttl = 0, "never end"),
+        (|role| role.token_type = "batch", "batch tokens"),
+        (|role| role.policies = "root", "the policy root"),
+        (|role| (role.lease_ttl, role.renewable) = (100_000_000, false), "law of life"),
+    ];
+    for (change, says) in rows {
+        let w = world().await;
+        vault(&w).role(change);
+        let task = w.begin_scope("db").await;
+        let (reply, line) = refused(&w, &task).await;
+        assert_eq!(
+            (reply.status, reply.code().as_str(), &line["reason"]),
+            (403, "denied", &json!("inexpressible")),
+            "{says}"
+        );
+        assert!(line["detail"].as_str().unwrap().contains(says), "{line}");
+        assert!(!reply.text().contains(says));
+        assert_eq!(vault(&w).live().len(), 0, "{says}");
+        if says != "batch tokens" {
+            assert_eq!(vault(&w).live_tokens(), 0, "{says}");
+        }
+        assert_eq!(w.end(&task).await["leases"], json!([]), "nothing was minted");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_none_of_vaults_is_refused() {
+    let long = "x".repeat(70_000);
+    let foreign = json!({ "lease_id": "database/creds/rw/1", "lease_duration": 60, "data": { "password": "canary" } });
+    let endless = json!({ "lease_id": "database/creds/ro/1", "lease_duration": 0, "data": { "password": "canary" } });
+    let rows = [
+        ("creds", On::Status(307), 503, "unusable"),
+        ("creds", On::Say("canary".into()), 503, "unusable"),
+        ("creds", On::Say(long), 503, "unusable"),
+        ("creds", On::Say(foreign.to_string()), 503, "unusable"),
+        ("creds", On::Say(endless.to_string()), 503, "unusable"),
+        ("creds", On::Say("{\"data\":{\"a\":1}}".into()), 403, "inexpressible"),
+        ("creds", On::Status(403), 403, "refused"),
+        ("creds", On::Status(404), 403, "inexpressible"),
+        ("login", On::Status(400), 403, "refused"),
+        ("login", On::Status(501), 403, "refused"),
+        ("login", On::Status(503), 503, "unavailable"),
+        ("login", On::Later(429, 60), 503, "unavailable"),
+        ("creds", On::Hang, 503, "unavailable"),
+    ];
+    for (path, on, status, kind) in rows {
+        let w = world().await;
+        vault(&w).on(path, on.clone());
+        let task = w.begin_scope("db").await;
+        let (reply, line) = refused(&w, &task).await;
+        assert_eq!((reply.status, &line["reason"]), (status, &json!(kind)), "{path} {on:?}");
+        assert!(!w.audit.text().contains("canary"));
+        assert_eq!(vault(&w).live_tokens(), 0, "{path} {on:?}: {:?}", vault(&w).calls());
+        match on {
+            On::Later(..) => assert_eq!(reply.header("retry-after"), Some("60")),
+            On::Status(400) => assert_eq!(vault(&w).count("login"), 2, "once more with a fresh SVID"),
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_would_outlive_the_deadline_is_shortened() {
+    let w = world().await;
+    vault(&w).role(|role| role.lease_ttl = 3600);
+    let task = w.begin(json!({ "scope": "db", "ttl": "100s" })).await;
+    secret(&w, &task).await;
+    assert!(vault(&w).ends().iter().all(|end| *end <= task.expires_at), "{:?}", vault(&w).ends());
+    assert_eq!((vault(&w).count("renew-self"), vault(&w).count("renew")), (1, 1));
+    w.clock.advance(secs(100));
+    assert_eq!(vault(&w).live().len(), 0, "dead by itself");
+}
+
+#[tokio::test]
+async fn a_lost_answer_leaves_nothing_behind() {
+    let w = world().await;
+    vault(&w).next("creds", On::Lost);
+    let task = w.begin_scope("db").await;
+    let reply = passing(&w, w.send(ask(&task, ""))).await;
+    assert_eq!(reply.status, 200);
+    assert_eq!((vault(&w).live().len(), vault(&w).live_tokens(), vault(&w).count("creds")), (1, 1, 2));
+}
+
+#[tokio::test]
+async fn an_end_that_overtakes_a_mint_takes_its_secret_back_too() {
+    let w = world().await;
+    let task = w.begin_scope("db").await;
+    w.journal.hold("issued");
+    let asked = w.send(ask(&task, "?provider=vault"));
+    let ends = async {
+        until("it is minted", || w.journal.waiting() == 1).await;
+        let ending = passing(&w, w.end(&task)).await;
+        w.journal.release("issued");
+        ending
+    };
+    let (reply, _) = tokio::join!(asked, ends);
+    assert_eq!((reply.status, reply.code().as_str()), (409, "task_ended"));
+    until("it is revoked", || vault(&w).live().is_empty()).await;
+    pass(&w, secs(1)).await;
+    assert_eq!(w.end(&task).await["leases"][0]["outcome"], "revoked");
+}
