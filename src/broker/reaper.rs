@@ -1,5 +1,5 @@
-//! What ends tasks and leases when their time has come, and takes back what can be. Serving never waits for it: expiry is judged at each request
-//! too, so a late reaper lets nothing live longer.
+//! What ends tasks and leases when their time has come, and takes back what can be. Serving never waits for it: expiry
+//! is judged at each request too, so a late reaper lets nothing live longer.
 
 use std::sync::Arc;
 
