@@ -58,6 +58,7 @@ fn lease(task: &TaskRecord, state: LeaseState) -> LeaseRecord {
         session_name: format!("report.archive.{}", task.id).into(),
         state,
         revocation: Revocation::Expire,
+        requested: false,
         opened_at: task.begun_at,
         usable_until: task.begun_at,
         upstream: None,
