@@ -139,8 +139,12 @@ mod tests {
 
     fn in_use() -> impl Strategy<Value = InUse> {
         let roles = proptest::collection::btree_map("[a-z/-]{0,12}", marks(), 0..4);
-        (marks(), marks(), marks(), roles)
-            .prop_map(|(root, timestamp, snapshot, roles)| InUse { root, timestamp, snapshot, roles })
+        (marks(), marks(), marks(), roles).prop_map(|(root, timestamp, snapshot, roles)| InUse {
+            root,
+            timestamp,
+            snapshot,
+            roles,
+        })
     }
 
     fn high_water() -> impl Strategy<Value = HighWater> {

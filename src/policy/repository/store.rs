@@ -276,8 +276,9 @@ impl Store {
         if memory.as_ref().is_some_and(|kept| kept.root == root && kept.marks == marks) {
             return Ok(());
         }
-        let (counter, in_force, stopping) =
-            memory.as_ref().map_or((0, None, None), |kept| (kept.counter, kept.in_force.clone(), kept.stopping.clone()));
+        let (counter, in_force, stopping) = memory
+            .as_ref()
+            .map_or((0, None, None), |kept| (kept.counter, kept.in_force.clone(), kept.stopping.clone()));
         let high_water = HighWater { counter: counter.saturating_add(1), root, marks, in_force, stopping };
         self.write(&high_water)?;
         *memory = Some(high_water);
@@ -290,7 +291,8 @@ impl Store {
     /// When it cannot be written, or nothing was seen yet.
     pub fn remember_use(&self, in_force: Option<InUse>, stopping: Option<InUse>) -> Result<(), Fault> {
         let mut memory = self.memory();
-        let kept = memory.clone().ok_or_else(|| Fault::new(FaultKind::State, "nothing was seen that could be in use"))?;
+        let kept =
+            memory.clone().ok_or_else(|| Fault::new(FaultKind::State, "nothing was seen that could be in use"))?;
         let high_water = HighWater { counter: kept.counter.saturating_add(1), in_force, stopping, ..kept };
         self.write(&high_water)?;
         *memory = Some(high_water);
