@@ -221,3 +221,32 @@ async fn the_previous_version_is_one_of_the_keys_of_its_time_and_of_the_minimum_
     assert_eq!(snapshot(&cache), None);
     assert!(cache.status().problems[1].message.contains("minimum_version"), "{:?}", cache.status().problems);
 }
+
+#[tokio::test]
+async fn what_is_odd_and_harmless_is_told_by_status() {
+    let world = World::decided().await;
+    assert!(world.restart().await.1.status().notes.is_empty());
+    fs::write(world.policy().join("high-water.b"), "").unwrap();
+    let (_, cache) = world.restart().await;
+    assert!(cache.is_signed() && cache.status().problems.is_empty());
+    assert!(cache.status().notes[0].contains("high-water.b is empty"), "{:?}", cache.status().notes);
+}
+
+#[tokio::test]
+async fn it_is_told_where_the_version_in_force_cannot_be_remembered_and_mended_at_the_next_look() {
+    let mut world = World::decided().await;
+    let (source, cache) = world.restart().await;
+    world.change(|sample| kill(sample, &stop()));
+    let held = new(source.fetch(None).await);
+    let place = world.policy();
+    let aside = world.state.path().join("aside");
+    // Nobody can write below a file, whoever they are.
+    fs::rename(&place, &aside).unwrap();
+    fs::write(&place, "").unwrap();
+    source.used(&held.version, Use::Whole).await;
+    assert!(source.notes()[0].contains("which policy is in force"), "{:?}", source.notes());
+    fs::remove_file(&place).unwrap();
+    fs::rename(&aside, &place).unwrap();
+    assert_eq!(cache.reload_now(now()).await, RefreshOutcome::Loaded);
+    assert!(cache.status().notes.is_empty(), "{:?}", cache.status().notes);
+}
