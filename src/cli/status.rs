@@ -105,11 +105,12 @@ mod tests {
 
     #[test]
     fn shows_what_a_signed_policy_rests_on_and_what_was_refused() {
-        let json = r#"{"ready":true,"policy":{"version":"7-0f","state":"stale","trust":"signed","active_scopes":3,"killed":2,
+        let json = r#"{"ready":true,"reasons":[],"version":"0.1.0","policy":{"version":"7-0f","state":"stale","trust":"signed","active_scopes":3,"killed":2,
             "ends":{"security":"2026-12-01T00:00:00Z","timestamp":"2026-11-23T10:00:00Z"},
             "problems":[{"file":"boundaries/b.cedar","kind":"rule","message":"unexpected token"}],
             "last_refusal":{"at":"2026-11-23T09:00:00Z","problems":[{"file":"(source)","kind":"unreadable","message":"rollback: \u001b[31mold"}]},
-            "notes":["policy state was damaged and is mended: high-water.a is empty"]}}"#;
+            "notes":["policy state was damaged and is mended: high-water.a is empty"]},
+            "workload_api":{"connected":true,"svids":1},"tasks":{"active":0,"ended":0},"leases":{"active":0},"journal":{"pending":0}}"#;
         let address = "unix:///run/admin.sock".parse().unwrap();
         let text = text(&address, &serde_json::from_str(json).unwrap());
         for part in [
