@@ -325,7 +325,7 @@ impl SignedSource {
         .await??;
         let (begun, high_water, repaired) = match remembered {
             Remembered::Nothing => (false, None, None),
-            Remembered::Seen { high_water, repaired, initialised } => (initialised, Some(high_water), repaired),
+            Remembered::Seen { high_water, repaired, initialised } => (initialised, Some(*high_water), repaired),
         };
         if !begun && !trusting && self.settings.minimum_version.is_none() {
             let message = "nobody said yet that this policy repository is to be trusted here: run `sidemint policy trust`, \

@@ -47,7 +47,7 @@ pub enum Remembered {
     /// This was seen. Where a copy of it was damaged, and mended: which.
     Seen {
         /// It.
-        high_water: HighWater,
+        high_water: Box<HighWater>,
         /// What was damaged.
         repaired: Option<String>,
         /// Whether it was begun on purpose; not when the first look was cut off.
@@ -237,7 +237,7 @@ impl Store {
             }
         }
         *self.memory() = Some(newest.clone());
-        Ok(Remembered::Seen { high_water: newest, repaired, initialised })
+        Ok(Remembered::Seen { high_water: Box::new(newest), repaired, initialised })
     }
 
     fn lost(&self, why: &str) -> Fault {
