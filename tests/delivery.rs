@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sidemint::broker::{BeginError, MintError};
-use sidemint::config::{self, Config};
+use sidemint::config::{self, Config, PolicyPlace};
 use sidemint::metrics::{POLICY_ROLES, POLICY_STATES, REVIEW_WITHIN, Snapshot};
 use sidemint::policy::cache::RefreshOutcome;
 use sidemint::policy::repository::DirectorySource;
