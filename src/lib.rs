@@ -15,7 +15,7 @@
 //! | [`broker`] | the main path itself, three verbs: begin a task, serve its credentials, end it |
 //! | [`server`] | the listeners: who may knock ([`server::guard`]), one file per dialect, what refusals look like |
 //! | [`identity`] | evidence → caller: JWT-SVIDs, task tokens, the Workload API |
-//! | [`policy`] | caller and ask → permit or denial: files, Cedar rules, the version in force |
+//! | [`policy`] | caller and ask → permit or denial: files that their owners signed ([`policy::repository`]), Cedar rules, the version in force |
 //! | [`exchange`] | permit → minted credential: one file per provider |
 //! | [`lease`] | minted → issued: what may be served until when, and the journal |
 //! | [`task`] | what all of it belongs to: states, deadline, how it ends |
@@ -50,10 +50,8 @@
 //! though pod, disk and node be gone.
 //!
 //! # Absent on purpose
-//! - **Signed policy**: [`policy::repository`] has the seam; what is there is a directory that must be called unsigned in so many words.
 //! - **Other providers than AWS web identity and Vault**: a variant of [`exchange::Provider`] and one file each.
-//! - **Approvals, kill list, chained audit**: `approval_required` as an answer and the
-//!   `elevated` tier have their words and no way to be met yet.
+//! - **Approvals**: `approval_required` as an answer and the `elevated` tier have their words and no way to be met yet.
 //! - **A store shared by sidecars**: by the law of life none is needed.
 //! - **Source addresses, process ids and headers as proof**: they never will be.
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sidemint::broker::{BeginError, MintError};
-use sidemint::config::{self, Config};
+use sidemint::config::{self, Config, PolicyPlace};
 use sidemint::metrics::{POLICY_ROLES, POLICY_STATES, REVIEW_WITHIN, Snapshot};
 use sidemint::policy::cache::RefreshOutcome;
 use sidemint::policy::repository::DirectorySource;
@@ -215,6 +215,32 @@ fn example_policy() -> Policy {
 #[test]
 fn the_kubernetes_sidecar_and_its_container_agree_and_serve_takes_the_configuration() {
     check_sidecar(kubernetes_variables(&read("config/kubernetes/job.yaml")), "/run/sidemint/token");
+}
+
+#[test]
+fn the_signed_policy_in_the_comments_of_the_kubernetes_sidecar_is_taken_in_place_of_the_directory() {
+    let job = read("config/kubernetes/job.yaml");
+    let signed: Vec<_> = job
+        .lines()
+        .filter_map(|line| {
+            line.trim().strip_prefix("#   - {name: SIDEMINT_")?.strip_suffix('}')?.split_once(", value: ")
+        })
+        .map(|(name, value)| (format!("SIDEMINT_{name}"), value.trim_matches('"').to_owned()))
+        .collect();
+    let unsigned = ["SIDEMINT_POLICY_DIRECTORY", "SIDEMINT_POLICY_TRUST"];
+    let ours = |name: &str| name.starts_with("SIDEMINT_") || name == "SPIFFE_ENDPOINT_SOCKET";
+    let variables = kubernetes_variables(&job).into_iter().filter(|(name, _)| ours(name));
+    let variables = variables.filter(|(name, _)| !unsigned.contains(&name.as_str())).chain(signed);
+    let policy = Config::parse("", "", variables).unwrap().policy;
+    let PolicyPlace::Signed(repository) = policy.place else { panic!("{policy:?}") };
+    assert_eq!(repository.minimum_version, Some(7));
+    // the volume, its mount and its ConfigMap go together
+    let mount = repository.root.parent().unwrap().display();
+    assert!(job.contains(&format!("#   - {{name: policy-root, mountPath: {mount}, readOnly: true}}\n")));
+    assert!(job.contains("#     configMap: {name: sidemint-policy-root}\n"));
+    let file = repository.root.file_name().unwrap().to_str().unwrap();
+    let kustomization = read("config/kubernetes/kustomization.yaml");
+    assert!(kustomization.contains(&format!("#   - name: sidemint-policy-root\n  #     files: [{file}]\n")));
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use super::client::{Address, PolicyStatus, Sidecar, Status};
 use super::{CliResult, Exit, Output, plain, print};
 use crate::clock::SystemClock;
@@ -63,16 +65,67 @@ fn policy_text(text: &mut String, policy: &PolicyStatus) {
     let _ = writeln!(text, "  scopes        {} active, {} suspended", policy.active_scopes, policy.suspended.len());
     for (scope, problems) in &policy.suspended {
         for problem in problems {
-            let message = problem.get("message").unwrap_or(problem);
-            let message = message.as_str().map_or_else(|| message.to_string(), str::to_owned);
-            let _ = writeln!(text, "  suspended     {}: {}", plain(scope), plain(&message));
+            let _ = writeln!(text, "  suspended     {}: {}", plain(scope), plain(&message(problem)));
         }
+    }
+    let _ = writeln!(text, "  kill list     {} in force", policy.killed);
+    for (role, end) in &policy.ends {
+        let _ = writeln!(text, "  speaks        {} until {}", plain(role), plain(end));
+    }
+    for problem in &policy.problems {
+        let _ = writeln!(text, "  problem       {}", plain(&located(problem)));
+    }
+    if let Some(refusal) = &policy.last_refusal {
+        for problem in &refusal.problems {
+            let _ = writeln!(text, "  last refusal  {}: {}", plain(&refusal.at), plain(&located(problem)));
+        }
+    }
+    for note in &policy.notes {
+        let _ = writeln!(text, "  note          {}", plain(note));
+    }
+}
+
+/// What a problem says: text, or an object with a `message`.
+fn message(problem: &Value) -> String {
+    let message = problem.get("message").unwrap_or(problem);
+    message.as_str().map_or_else(|| message.to_string(), str::to_owned)
+}
+
+/// The same, after the file that it is about.
+fn located(problem: &Value) -> String {
+    match problem.get("file").and_then(Value::as_str) {
+        Some(file) => format!("{file}: {}", message(problem)),
+        None => message(problem),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shows_what_a_signed_policy_rests_on_and_what_was_refused() {
+        let json = r#"{"ready":true,"reasons":[],"version":"0.1.0","policy":{"version":"7-0f","state":"stale","trust":"signed","active_scopes":3,"killed":2,
+            "ends":{"security":"2026-12-01T00:00:00Z","timestamp":"2026-11-23T10:00:00Z"},
+            "problems":[{"file":"boundaries/b.cedar","kind":"rule","message":"unexpected token"}],
+            "last_refusal":{"at":"2026-11-23T09:00:00Z","problems":[{"file":"(source)","kind":"unreadable","message":"rollback: \u001b[31mold"}]},
+            "notes":["policy state was damaged and is mended: high-water.a is empty"]},
+            "workload_api":{"connected":true,"svids":1},"tasks":{"active":0,"ended":0},"leases":{"active":0},"journal":{"pending":0}}"#;
+        let address = "unix:///run/admin.sock".parse().unwrap();
+        let text = text(&address, &serde_json::from_str(json).unwrap());
+        for part in [
+            "7-0f, stale, signed",
+            "kill list     2 in force",
+            "speaks        security until 2026-12-01T00:00:00Z",
+            "speaks        timestamp until 2026-11-23T10:00:00Z",
+            "problem       boundaries/b.cedar: unexpected token",
+            "last refusal  2026-11-23T09:00:00Z: (source): rollback: ",
+            "note          policy state was damaged",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains('\u{1b}'), "no control characters reach the terminal: {text}");
+    }
 
     #[test]
     fn shows_why_a_sidecar_is_not_ready_and_what_is_suspended() {

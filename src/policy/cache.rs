@@ -9,10 +9,13 @@ use tokio::sync::watch;
 
 use super::kill::KillList;
 use super::repository::schedule::{self, Looked, Schedule};
-use super::repository::{Fetched, PolicySource, PolicySourceError};
+use super::repository::{Fetched, PolicyFiles, PolicySource, PolicySourceError, Previous, Use};
 use super::standing::Standing;
 use super::{LoadOptions, Policy, PolicyVersion, Problem, kind, load};
 use crate::clock::{SharedClock, Timestamp};
+
+/// Where a problem lies that the version before the newest has.
+const PREVIOUS: &str = "(previous version)";
 
 /// How one refresh ended; the label of `sidemint_policy_refreshes_total{outcome}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -55,6 +58,8 @@ pub struct RefreshStatus {
     pub counts: [u64; 4],
     /// The last time that something was refused, also where it was mended since.
     pub refused: Option<Refusal>,
+    /// What is odd about the source and harms nothing, one line each.
+    pub notes: Vec<String>,
 }
 
 /// A version that was refused.
@@ -82,10 +87,12 @@ pub struct PolicyCache {
 struct Known {
     /// The version that was refused last, so that it is not loaded again and again.
     refused: Option<PolicyVersion>,
-    /// The newest kill list: that of the policy in force, or of a version that was refused for something else.
+    /// The newest kill list that is good: that of the policy in force, or of a version that was refused for something else.
     kill: Option<Arc<KillList>>,
     /// Whether the policy in force stands under a kill list of another version.
     borrowed: bool,
+    /// The version that was refused and whose kill list is the newest.
+    lender: Option<PolicyVersion>,
 }
 
 /// What a look at the source came to.
@@ -118,6 +125,11 @@ impl PolicyCache {
         self.current.subscribe()
     }
 
+    /// Whether the source is one whose files are signed, also while none of them is in force.
+    pub fn is_signed(&self) -> bool {
+        self.source.signed()
+    }
+
     /// How the refreshes went so far.
     pub fn status(&self) -> RefreshStatus {
         self.lock().clone()
@@ -127,7 +139,7 @@ impl PolicyCache {
     /// drop: nothing is swapped then.
     pub async fn reload_now(&self, now: Timestamp) -> RefreshOutcome {
         let mut known = self.refreshing.lock().await;
-        let (outcome, problems) = match self.fetch(known.seen(self.current())).await {
+        let (outcome, mut problems) = match self.fetch(known.seen(self.current())).await {
             // What was refused is still there, and still wrong; the last good one has no more than its own end.
             Ok(Loaded::Unchanged | Loaded::Confirmed(_)) if known.refused.is_some() => {
                 (RefreshOutcome::Refused, self.lock().problems.clone())
@@ -136,8 +148,8 @@ impl PolicyCache {
             Ok(Loaded::Confirmed(standing)) => self.confirm(standing),
             Ok(Loaded::Good(policy)) => self.adopt(&mut known, policy),
             Ok(Loaded::Bad(version, problems, kill)) => {
+                self.stop_more(&mut known, &version, kill);
                 known.refused = Some(version);
-                self.stop_more(&mut known, kill);
                 (RefreshOutcome::Refused, problems)
             }
             Err(error) => {
@@ -148,8 +160,48 @@ impl PolicyCache {
                 (outcome, vec![problem])
             }
         };
+        if known.refused.is_some() && self.current().is_none() {
+            let found = self.resume(&mut known).await.err().unwrap_or_default();
+            problems.retain(|problem| problem.file != PREVIOUS);
+            problems.extend(found);
+        }
+        self.remember(&known).await;
         self.record(now, outcome, problems);
         outcome
+    }
+
+    /// After a start under a version that is refused for what its files say: puts into force what was before it, under the
+    /// newest kill list of all. The outcome stays that of the newest.
+    async fn resume(&self, known: &mut Known) -> Result<(), Vec<Problem>> {
+        let told = |message: String| Problem::new(PREVIOUS, kind::UNREADABLE, message);
+        let previous = self.source.previous().await.map_err(|error| vec![told(error.to_string())])?;
+        let Some(Previous { files, kill }) = previous else { return Ok(()) };
+        let options = self.options.clone();
+        let work = tokio::task::spawn_blocking(move || previous_policy(&files, kill.as_ref(), &options));
+        let (policy, lent) = work
+            .await
+            .map_err(|_| vec![told("loading it was cut off".to_owned())])?
+            .map_err(|problems| problems.iter().map(|problem| told(problem.to_string())).collect::<Vec<_>>())?;
+        let newest = known.kill.iter().chain(&lent).chain([policy.kill_list()]).max_by_key(|kill| kill.epoch());
+        let newest = newest.map_or_else(|| Arc::clone(policy.kill_list()), Arc::clone);
+        known.borrowed = *newest != **policy.kill_list();
+        known.kill = Some(Arc::clone(&newest));
+        tracing::error!(version = %policy.version(), "the newest policy is refused; the one before it is in force again");
+        self.current.send_replace(Some(Arc::new(policy.with_kill_list(newest))));
+        Ok(())
+    }
+
+    /// Has the source remember what is in use, for the next start.
+    async fn remember(&self, known: &Known) {
+        match (&known.refused, &known.lender) {
+            (Some(refused), Some(lender)) if refused == lender => self.source.used(lender, Use::KillList).await,
+            (None, _) => {
+                if let Some(policy) = self.current().filter(|_| !known.borrowed) {
+                    self.source.used(policy.version(), Use::Whole).await;
+                }
+            }
+            _ => {}
+        }
     }
 
     /// A heartbeat: the same version, whose signers speak for longer. Nobody is told, since nothing is to be decided.
@@ -171,19 +223,20 @@ impl PolicyCache {
             known.refused = Some(policy.version().clone());
             return (RefreshOutcome::Refused, vec![problem]);
         }
-        *known = Known { refused: None, kill: Some(Arc::clone(policy.kill_list())), borrowed: false };
+        *known = Known { kill: Some(Arc::clone(policy.kill_list())), ..Known::default() };
         self.current.send_replace(Some(Arc::new(policy)));
         (RefreshOutcome::Loaded, Vec::new())
     }
 
     /// Takes the kill list of a version that was refused for something else, where it has one that is good.
-    fn stop_more(&self, known: &mut Known, kill: Option<Arc<KillList>>) {
+    fn stop_more(&self, known: &mut Known, version: &PolicyVersion, kill: Option<Arc<KillList>>) {
         let Some(kill) = kill.filter(|kill| known.goes_on(kill).is_ok()) else { return };
         if let Some(policy) = self.current().filter(|policy| **policy.kill_list() != *kill) {
             known.borrowed = true;
             self.current.send_replace(Some(Arc::new(policy.with_kill_list(Arc::clone(&kill)))));
         }
         known.kill = Some(kill);
+        known.lender = Some(version.clone());
     }
 
     /// Refreshes at least every `poll`, for ever, after a first refresh that its caller made at once. Drop it to stop.
@@ -236,11 +289,23 @@ impl PolicyCache {
         status.at = Some(now);
         status.outcome = Some(outcome);
         status.problems = problems;
+        status.notes = self.source.notes();
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, RefreshStatus> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Loads what was in use before: the policy, and the kill list that held over it. Both are good, or nothing is.
+fn previous_policy(
+    files: &PolicyFiles,
+    kill: Option<&PolicyFiles>,
+    options: &LoadOptions,
+) -> Result<(Policy, Option<Arc<KillList>>), Vec<Problem>> {
+    let policy = Policy::load_with(files, options).map_err(|error| error.problems)?;
+    let kill = kill.map(load::kill_list).transpose()?;
+    Ok((policy, kill.map(Arc::new)))
 }
 
 impl Known {

@@ -112,6 +112,24 @@ pub enum Fetched {
     New(PolicyFiles),
 }
 
+/// What a version is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Use {
+    /// It is in force.
+    Whole,
+    /// It was refused, and its kill list holds over the version that is in force.
+    KillList,
+}
+
+/// What was in use before, where the newest version cannot be.
+#[derive(Debug)]
+pub struct Previous {
+    /// The version that was put into force last.
+    pub files: PolicyFiles,
+    /// The version, refused for something else, whose kill list held over it.
+    pub kill: Option<PolicyFiles>,
+}
+
 /// The seam to where policy comes from.
 #[async_trait]
 pub trait PolicySource: Send + Sync + fmt::Debug {
@@ -120,6 +138,23 @@ pub trait PolicySource: Send + Sync + fmt::Debug {
     /// # Errors
     /// When they cannot be had, or must not be believed; what is in force stays.
     async fn fetch(&self, seen: Option<&PolicyVersion>) -> Result<Fetched, PolicySourceError>;
+
+    /// Says that the version that was fetched last is in use, so that [`PolicySource::previous`] can give it again. What is
+    /// said of any other version changes nothing. Where it cannot be remembered, [`PolicySource::notes`] tell it.
+    async fn used(&self, _version: &PolicyVersion, _as: Use) {}
+
+    /// What was in use last, also before a restart; for when the newest version is refused for what its files say.
+    ///
+    /// # Errors
+    /// When it was remembered and cannot be had or must not be believed: not a part of it may be used then.
+    async fn previous(&self) -> Result<Option<Previous>, PolicySourceError> {
+        Ok(None)
+    }
+
+    /// Whether what it gives is signed.
+    fn signed(&self) -> bool {
+        false
+    }
 
     /// How long the source asked to be left alone, counted from now; `None` when it did not.
     fn retry_after(&self) -> Option<Duration> {

@@ -22,7 +22,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 const MOMENT: Duration = Duration::from_millis(1);
 
 /// The fixture with an owner's file for everybody whom it names.
-fn sample() -> Sample {
+pub(super) fn sample() -> Sample {
     let mut files = fixture().files;
     for id in ["finance-data", "operations", "identity-governance"] {
         files.insert(format!("owners/{id}.toml"), owner(""));
@@ -37,15 +37,15 @@ fn owner(more: &str) -> Bytes {
     format!("schema = 1\nname = \"Somebody\"\nmail = \"somebody@example.org\"\n{more}\n").into()
 }
 
-fn put(sample: &mut Sample, path: &str, text: &str) {
+pub(super) fn put(sample: &mut Sample, path: &str, text: &str) {
     sample.files.insert(path.to_owned(), Bytes::copy_from_slice(text.as_bytes()));
 }
 
-fn kill(sample: &mut Sample, entries: &str) {
+pub(super) fn kill(sample: &mut Sample, entries: &str) {
     put(sample, "kill/list.toml", &format!("schema = 1\n{entries}"));
 }
 
-fn entry(id: &str, target: &str) -> String {
+pub(super) fn entry(id: &str, target: &str) -> String {
     format!("[[stop]]\nid = \"{id}\"\n{target}\nreason = \"INC-7 leaked\"\n")
 }
 
@@ -87,7 +87,7 @@ fn load(sample: &Sample) -> Policy {
     Policy::load(&published(sample)).unwrap()
 }
 
-fn report(policy: &Policy, at: Timestamp) -> Result<Permit, Denial> {
+pub(super) fn report(policy: &Policy, at: Timestamp) -> Result<Permit, Denial> {
     policy.decide(&caller(REPORT, Proof::JwtSvid), &ledger("c-42"), at)
 }
 

@@ -70,6 +70,9 @@ struct PolicyStatus {
     /// What was refused last, also where it was mended since.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_refusal: Option<Refusal>,
+    /// What is odd about the source and harms nothing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
 }
 
 impl Admin {
@@ -284,13 +287,14 @@ impl Admin {
         PolicyStatus {
             version: policy.map(|policy| policy.version().to_string()),
             state: state.as_ref().map_or("none", PolicyState::as_str),
-            trust: if standing.is_some() { "signed" } else { "unsigned" },
+            trust: if self.policy.is_signed() { "signed" } else { "unsigned" },
             ends: standing.map(|standing| standing.ends.clone()).unwrap_or_default(),
             active_scopes: policy.map_or(0, Policy::active),
             suspended: policy.map(|policy| policy.suspended().clone()).unwrap_or_default(),
             killed: policy.map_or(0, |policy| policy.kill_list().in_force(now)),
             problems: refreshes.problems,
             last_refusal: refreshes.refused,
+            notes: refreshes.notes,
         }
     }
 

@@ -5,8 +5,16 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use serde_json::Value;
+use sidemint::clock::{ManualClock, Timestamp};
+use sidemint::policy::cache::RefreshOutcome;
+use sidemint::policy::repository::PolicyCache;
+use sidemint::policy::repository::fetch::DirectoryFetch;
+use sidemint::policy::repository::signed::{SignedSettings, SignedSource};
+use sidemint::policy::standing::PolicyState;
+use sidemint::policy::{LoadOptions, Policy};
 
 /// When the working repository of a test is made.
 const DAY_0: &str = "2026-11-23T12:00:00Z";
@@ -95,7 +103,7 @@ impl Repository {
         let settings = fs::read_to_string(elsewhere.path("repository.toml")).unwrap();
         let public = settings.lines().find(|line| line.starts_with("security = ")).unwrap();
         self.edit("repository.toml", "[keys]\n", &format!("[keys]\n{}\n", public.replacen("security", new, 1)));
-        self.edit("repository.toml", &format!("[\"{old}\""), &format!("[\"{new}\""));
+        self.edit("repository.toml", &format!("\"{old}\""), &format!("\"{new}\""));
         // Who lost a key cannot sign with it.
         fs::remove_file(self.key(old)).unwrap();
     }
@@ -116,6 +124,79 @@ impl Repository {
             }
         }
     }
+}
+
+/// A sidecar's own view of what is published: its trust anchor, its state directory and its clock.
+struct Sidecar {
+    state: tempfile::TempDir,
+    clock: ManualClock,
+    cache: PolicyCache,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Sidecar {
+    /// Ships the repository's first root, begins to trust it, and runs what is published.
+    fn of(repository: &Repository) -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let clock = ManualClock::at(at(&repository.at));
+        let cache = Self::cache(&repository.out(), &state, &clock);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut sidecar = Self { state, clock, cache, runtime };
+        assert_eq!(sidecar.look(&repository.at), RefreshOutcome::Loaded, "{:?}", sidecar.cache.status());
+        sidecar
+    }
+
+    fn cache(out: &str, state: &tempfile::TempDir, clock: &ManualClock) -> PolicyCache {
+        let anchor = fs::read(Path::new(out).join("metadata/1.root.json")).unwrap();
+        let settings = SignedSettings {
+            anchor: anchor.into(),
+            state: state.path().to_owned(),
+            minimum_version: Some(1),
+            scopes: std::collections::BTreeSet::new(),
+        };
+        let fetch = Arc::new(DirectoryFetch::new(out));
+        let source = SignedSource::new(settings, fetch, Arc::new(clock.clone())).unwrap();
+        PolicyCache::new(Arc::new(source), LoadOptions::default())
+    }
+
+    /// The same sidecar, started again on what it remembers.
+    fn restart(&mut self, out: &str) {
+        let nothing = PolicyCache::new(
+            Arc::new(sidemint::policy::repository::DirectorySource::new("/nowhere")),
+            LoadOptions::default(),
+        );
+        // One process at a time has a state directory.
+        drop(std::mem::replace(&mut self.cache, nothing));
+        self.cache = Self::cache(out, &self.state, &self.clock);
+    }
+
+    fn look(&mut self, time: &str) -> RefreshOutcome {
+        self.clock.set_wall(at(time));
+        self.runtime.block_on(self.cache.reload_now(at(time)))
+    }
+
+    fn policy(&self) -> Arc<Policy> {
+        self.cache.current().unwrap()
+    }
+
+    /// The state of the policy at `time`, and the role that lapsed first.
+    fn freshness(&self, time: &str) -> (&'static str, Option<String>) {
+        let state = self.policy().state(at(time));
+        let word = state.as_str();
+        match state {
+            PolicyState::Stale(lapse) | PolicyState::Expired(lapse) => (word, Some(lapse.role.to_string())),
+            PolicyState::Unsigned | PolicyState::Fresh => (word, None),
+        }
+    }
+
+    /// What the last look was refused for.
+    fn problem(&self) -> String {
+        self.cache.status().problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    }
+}
+
+fn at(time: &str) -> Timestamp {
+    time.parse().unwrap()
 }
 
 /// Every file below a folder with its bytes.
@@ -236,6 +317,60 @@ fn drill_a_lost_key_of_an_owner_is_replaced_by_the_charter() {
     assert!(repository.sign("governance", "governance-2").unwrap().contains("version 2"));
     repository.publish(&[]).unwrap();
     assert_eq!((repository.version("targets"), repository.version("governance")), (2, 2));
+}
+
+#[test]
+fn drill_a_stolen_key_of_an_owner_is_killed_at_once_and_then_replaced() {
+    let repository = Repository::new(true);
+    let mut sidecar = Sidecar::of(&repository);
+    let stolen = fs::read(repository.key("implementers")).unwrap();
+    // What may have been signed by the thief stops everywhere, before anybody has met.
+    repository.kill(&["--grant", "ledger-read-aws", "--reason", "key stolen", "--id", "inc-8"]).unwrap();
+    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded);
+    assert_eq!(sidecar.policy().kill_list().in_force(at(DAY_0)), 1);
+    repository.replace_key("implementers", "implementers-2");
+    for key in ["charter-1", "charter-2"] {
+        repository.sign("targets", key).unwrap();
+    }
+    repository.sign("implementers", "implementers-2").unwrap();
+    repository.publish(&[]).unwrap();
+    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
+    assert_eq!((sidecar.policy().snapshot(), sidecar.policy().kill_list().in_force(at(DAY_0))), (Some(3), 1));
+    // What the thief signs now is nobody's word any more.
+    fs::write(repository.key("implementers"), stolen).unwrap();
+    fs::set_permissions(repository.key("implementers"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    repository.edit("grants/ledger-read-aws.toml", "s3:GetObject", "s3:*");
+    let refused = repository.sign("implementers", "implementers").unwrap_err();
+    assert!(refused.contains("none of the keys that repository.toml names for implementers"), "{refused}");
+    assert!(repository.publish(&[]).unwrap_err().contains("implementers: the folder or repository.toml changed"));
+    repository.edit("grants/ledger-read-aws.toml", "s3:*", "s3:GetObject");
+    // Looked at and found good: the scope works again, by the new key.
+    repository.kill(&["--lift", "inc-8"]).unwrap();
+    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
+    assert_eq!((sidecar.policy().kill_list().in_force(at(DAY_0)), sidecar.policy().active()), (0, 1));
+}
+
+#[test]
+fn drill_two_lost_root_keys_are_mended_by_a_new_repository_alone() {
+    let lost = Repository::new(true);
+    let mut sidecar = Sidecar::of(&lost);
+    for (old, new) in [("root-1", "root-4"), ("root-2", "root-5")] {
+        lost.replace_key(old, new);
+    }
+    for key in ["root-3", "root-4", "root-5"] {
+        lost.sign("root", key).unwrap();
+    }
+    let refused = lost.publish(&[]).unwrap_err();
+    assert!(refused.contains("root: 1 of 2 signatures of the keys of the root before it"), "{refused}");
+    // A new one, with a new root. A sidecar that knows the old one is not carried over by a file alone.
+    let begun = Repository::new(true);
+    sidecar.restart(&begun.out());
+    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Refused);
+    assert!(sidecar.problem().contains("other_fleet"), "{}", sidecar.problem());
+    fs::remove_dir_all(sidecar.state.path().join("policy")).unwrap();
+    sidecar.restart(&begun.out());
+    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
+    assert_eq!((sidecar.policy().snapshot(), sidecar.policy().active()), (Some(1), 1));
 }
 
 #[test]
@@ -449,6 +584,70 @@ fn drill_a_publication_that_was_cut_off_is_published_again() {
         (repository.version("snapshot"), repository.metadata("2.root.json")["signed"]["version"].as_u64()),
         (2, Some(2))
     );
+}
+
+#[test]
+fn drill_a_heartbeat_that_is_down_makes_policy_stale_until_it_beats_elsewhere() {
+    let mut repository = Repository::new(true);
+    let beat = |repository: &Repository, key: &str| {
+        repository.run("heartbeat", &["--to", &repository.out(), "--timestamp-key", key]).unwrap()
+    };
+    beat(&repository, &repository.key("timestamp"));
+    let mut sidecar = Sidecar::of(&repository);
+    assert_eq!(sidecar.freshness("2026-11-23T12:09:59Z"), ("fresh", None));
+    let lapsed = |word| (word, Some("timestamp".to_owned()));
+    assert_eq!(sidecar.look("2026-11-23T12:10:00Z"), RefreshOutcome::Unchanged);
+    assert_eq!(sidecar.freshness("2026-11-23T12:10:00Z"), lapsed("stale"));
+    // As long as the charter allows, also through a restart, and no longer.
+    sidecar.restart(&repository.out());
+    assert_eq!(sidecar.look("2026-11-24T12:09:59Z"), RefreshOutcome::Loaded, "{}", sidecar.problem());
+    assert_eq!(sidecar.freshness("2026-11-24T12:09:59Z"), lapsed("stale"));
+    assert_eq!(sidecar.freshness("2026-11-24T12:10:00Z"), lapsed("expired"));
+    // Started elsewhere, with the same key: nothing is decided again.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let key = elsewhere.path().join("timestamp.pem");
+    fs::rename(repository.key("timestamp"), &key).unwrap();
+    repository.at = "2026-11-24T13:00:00Z".to_owned();
+    beat(&repository, key.to_str().unwrap());
+    let before = sidecar.policy().version().clone();
+    assert_eq!(sidecar.look(&repository.at), RefreshOutcome::Unchanged, "{}", sidecar.problem());
+    assert_eq!((sidecar.freshness(&repository.at), sidecar.policy().version()), (("fresh", None), &before));
+}
+
+#[test]
+fn drill_a_publishers_machine_that_is_gone_is_replaced_from_a_clone_and_the_web_server() {
+    let copy = |from: &str, to: &str, without: &str| {
+        for (path, bytes) in tree(Path::new(from)) {
+            let place = Path::new(to).join(path.strip_prefix(from).unwrap());
+            if !without.is_empty() && path.components().any(|part| part.as_os_str() == without) {
+                continue;
+            }
+            fs::create_dir_all(place.parent().unwrap()).unwrap();
+            fs::copy(&path, &place).unwrap();
+            assert_eq!(fs::read(&place).unwrap(), bytes);
+        }
+    };
+    let gone = Repository::new(true);
+    gone.kill(&["--task", "t-00000000000000000000000000", "--reason", "r"]).unwrap();
+    let mut sidecar = Sidecar::of(&gone);
+    let mended = Repository { place: tempfile::tempdir().unwrap(), at: gone.at.clone() };
+    copy(&gone.dir(), &mended.dir(), "keys");
+    copy(&gone.out(), &mended.out(), "");
+    // The holders of the other keys have theirs; those of the machine are on no other.
+    copy(&gone.path("keys").display().to_string(), &mended.path("keys").display().to_string(), "");
+    drop(gone);
+    for (old, new) in [("snapshot", "snapshot-2"), ("timestamp", "timestamp-2")] {
+        mended.replace_key(old, new);
+    }
+    for key in ["root-2", "root-3"] {
+        mended.sign("root", key).unwrap();
+    }
+    mended.publish(&[]).unwrap();
+    assert_eq!((mended.version("snapshot"), mended.version("incident")), (3, 2));
+    // The sidecars read it where it was; here it is at another place, which is all that they are told.
+    sidecar.restart(&mended.out());
+    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
+    assert_eq!((sidecar.policy().snapshot(), sidecar.policy().kill_list().in_force(at(DAY_0))), (Some(3), 1));
 }
 
 #[test]

@@ -425,6 +425,10 @@ impl SignedDirectory {
 
 #[async_trait]
 impl PolicySource for SignedDirectory {
+    fn signed(&self) -> bool {
+        true
+    }
+
     async fn fetch(&self, seen: Option<&PolicyVersion>) -> Result<Fetched, PolicySourceError> {
         let mut state = self.state.lock().unwrap();
         if !state.reachable {

@@ -199,6 +199,26 @@ pub struct PolicyStatus {
     pub active_scopes: u64,
     /// The suspended scopes and what is wrong with each: text, or an object with a `message`.
     pub suspended: BTreeMap<String, Vec<serde_json::Value>>,
+    /// Entries of the kill list that are in force.
+    pub killed: u64,
+    /// Until when each role speaks, where the policy is signed.
+    pub ends: BTreeMap<String, String>,
+    /// What is wrong with what was looked at last.
+    pub problems: Vec<serde_json::Value>,
+    /// What was refused last, also where it was mended since.
+    pub last_refusal: Option<Refusal>,
+    /// What is odd about the source and harms nothing.
+    pub notes: Vec<String>,
+}
+
+/// A policy version that was refused.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Refusal {
+    /// When it was last seen.
+    pub at: String,
+    /// What was wrong with it.
+    pub problems: Vec<serde_json::Value>,
 }
 
 /// The sidecar's connection to the Workload API.

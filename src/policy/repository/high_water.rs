@@ -53,6 +53,32 @@ pub struct Marks {
     pub roles: BTreeMap<String, Mark>,
 }
 
+/// A version that was in use, to the byte: only this one may be taken again though a newer one was seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InUse {
+    /// The root that let it be verified.
+    pub root: Mark,
+    /// Its timestamp when it was put to use; a heartbeat may have brought a newer one.
+    pub timestamp: Mark,
+    /// Its snapshot.
+    pub snapshot: Mark,
+    /// `targets` and every role below it.
+    pub roles: BTreeMap<String, Mark>,
+}
+
+impl InUse {
+    /// Whether both are the same version under the same root; heartbeats make no difference.
+    pub fn is(&self, other: &Self) -> bool {
+        (self.root, self.snapshot, &self.roles) == (other.root, other.snapshot, &other.roles)
+    }
+
+    /// The least that it must be when it is verified again.
+    pub fn marks(&self) -> Marks {
+        Marks { timestamp: Some(self.timestamp), snapshot: Some(self.snapshot), roles: self.roles.clone() }
+    }
+}
+
 /// Everything that is remembered of a repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -63,6 +89,12 @@ pub struct HighWater {
     pub root: Mark,
     /// The other roles.
     pub marks: Marks,
+    /// The version that was put into force last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_force: Option<InUse>,
+    /// The version that was refused for something else than its kill list, which holds over `in_force`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopping: Option<InUse>,
 }
 
 impl HighWater {
@@ -105,14 +137,29 @@ mod tests {
         (any::<u64>(), any::<[u8; 4]>()).prop_map(|(version, bytes)| Mark::of(version, &bytes))
     }
 
+    fn in_use() -> impl Strategy<Value = InUse> {
+        let roles = proptest::collection::btree_map("[a-z/-]{0,12}", marks(), 0..4);
+        (marks(), marks(), marks(), roles).prop_map(|(root, timestamp, snapshot, roles)| InUse {
+            root,
+            timestamp,
+            snapshot,
+            roles,
+        })
+    }
+
     fn high_water() -> impl Strategy<Value = HighWater> {
         let roles = proptest::collection::btree_map("[a-z/%\"\\\\\n-]{0,12}", marks(), 0..6);
         let tops = (proptest::option::of(marks()), proptest::option::of(marks()));
-        (any::<u64>(), marks(), tops, roles).prop_map(|(counter, root, (timestamp, snapshot), roles)| HighWater {
-            counter,
-            root,
-            marks: Marks { timestamp, snapshot, roles },
-        })
+        let used = (proptest::option::of(in_use()), proptest::option::of(in_use()));
+        (any::<u64>(), marks(), tops, roles, used).prop_map(
+            |(counter, root, (timestamp, snapshot), roles, (in_force, stopping))| HighWater {
+                counter,
+                root,
+                marks: Marks { timestamp, snapshot, roles },
+                in_force,
+                stopping,
+            },
+        )
     }
 
     proptest! {

@@ -15,6 +15,9 @@
 //! | of another root | nothing is trusted |
 //! | older than what was seen, damaged, or empty of versions | told; the repository must answer |
 //! | not writable | what is kept is used; nothing new is adopted |
+//!
+//! Beside the newest version, that which was put into force last is kept, and remembered to the byte: where the files of
+//! the newest turn out to be bad, also after a restart, it is the one exception from "never older" ([`InUse`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -28,10 +31,10 @@ use super::super::standing::{RoleName, Standing};
 use super::super::{PolicyVersion, ScopeId};
 use super::fault::{Fault, FaultKind};
 use super::fetch::{Answer, Fetch, FetchError, Tag};
-use super::high_water::{HighWater, Mark, Marks};
+use super::high_water::{HighWater, InUse, Mark, Marks};
 use super::store::{Kept, Remembered, Store};
-use super::trusted::{Known, MAX_TIMESTAMP, Next, Pin, Roots, TIMESTAMP, Top, Verified, complete, off};
-use super::{Digest, Fetched, PolicyFiles, PolicySource, PolicySourceError};
+use super::trusted::{Known, MAX_TIMESTAMP, Next, Pin, Roots, TIMESTAMP, Top, Verified, complete, off, version_of};
+use super::{Digest, Fetched, PolicyFiles, PolicySource, PolicySourceError, Previous, Use};
 use crate::clock::SharedClock;
 
 /// How often a new root is looked for while the timestamp does not change.
@@ -65,6 +68,8 @@ pub struct SignedStatus {
     pub repaired: Option<String>,
     /// Why versions that are kept could not be used.
     pub cache: Vec<String>,
+    /// Why it could not be remembered which version is in use.
+    pub unrecorded: Option<String>,
 }
 
 impl SignedStatus {
@@ -73,7 +78,10 @@ impl SignedStatus {
         let odd = self.odd.as_ref().map(|odd| format!("the repository answers for a root that is none: {odd}"));
         let repaired = self.repaired.as_ref().map(|why| format!("policy state was damaged and is mended: {why}"));
         let cache = self.cache.iter().map(|why| format!("a kept policy version cannot be used: {why}"));
-        odd.into_iter().chain(repaired).chain(cache).collect()
+        let unrecorded = self.unrecorded.as_ref().map(|why| {
+            format!("it cannot be remembered which policy is in force, for a restart under one that is refused: {why}")
+        });
+        odd.into_iter().chain(repaired).chain(cache).chain(unrecorded).collect()
     }
 }
 
@@ -111,20 +119,24 @@ struct Held {
     timestamp: (Mark, Bytes),
     snapshot: Mark,
     standing: Standing,
-    /// The version that was held before.
-    before: Option<PolicyVersion>,
+    roles: BTreeMap<String, Mark>,
 }
 
 impl Held {
-    fn of(verified: &Verified, before: Option<PolicyVersion>) -> Self {
+    fn of(verified: &Verified) -> Self {
         Self {
             version: verified.files.version.clone(),
             root: verified.root,
             timestamp: verified.timestamp.clone(),
             snapshot: verified.snapshot.0,
             standing: verified.standing.clone(),
-            before,
+            roles: verified.marks(&Marks::default()).roles,
         }
+    }
+
+    fn in_use(&self) -> InUse {
+        let (root, timestamp, snapshot) = (self.root, self.timestamp.0, self.snapshot);
+        InUse { root, timestamp, snapshot, roles: self.roles.clone() }
     }
 
     fn is_pinned_by(&self, pin: Pin) -> bool {
@@ -175,6 +187,36 @@ impl PolicySource for SignedSource {
             // What is kept is better than nothing, and the next look tells the fault again.
             Err(fault) => state.pending.take().map(Fetched::New).ok_or_else(|| fault.into()),
         }
+    }
+
+    async fn used(&self, version: &PolicyVersion, use_as: Use) {
+        let guard = self.state.lock().await;
+        let Some(state) = &*guard else { return };
+        let Some(held) = state.held.as_ref().filter(|held| held.version == *version) else { return };
+        let done = remember_use(&state.store, held.in_use(), use_as).await;
+        if let Err(fault) = &done {
+            tracing::error!(%version, %fault, "it cannot be remembered that this policy version is in use");
+        }
+        self.lock().unrecorded = done.err().map(|fault| fault.to_string());
+    }
+
+    async fn previous(&self) -> Result<Option<Previous>, PolicySourceError> {
+        let guard = self.state.lock().await;
+        let Some((state, kept)) = guard.as_ref().and_then(|state| Some((state, state.store.high_water()?))) else {
+            return Ok(None);
+        };
+        let Some(in_force) = kept.in_force else { return Ok(None) };
+        let files = self.again(state, &in_force).await?;
+        // Who was stopped stays stopped: without this list, none of it.
+        let kill = match &kept.stopping {
+            Some(stopping) => Some(self.again(state, stopping).await?),
+            None => None,
+        };
+        Ok(Some(Previous { files, kill }))
+    }
+
+    fn signed(&self) -> bool {
+        true
     }
 
     fn retry_after(&self) -> Option<Duration> {
@@ -283,7 +325,7 @@ impl SignedSource {
         .await??;
         let (begun, high_water, repaired) = match remembered {
             Remembered::Nothing => (false, None, None),
-            Remembered::Seen { high_water, repaired, initialised } => (initialised, Some(high_water), repaired),
+            Remembered::Seen { high_water, repaired, initialised } => (initialised, Some(*high_water), repaired),
         };
         if !begun && !trusting && self.settings.minimum_version.is_none() {
             let message = "nobody said yet that this policy repository is to be trusted here: run `sidemint policy trust`, \
@@ -422,7 +464,7 @@ impl SignedSource {
         for version in versions {
             match self.kept(state, &version).await {
                 Ok(verified) => {
-                    state.held = Some(Held::of(&verified, None));
+                    state.held = Some(Held::of(&verified));
                     state.pending = Some(verified.files);
                     return;
                 }
@@ -436,20 +478,66 @@ impl SignedSource {
 
     /// Verifies a version that is kept. What it says that was not remembered yet, is.
     async fn kept(&self, state: &State, version: &PolicyVersion) -> Result<Verified, Fault> {
+        not_before(state)?;
+        let marks = state.store.high_water().map(|kept| kept.marks).unwrap_or_default();
+        let verified = self.verify_kept(state, version, &state.roots, &marks).await?;
+        let (store, root, marks) = (Arc::clone(&state.store), state.roots.mark(), verified.marks(&marks));
+        off(move || store.raise(root, marks)).await??;
+        Ok(verified)
+    }
+
+    /// Verifies every byte of a version that is kept, under `roots`, not older than `marks`.
+    async fn verify_kept(
+        &self,
+        state: &State,
+        version: &PolicyVersion,
+        roots: &Roots,
+        marks: &Marks,
+    ) -> Result<Verified, Fault> {
         let (store, wanted) = (Arc::clone(&state.store), version.clone());
         let Kept { mut metadata, targets } = off(move || store.read(&wanted)).await??;
         let gone = || Fault::new(FaultKind::Missing, "its timestamp is gone");
         let timestamp = metadata.remove(TIMESTAMP).ok_or_else(gone)?;
-        not_before(state)?;
-        let marks = state.store.high_water().map(|kept| kept.marks).unwrap_or_default();
-        let top = state.roots.timestamp(timestamp, &marks, None)?;
+        let top = roots.timestamp(timestamp, marks, None)?;
         let mut known = Known { held: targets, ..Known::default() };
         let fetch: Arc<dyn Fetch> = Arc::new(KeptFetch(metadata));
-        let verified = complete(top, &fetch, &mut known, &marks, &self.settings.scopes, None).await?;
+        let verified = complete(top, &fetch, &mut known, marks, &self.settings.scopes, None).await?;
         self.minimum(verified.snapshot.0)?;
-        let (store, root, marks) = (Arc::clone(&state.store), state.roots.mark(), verified.marks(&marks));
-        off(move || store.raise(root, marks)).await??;
         Ok(verified)
+    }
+
+    /// The files of a version that was in use, though a newer one was seen: it must be that version to the byte, under
+    /// the root that it was used under, whose keys need not be those of today. Only its timestamp may be newer.
+    async fn again(&self, state: &State, wanted: &InUse) -> Result<PolicyFiles, Fault> {
+        let version = version_of(wanted.snapshot);
+        let explain = |fault: Fault| {
+            let message = format!("the kept policy version {version}, which was in use: {}", fault.message());
+            Fault::new(fault.kind(), message)
+        };
+        let roots = self.root_of(state, wanted.root).await.map_err(explain)?;
+        let verified = self.verify_kept(state, &version, &roots, &wanted.marks()).await.map_err(explain)?;
+        if !Held::of(&verified).in_use().is(wanted) {
+            return Err(explain(Fault::new(FaultKind::Altered, "is another one now")));
+        }
+        Ok(verified.files)
+    }
+
+    /// From the trust anchor through the roots that are kept, up to `wanted`.
+    async fn root_of(&self, state: &State, wanted: Mark) -> Result<Roots, Fault> {
+        let mut roots = self.anchor.clone();
+        while roots.mark().version < wanted.version {
+            let (store, next) = (Arc::clone(&state.store), roots.mark().version.saturating_add(1));
+            let bytes = off(move || store.root(next)).await?;
+            roots = match bytes.map(|bytes| roots.follow(&bytes)).transpose()? {
+                Some(Next::Root { roots, .. }) => *roots,
+                _ => return Err(Fault::new(FaultKind::Missing, format!("root {next} is gone"))),
+            };
+        }
+        if roots.mark() == wanted {
+            return Ok(roots);
+        }
+        let message = format!("it was used under root {}, which policy.root does not lead to", wanted.version);
+        Err(Fault::new(FaultKind::OtherFleet, message))
     }
 
     /// The timestamp and its tag; `None` where it is still that of `seen`.
@@ -570,12 +658,12 @@ impl SignedSource {
 
     /// Keeps, remembers, then holds a version.
     async fn adopt(&self, state: &mut State, verified: Verified, marks: Marks) -> Result<Looked, Fault> {
-        let before = state.held.as_ref().and_then(|held| match held.version == verified.files.version {
-            true => held.before.clone(),
-            false => Some(held.version.clone()),
-        });
         let again = state.held.as_ref().is_some_and(|held| held.version == verified.files.version);
-        let keep: Vec<PolicyVersion> = before.iter().cloned().chain([verified.files.version.clone()]).collect();
+        // Not simply the one before: that may never have come into force.
+        let kept = state.store.high_water();
+        let used = kept.iter().flat_map(|kept| [&kept.in_force, &kept.stopping]).flatten();
+        let mut keep: Vec<PolicyVersion> = used.map(|used| version_of(used.snapshot)).collect();
+        keep.push(verified.files.version.clone());
         let (store, anchor, bytes) = (Arc::clone(&state.store), self.anchor.mark(), self.settings.anchor.clone());
         let verified = off(move || {
             store.keep_root(anchor.version, &bytes)?;
@@ -588,7 +676,7 @@ impl SignedSource {
             Ok::<_, Fault>(verified)
         })
         .await??;
-        state.held = Some(Held::of(&verified, before));
+        state.held = Some(Held::of(&verified));
         self.lock().cache.clear();
         if again && state.pending.is_none() {
             return Ok(Looked::Heartbeat);
@@ -619,6 +707,21 @@ impl SignedSource {
         }
         Ok(Fetched::New(files))
     }
+}
+
+/// Remembers what `held` is used for now, where that is new.
+async fn remember_use(store: &Arc<Store>, held: InUse, use_as: Use) -> Result<(), Fault> {
+    let Some(HighWater { in_force, stopping, .. }) = store.high_water() else { return Ok(()) };
+    let same = |kept: &Option<InUse>| kept.as_ref().is_some_and(|kept| kept.is(&held));
+    let (in_force, stopping) = match use_as {
+        Use::Whole if same(&in_force) && stopping.is_none() => return Ok(()),
+        Use::KillList if same(&stopping) => return Ok(()),
+        // Its own kill list goes on from every other.
+        Use::Whole => (Some(held), None),
+        Use::KillList => (in_force, Some(held)),
+    };
+    let store = Arc::clone(store);
+    off(move || store.remember_use(in_force, stopping)).await?
 }
 
 /// The chain of roots reaches as far as it did before.

@@ -6,7 +6,7 @@
 //! | `initialised` | a line: this state was begun on purpose, so what it lacks was lost |
 //! | `high-water.a`, `high-water.b` | the same twice: what was seen, never to be older again ([`HighWater`]) |
 //! | `roots/N.root.json` | every root that was verified |
-//! | `versions/VERSION/` | the newest version and the one before: metadata files, and `targets.pack`, the policy files |
+//! | `versions/VERSION/` | the newest version and those in use: metadata files, and `targets.pack`, the policy files |
 //!
 //! Folders have mode 0700 and files 0600; a link, or what somebody else owns, is refused. Every file is written beside its
 //! place, synced, and renamed; a version is a folder that is renamed whole. Whatever is read again is verified again: the
@@ -23,7 +23,7 @@ use bytes::Bytes;
 use rustix::fs::{FlockOperation, OFlags};
 
 use super::fault::{Fault, FaultKind};
-use super::high_water::{HighWater, MAX_HIGH_WATER, Mark, Marks};
+use super::high_water::{HighWater, InUse, MAX_HIGH_WATER, Mark, Marks};
 use super::trusted::{MAX_METADATA, MAX_ROOT, MAX_TARGETS, Verified};
 use super::{Digest, MAX_FILE, MAX_FILES, MAX_TOTAL};
 use crate::policy::PolicyVersion;
@@ -47,7 +47,7 @@ pub enum Remembered {
     /// This was seen. Where a copy of it was damaged, and mended: which.
     Seen {
         /// It.
-        high_water: HighWater,
+        high_water: Box<HighWater>,
         /// What was damaged.
         repaired: Option<String>,
         /// Whether it was begun on purpose; not when the first look was cut off.
@@ -237,7 +237,7 @@ impl Store {
             }
         }
         *self.memory() = Some(newest.clone());
-        Ok(Remembered::Seen { high_water: newest, repaired, initialised })
+        Ok(Remembered::Seen { high_water: Box::new(newest), repaired, initialised })
     }
 
     fn lost(&self, why: &str) -> Fault {
@@ -276,8 +276,24 @@ impl Store {
         if memory.as_ref().is_some_and(|kept| kept.root == root && kept.marks == marks) {
             return Ok(());
         }
-        let counter = memory.as_ref().map_or(0, |kept| kept.counter).saturating_add(1);
-        let high_water = HighWater { counter, root, marks };
+        let (counter, in_force, stopping) = memory
+            .as_ref()
+            .map_or((0, None, None), |kept| (kept.counter, kept.in_force.clone(), kept.stopping.clone()));
+        let high_water = HighWater { counter: counter.saturating_add(1), root, marks, in_force, stopping };
+        self.write(&high_water)?;
+        *memory = Some(high_water);
+        Ok(())
+    }
+
+    /// Remembers what is in use now: what is in force, and what stops more than that says.
+    ///
+    /// # Errors
+    /// When it cannot be written, or nothing was seen yet.
+    pub fn remember_use(&self, in_force: Option<InUse>, stopping: Option<InUse>) -> Result<(), Fault> {
+        let mut memory = self.memory();
+        let kept =
+            memory.clone().ok_or_else(|| Fault::new(FaultKind::State, "nothing was seen that could be in use"))?;
+        let high_water = HighWater { counter: kept.counter.saturating_add(1), in_force, stopping, ..kept };
         self.write(&high_water)?;
         *memory = Some(high_water);
         Ok(())

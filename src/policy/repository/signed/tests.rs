@@ -4,6 +4,7 @@ mod attacks;
 mod bytes;
 mod delegations;
 mod looks;
+mod previous;
 mod rotations;
 mod state;
 

@@ -175,9 +175,15 @@ async fn fifty_versions_leave_two_on_the_disk() {
         world.sample.files.insert("kill/list.toml".to_owned(), format!("schema = 1 # {number}").into());
         world.publish();
         held = new(source.fetch(Some(&held.version)).await);
+        // All but the last come into force.
+        if number < 49 {
+            source.used(&held.version, Use::Whole).await;
+        }
     }
     let kept: Vec<_> = std::fs::read_dir(world.policy().join("versions")).unwrap().flatten().collect();
     assert_eq!(kept.len(), 2);
     assert!(kept.iter().any(|entry| entry.file_name().to_str() == Some(&*held.version.0)));
     assert_eq!(std::fs::read_dir(world.policy()).unwrap().count(), 6);
+    let before = source.previous().await.unwrap().unwrap().files;
+    assert_eq!(before.signed.unwrap().snapshot, held.signed.unwrap().snapshot - 1);
 }

@@ -171,7 +171,7 @@ async fn a_cache_of_another_sidecar_of_the_fleet_is_harmless_and_of_another_flee
     assert!(source.notes()[0].contains("signature: timestamp"), "{:?}", source.notes());
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(super) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     fs::set_permissions(to, fs::Permissions::from_mode(0o700)).unwrap();
     for entry in fs::read_dir(from).unwrap().flatten() {
