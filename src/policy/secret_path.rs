@@ -38,13 +38,22 @@ impl SecretPath {
                 "read must be segments of A-Z a-z 0-9 . _ - and ${param.NAME} joined by '/', e.g. database/creds/ro",
             )
         })?;
-        if segments.len() < 2 || !matches!(segments.first().map(Vec::as_slice), Some([Part::Text(_)])) {
-            return Err(DocumentError::invalid("read must begin with the engine's mount, without a parameter in it"));
+        if segments.len() < 2 {
+            return Err(DocumentError::invalid("read must be the engine's mount and what is read below it"));
         }
-        if matches!(segments.first().map(Vec::as_slice), Some([Part::Text(mount)]) if RESERVED.contains(&mount.as_str()))
-        {
-            let message = format!("read must not be below {}: those are Vault's own", RESERVED.join(", "));
-            return Err(DocumentError::invalid(message));
+        // Not only at the front: before an engine's mount the path may name a namespace (`team/sys/…`), and a value
+        // there could name one of these, too.
+        for parts in segments.iter().rev().skip(1) {
+            match parts.as_slice() {
+                [Part::Text(text)] if !RESERVED.contains(&text.as_str()) => {}
+                [Part::Text(_)] => {
+                    let message = format!("read must not be below {}: those are Vault's own", RESERVED.join(", "));
+                    return Err(DocumentError::invalid(message));
+                }
+                _ => {
+                    return Err(DocumentError::invalid("read may have a parameter in its last segment only"));
+                }
+            }
         }
         Ok(Self { text: text.to_owned(), segments })
     }
@@ -165,6 +174,10 @@ mod tests {
             "database/.${param.a}",
             "database/${param.a}.",
             "database\\x/y",
+            "team/sys/leases",
+            "team/auth/token/create",
+            "team/${param.a}/creds",
+            "database/cr${param.a}/ro",
         ] {
             assert!(SecretPath::parse(wrong).is_err(), "{wrong}");
         }
