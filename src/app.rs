@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::audit::{Audit, AuditError};
 use crate::broker::{BeginError, Broker, Limits, MintError, Parts, reaper};
-use crate::clock::{SharedClock, SystemClock, TrustedClock, within};
+use crate::clock::{SharedClock, SystemClock, Timestamp, TrustedClock, within};
 use crate::config::{Config, PolicyPlace, RepositoryPlace, RepositorySettings, ShutdownSettings};
 use crate::exchange::aws::{AwsSts, Settings, SettingsError};
 use crate::exchange::retry::Rate;
@@ -27,7 +27,9 @@ use crate::identity::Authenticator;
 use crate::identity::task_token::NoRandomness;
 use crate::identity::workload_api::endpoint::EndpointError;
 use crate::identity::workload_api::{SpiffeWorkloadApi, WorkloadApi};
+use crate::lease::LeaseRecord;
 use crate::lease::journal::{DiskJournal, JournalError};
+use crate::lease::stranded::{Stranded, stranded};
 use crate::metrics::{Metrics, Words};
 use crate::pod_task::PodTask;
 use crate::policy::cache::PolicyCache;
@@ -81,6 +83,13 @@ pub enum StartError {
     /// Vault.
     #[error("{0}")]
     Vault(#[from] vault::SettingsError),
+    /// Live credentials of a provider that is gone from the configuration.
+    #[error(
+        "{0}, and the {provider} they came from is not configured: configure it until then so that they can be revoked, or \
+         say state.abandon = [\"{provider}\"] to leave them to die by themselves",
+        provider = .0.provider
+    )]
+    Stranded(Stranded),
     /// A listener.
     #[error("{key}: cannot listen on {address}: {error}")]
     Bind {
@@ -159,11 +168,13 @@ pub async fn build(config: &Config) -> Result<Bound, StartError> {
     let audit = Arc::new(Audit::start(&config.audit, &config.state_directory, clock.now())?);
     let workload_api = SpiffeWorkloadApi::start(&config.identity.workload_api, machine)?;
     let policy = policy(config, &clock, Arc::clone(&workload_api) as _)?;
+    let clouds = clouds(config, &workload_api, &clock)?;
+    let abandoned = abandoned(config, &recovered.leases, &clouds, clock.earliest())?;
     let parts = Parts {
         authenticator: Authenticator::new(Arc::clone(&workload_api) as _, config.identity.audience.clone())
             .with_federated(config.mtls.as_ref().map(|mtls| mtls.federated.clone()).unwrap_or_default())
             .with_federated_jwt(config.identity.federated.clone()),
-        clouds: clouds(config, &workload_api, &clock)?,
+        clouds,
         workload_api: Arc::clone(&workload_api) as _,
         policy: Arc::clone(&policy),
         journal: Arc::new(journal),
@@ -173,6 +184,7 @@ pub async fn build(config: &Config) -> Result<Bound, StartError> {
         clock,
     };
     let broker = Broker::new(parts, recovered);
+    broker.tell_abandoned(&abandoned).await;
     let pod_task = config.pod_task.clone().map(|settings| PodTask::new(Arc::clone(&broker), settings));
     Ok(Bound {
         server: Arc::new(Server::new(Arc::clone(&broker), listeners.http_address)?),
@@ -329,6 +341,33 @@ fn clouds(
         clouds.insert(Provider::Vault, Arc::new(vault));
     }
     Ok(clouds)
+}
+
+/// The live leases that no configured provider can take back, where the configuration says to leave them.
+///
+/// # Errors
+/// It does not say so: a provider must not be dropped in silence while it has live leases (security.md T16).
+fn abandoned(
+    config: &Config,
+    leases: &[LeaseRecord],
+    clouds: &BTreeMap<Provider, Arc<dyn Cloud>>,
+    now: Timestamp,
+) -> Result<Vec<Stranded>, StartError> {
+    let reached = |lease: &LeaseRecord| {
+        let cloud = clouds.get(&lease.provider);
+        cloud.is_some_and(|cloud| lease.upstream.as_deref().is_none_or(|upstream| cloud.reaches(upstream)))
+    };
+    let stranded = stranded(leases, now, reached);
+    if let Some(refused) = stranded.iter().find(|stranded| !config.abandon.contains(&stranded.provider)) {
+        return Err(StartError::Stranded(refused.clone()));
+    }
+    for provider in &config.abandon {
+        match stranded.iter().find(|stranded| stranded.provider == *provider) {
+            Some(found) => tracing::error!(%found, "left to die by themselves: state.abandon says so"),
+            None => tracing::warn!(%provider, "nothing of it needs to be abandoned: take it out of state.abandon"),
+        }
+    }
+    Ok(stranded)
 }
 
 async fn bind(config: &Config) -> Result<Listeners, StartError> {

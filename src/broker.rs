@@ -14,6 +14,7 @@ mod callers;
 mod end;
 mod error;
 mod mint;
+mod outstanding;
 pub mod reaper;
 mod revoke;
 mod view;
@@ -41,6 +42,7 @@ pub use crate::task::MintError;
 pub use begin::{BeginRequest, Begun, Claimant};
 pub use end::Stop;
 pub use error::{BeginError, CredentialsError, FindError};
+pub use outstanding::Outstanding;
 pub use revoke::WAIT_FOR_REVOCATION;
 pub use view::{Census, LeaseView, TaskView};
 
@@ -114,6 +116,8 @@ pub struct Broker {
     to_revoke: tokio::sync::Notify,
     /// Woken when a lease was taken back, or will not be.
     revoked: tokio::sync::Notify,
+    /// How tries to take leases back went wrong, of those that are still owed.
+    failures: outstanding::Failures,
 }
 
 impl Broker {
@@ -138,6 +142,7 @@ impl Broker {
             changed: tokio::sync::Notify::new(),
             to_revoke: tokio::sync::Notify::new(),
             revoked: tokio::sync::Notify::new(),
+            failures: outstanding::Failures::default(),
         })
     }
 

@@ -4,6 +4,7 @@
 //! What several commands share: [`client`] speaks to a sidecar, [`own_svid`] fetches the SVID of whoever runs the command.
 
 pub mod audit;
+mod aws_deny;
 pub mod client;
 #[cfg(feature = "dev")]
 pub mod demo;

@@ -20,7 +20,7 @@ use crate::identity::jwt_svid::is_cloud_audience;
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::policy::repository::http::Proxy;
 use crate::policy::secret_path::is_plain_path;
-use crate::policy::{ParamName, ScopeId};
+use crate::policy::{ParamName, Provider, ScopeId};
 
 /// How a key's value is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +70,7 @@ const KEYS: &[(&str, &str, Form)] = &[
     ("vault", "timeout", Form::Text),
     ("vault", "rate", Form::Number),
     ("state", "directory", Form::Text),
+    ("state", "abandon", Form::List),
     ("audit", "output", Form::Text),
     ("audit", "rotate_size", Form::Text),
     ("audit", "rotate_age", Form::Text),
@@ -134,6 +135,8 @@ pub struct Config {
     pub vault: Option<vault::Settings>,
     /// Where the journal lives.
     pub state_directory: PathBuf,
+    /// Providers whose live credentials are left to die by themselves where nobody can take them back any more.
+    pub abandon: BTreeSet<Provider>,
     /// The audit log.
     pub audit: audit::Settings,
     /// Logging.
@@ -524,6 +527,7 @@ impl Raw {
             aws: self.aws()?,
             vault: self.vault()?,
             state_directory: self.state(environment)?,
+            abandon: self.abandon()?,
             audit: self.audit()?,
             log: self.log()?,
             shutdown: self.shutdown()?,
@@ -688,6 +692,16 @@ impl Raw {
         }
         default_state_directory(|variable| environment.get(variable).cloned())
             .ok_or_else(|| section.error("directory", "name a directory that survives restarts"))
+    }
+
+    fn abandon(&self) -> Result<BTreeSet<Provider>, ConfigError> {
+        let section = Section { name: "state", keys: &self.state };
+        let known = |word: String| {
+            let words = Provider::ALL.map(Provider::as_str).join(", ");
+            let provider = Provider::ALL.into_iter().find(|provider| provider.as_str() == word);
+            provider.ok_or_else(|| section.error("abandon", format!("{word:?} is no provider: they are {words}")))
+        };
+        section.get::<Vec<String>>("abandon")?.unwrap_or_default().into_iter().map(known).collect()
     }
 
     fn audit(&self) -> Result<audit::Settings, ConfigError> {

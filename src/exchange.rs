@@ -202,4 +202,9 @@ pub trait Cloud: Send + Sync + fmt::Debug {
     async fn revoke(&self, _order: &RevokeOrder) -> Result<TakenBack, ExchangeError> {
         Err(ExchangeError::Inexpressible { detail: "this provider takes nothing back".to_owned() })
     }
+
+    /// Whether the credential that [`Minted::upstream`] names came from the very provider that is configured now.
+    fn reaches(&self, _upstream: &str) -> bool {
+        true
+    }
 }

@@ -230,10 +230,12 @@ impl Task {
 
 /// `workload.scope.t-…`: readable in the provider's log, unique by the task's id, at most 64 of `A-Za-z0-9.-_`.
 fn session_name(record: &TaskRecord) -> String {
-    let last = |path: &str| {
-        let segment = path.rsplit('/').next().unwrap_or_default();
-        // both alphabets are ASCII, so characters are bytes
-        segment.chars().take(16).collect::<String>()
-    };
-    format!("{}.{}.{}", last(record.owner.path()), last(record.ask.scope.as_str()), record.id)
+    format!("{}.{}.{}", session_part(record.owner.path()), session_part(record.ask.scope.as_str()), record.id)
+}
+
+/// What stands in a session's name for a workload or a scope: the end of its path, at most 16 characters.
+pub fn session_part(path: &str) -> String {
+    let segment = path.rsplit('/').next().unwrap_or_default();
+    // both alphabets are ASCII, so characters are bytes
+    segment.chars().take(16).collect()
 }

@@ -36,6 +36,7 @@ pub(super) async fn run(broker: Arc<Broker>) {
                 let failed = before.get(&id).is_some_and(|known| known.failed);
                 owed.insert(id, Owed { task, provider, failed });
             }
+            broker.failures.keep(|id| owed.contains_key(id));
             queue.sync(owed.iter().map(|(id, owed)| (owed.provider, id.clone())), now);
             look_at = now + LOOK_EVERY;
         }
@@ -167,6 +168,7 @@ impl Broker {
 
     async fn not_taken_back(&self, task: &Arc<Task>, lease: &LeaseRecord, error: &ExchangeError, first: bool) {
         self.parts.metrics.revocation(lease.provider.as_str(), error.kind());
+        self.failures.note(&lease.id, error);
         tracing::warn!(task = %task.id(), lease = %lease.id, provider = %lease.provider, %error, "not revoked yet");
         if first {
             self.audit_revocation(task, lease, "failed", Some(error)).await;
@@ -182,7 +184,7 @@ impl Broker {
         self.audit_revocation(task, lease, "lapsed", None).await;
     }
 
-    async fn audit_revocation(
+    pub(super) async fn audit_revocation(
         &self,
         task: &Arc<Task>,
         lease: &LeaseRecord,

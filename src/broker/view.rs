@@ -9,7 +9,7 @@ use crate::clock::Timestamp;
 use crate::exchange::{Provider, Revocation};
 use crate::identity::SpiffeId;
 use crate::lease::{LeaseId, LeaseRecord, LeaseState};
-use crate::policy::{ScopeId, Tier};
+use crate::policy::{GrantId, ScopeId, Tier};
 use crate::task::{EndReason, Task, TaskId};
 
 /// A task and its leases.
@@ -62,6 +62,11 @@ pub struct LeaseView {
     pub usable_until: Timestamp,
     /// The session's name at the provider.
     pub session_name: String,
+    /// The grant it implements.
+    pub grant: GrantId,
+    /// AWS's name for the session (its ARN), once known: what an operator needs to deny it there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub assumed_role: Option<String>,
 }
 
 impl From<&LeaseRecord> for LeaseView {
@@ -73,6 +78,8 @@ impl From<&LeaseRecord> for LeaseView {
             state: lease.state,
             usable_until: lease.usable_until,
             session_name: lease.session_name.to_string(),
+            grant: lease.grant.clone(),
+            assumed_role: lease.upstream.clone().filter(|_| lease.provider == Provider::Aws),
         }
     }
 }

@@ -25,7 +25,9 @@ use tokio::net::{TcpStream, UnixStream};
 use zeroize::Zeroizing;
 
 pub use hold::{Held, Hold};
-pub use wire::{BeginRequest, Begun, Ending, LeaseEnding, LeaseView, PolicyStatus, Status, TaskList, TaskView};
+pub use wire::{
+    BeginRequest, Begun, Ending, LeaseEnding, LeaseView, OutstandingView, PolicyStatus, Status, TaskList, TaskView,
+};
 
 use super::{CliError, Exit, plain, setting};
 use crate::clock::{SharedClock, within};
@@ -312,6 +314,22 @@ impl Sidecar {
     /// See [`ClientError`].
     pub async fn end(&self, proof: &Secret, id: &str) -> Result<Answer<Ending>, ClientError> {
         self.ask(self.request(Method::DELETE, &self.task_path(id, "")?, Some(proof), Vec::new())?).await
+    }
+
+    /// Shows any task, through the admin Unix socket.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn show_as_operator(&self, id: &str) -> Result<Answer<TaskView>, ClientError> {
+        self.ask(self.request(Method::GET, &self.task_path(id, "")?, None, Vec::new())?).await
+    }
+
+    /// Ends any task, through the admin Unix socket. Repeating it gives the same answer.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn end_as_operator(&self, id: &str) -> Result<Answer<Ending>, ClientError> {
+        self.ask(self.request(Method::DELETE, &self.task_path(id, "")?, None, Vec::new())?).await
     }
 
     /// Holds a task by its token, until the [`Hold`] is dropped.

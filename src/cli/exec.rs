@@ -198,9 +198,8 @@ impl Task {
     async fn end(&self, verbose: bool) {
         match within(&*self.clock, END_LIMIT, self.sidecar.end(&self.token, &self.id)).await {
             Some(Ok(answer)) if verbose => {
-                complain(&format!("task {} ended ({})", plain(&self.id), answer.value.reason));
-                for lease in &answer.value.leases {
-                    complain(&task::lease_ending_text(lease));
+                for line in task::ending_text(&answer.value).lines() {
+                    complain(line);
                 }
             }
             Some(Ok(_)) => {}

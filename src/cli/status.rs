@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::client::{Address, PolicyStatus, Sidecar, Status};
+use super::client::{Address, OutstandingView, PolicyStatus, Sidecar, Status};
 use super::{CliResult, Exit, Output, plain, print};
 use crate::clock::SystemClock;
 
@@ -53,7 +53,15 @@ fn text(address: &Address, status: &Status) -> String {
         let (id, scope, state) = (plain(&task.id), plain(&task.scope), plain(&task.state));
         let _ = writeln!(text, "  task          {id} {scope} {state} {}", task.spiffe_id);
     }
-    let _ = writeln!(text, "leases          {} active", status.leases.active);
+    let leases = &status.leases;
+    let (active, outstanding, to_revoke) = (leases.active, leases.outstanding, leases.to_revoke);
+    let _ = writeln!(text, "leases          {active} active, {outstanding} of ended tasks, {to_revoke} to revoke");
+    for lease in &status.outstanding {
+        let _ = writeln!(text, "  outstanding   {}", outstanding_text(lease));
+    }
+    if let Some(more @ 1..) = outstanding.checked_sub(status.outstanding.len() as u64) {
+        let _ = writeln!(text, "  outstanding   and {more} more");
+    }
     let _ = writeln!(text, "journal         {} pending", status.journal.pending);
     text
 }
@@ -83,6 +91,24 @@ fn policy_text(text: &mut String, policy: &PolicyStatus) {
     for note in &policy.notes {
         let _ = writeln!(text, "  note          {}", plain(note));
     }
+}
+
+/// One line on a credential that outlives its task.
+fn outstanding_text(lease: &OutstandingView) -> String {
+    let mut text = format!("{} {}", plain(&lease.provider), plain(&lease.id));
+    if let Some(task) = &lease.task {
+        let _ = write!(text, " of {}", plain(task));
+    }
+    let _ = write!(text, ": usable until {}, ", lease.usable_until);
+    match (lease.to_revoke, lease.tries, &lease.last_error) {
+        (false, ..) => text.push_str("dies by itself"),
+        (true, 0, _) => text.push_str("to be revoked"),
+        (true, tries, error) => {
+            let error = lease.detail.as_deref().or(error.as_deref()).unwrap_or("unknown");
+            let _ = write!(text, "NOT REVOKED after {tries} tries: {}", plain(error));
+        }
+    }
+    text
 }
 
 /// What a problem says: text, or an object with a `message`.
@@ -125,6 +151,26 @@ mod tests {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(!text.contains('\u{1b}'), "no control characters reach the terminal: {text}");
+    }
+
+    #[test]
+    fn shows_what_of_ended_tasks_can_still_be_used_and_what_is_in_the_way() {
+        let json = r#"{"ready":true,"version":"0.1.0","leases":{"active":5,"outstanding":4,"to_revoke":2},"outstanding":[
+            {"id":"l-1","provider":"vault","to_revoke":true,"usable_until":"2026-11-23T10:15:00Z","tries":4,"last_error":"refused",
+             "detail":"refused by the provider: \u001b[31mHTTP 403","task":"t-1"},
+            {"id":"l-2","provider":"vault","to_revoke":true,"usable_until":"2026-11-23T10:16:00Z"},
+            {"id":"l-3","provider":"aws","to_revoke":false,"usable_until":"2026-11-23T10:17:00Z"}]}"#;
+        let address = "unix:///run/admin.sock".parse().unwrap();
+        let text = text(&address, &serde_json::from_str(json).unwrap());
+        for line in [
+            "leases          5 active, 4 of ended tasks, 2 to revoke",
+            "  outstanding   vault l-1 of t-1: usable until 2026-11-23T10:15:00Z, NOT REVOKED after 4 tries: refused by the provider:  [31mHTTP 403",
+            "  outstanding   vault l-2: usable until 2026-11-23T10:16:00Z, to be revoked",
+            "  outstanding   aws l-3: usable until 2026-11-23T10:17:00Z, dies by itself",
+            "  outstanding   and 1 more",
+        ] {
+            assert!(text.lines().any(|told| told == line), "{line}: {text}");
+        }
     }
 
     #[test]

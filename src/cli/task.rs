@@ -8,8 +8,10 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::Subcommand;
+use serde_json::Value;
 
-use super::client::{Answer, BeginRequest, Begun, Ending, LeaseEnding, Sidecar, TaskView};
+use super::aws_deny::{self, Deny};
+use super::client::{Address, Answer, BeginRequest, Begun, Ending, LeaseEnding, Sidecar, TaskView};
 use super::{CliError, CliResult, Exit, Output, own_svid, plain, print};
 use crate::clock::{SharedClock, SystemClock};
 use crate::identity::task_token;
@@ -32,7 +34,7 @@ enum Command {
     /// Show one task and what was minted for it
     Show(OneArgs),
     /// End a task, and say what is left of its access until when
-    End(OneArgs),
+    End(EndArgs),
 }
 
 /// What a task is asked for; `exec` asks the same.
@@ -125,6 +127,18 @@ struct OneArgs {
     read: ReadArgs,
 }
 
+#[derive(Debug, clap::Args)]
+struct EndArgs {
+    #[command(flatten)]
+    one: OneArgs,
+    /// End it whoever's it is, through the admin Unix socket: SIDEMINT_ADMIN=unix:///PATH
+    #[arg(long, conflicts_with_all = ["token_file", "spiffe_id"])]
+    operator: bool,
+    /// Also print the Deny that stops the task's session at AWS before its own end, and how to put it on and take it off
+    #[arg(long)]
+    print_aws_deny: bool,
+}
+
 impl ReadArgs {
     /// The token of the file, where one is named; else one's own JWT-SVID.
     async fn proof(&self, clock: SharedClock) -> Result<Secret, CliError> {
@@ -171,11 +185,67 @@ pub async fn run(args: Args) -> CliResult {
             let answer = sidecar.show(&read.proof(clock.clone()).await?, &id).await?;
             show(&answer, read.output, task_text)
         }
-        Command::End(OneArgs { id, read }) => {
-            let answer = sidecar.end(&read.proof(clock.clone()).await?, &id).await?;
-            show(&answer, read.output, ending_text)
+        Command::End(args) => end(args, sidecar, clock).await,
+    }
+}
+
+/// Who ends a task.
+enum Ender {
+    /// Its owner or holder, by this proof.
+    Owner(Secret),
+    /// Whoever can open the admin Unix socket.
+    Operator,
+}
+
+async fn end(args: EndArgs, sidecar: Sidecar, clock: SharedClock) -> CliResult {
+    let OneArgs { id, read } = args.one;
+    let (sidecar, ender) = if args.operator {
+        let sidecar = Sidecar::admin_from_env(clock)?;
+        if !matches!(sidecar.address(), Address::Unix(_)) {
+            let message = "--operator needs the admin Unix socket: set SIDEMINT_ADMIN=unix:///PATH (admin.unix_socket)";
+            return Err(CliError::new(Exit::Usage, message));
+        }
+        (sidecar, Ender::Operator)
+    } else {
+        (sidecar, Ender::Owner(read.proof(clock).await?))
+    };
+    let answer = match &ender {
+        Ender::Owner(proof) => sidecar.end(proof, &id).await?,
+        Ender::Operator => sidecar.end_as_operator(&id).await?,
+    };
+    if !args.print_aws_deny {
+        return show(&answer, read.output, ending_text);
+    }
+    // It has ended, whatever becomes of the rest: that is told first.
+    let task = match &ender {
+        Ender::Owner(proof) => sidecar.show(proof, &id).await,
+        Ender::Operator => sidecar.show_as_operator(&id).await,
+    };
+    let denies = task
+        .map_err(CliError::from)
+        .and_then(|task| Deny::of_task(&task.value).map_err(|error| CliError::new(Exit::Failed, error)));
+    let denies = match denies {
+        Ok(denies) => denies,
+        Err(error) => {
+            show(&answer, read.output, ending_text)?;
+            return Err(error);
+        }
+    };
+    match read.output {
+        Output::Text => {
+            let which = format!("the one session of task {}", plain(&id));
+            print(ending_text(&answer.value) + &aws_deny::text(&denies, &which, "", &[aws_deny::CHILDREN]))?;
+        }
+        Output::Json => {
+            // read once already
+            let mut ending: Value = serde_json::from_slice(answer.raw.as_ref()).unwrap_or_default();
+            if let Value::Object(members) = &mut ending {
+                members.insert("aws_deny".to_owned(), aws_deny::json(&denies, &[aws_deny::CHILDREN]));
+            }
+            print(format!("{ending}\n"))?;
         }
     }
+    Ok(Exit::Ok as u8)
 }
 
 /// A fresh key, so that a begin that is repeated after a broken connection begins one task, not two.
@@ -277,7 +347,8 @@ fn task_text(task: &TaskView) -> String {
     text
 }
 
-fn ending_text(ending: &Ending) -> String {
+/// What a task's end left, in the words of every command that ends one.
+pub(super) fn ending_text(ending: &Ending) -> String {
     let (id, reason) = (plain(&ending.id), plain(&ending.reason));
     let mut text = format!("task {id} ended at {} ({reason})\n", ending.ended_at);
     if ending.leases.is_empty() {
@@ -290,7 +361,7 @@ fn ending_text(ending: &Ending) -> String {
 }
 
 /// One line on what became of a credential. `revoked` only where the provider took it back (design §1).
-pub(super) fn lease_ending_text(lease: &LeaseEnding) -> String {
+fn lease_ending_text(lease: &LeaseEnding) -> String {
     let outcome = match lease.outcome.as_str() {
         "revoked" => "revoked".to_owned(),
         "expires" => format!("expires: usable until {}", lease.usable_until),

@@ -518,8 +518,7 @@ impl Cloud for Vault {
         let Ok(handle) = serde_json::from_str::<Handle>(&order.upstream) else {
             return inexpressible("the journal does not say which lease it is");
         };
-        if handle.address != self.settings.address {
-            // An unknown lease counts as revoked there: another Vault would say so of every one of ours.
+        if !self.is_ours(&handle) {
             return inexpressible("the lease is of another Vault than vault.address names here");
         }
         let deadline = self.clock.boot().saturating_add(order.limit);
@@ -559,6 +558,19 @@ impl Cloud for Vault {
                 Err(fault.into())
             }
         }
+    }
+
+    fn reaches(&self, upstream: &str) -> bool {
+        serde_json::from_str::<Handle>(upstream).is_ok_and(|handle| self.is_ours(&handle))
+    }
+}
+
+impl Vault {
+    /// Whether `handle` is of the Vault that is configured. An unknown lease counts as revoked there: another Vault would say
+    /// so of every one of ours.
+    fn is_ours(&self, handle: &Handle) -> bool {
+        let same = |one: &str, other: &str| one.trim_end_matches('/') == other.trim_end_matches('/');
+        same(&handle.address, &self.settings.address)
     }
 }
 

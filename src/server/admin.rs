@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::problem::Problem as Answered;
 use super::{Answer, Peer, guard, tasks};
 use crate::audit::{self, Event};
-use crate::broker::Broker;
+use crate::broker::{Broker, Outstanding, TaskView};
 use crate::clock::Timestamp;
 use crate::identity::workload_api::SpiffeWorkloadApi;
 use crate::metrics::{REVIEW_WITHIN, Snapshot};
@@ -28,7 +28,7 @@ use crate::policy::cache::{PolicyCache, RefreshOutcome, Refusal};
 use crate::policy::document::{Decision, Kind as DecisionKind};
 use crate::policy::standing::{PolicyState, RoleName};
 use crate::policy::{Policy, Problem, ScopeId, Tier, kind};
-use crate::task::{EndReason, TaskId};
+use crate::task::{EndReason, Task, TaskId};
 
 /// The operators' side of one sidecar.
 #[derive(Debug)]
@@ -50,6 +50,8 @@ struct Status {
     workload_api: Value,
     tasks: Value,
     leases: Value,
+    /// What of ended tasks can still be used, the most urgent first.
+    outstanding: Vec<Outstanding>,
     journal: Value,
     audit: Value,
 }
@@ -103,6 +105,7 @@ impl Admin {
             (&Method::GET, ["readyz"]) => self.readyz(),
             (&Method::GET, []) if here => text(StatusCode::OK, "text/html; charset=utf-8", self.page()),
             (&Method::GET, ["status"]) if here => super::json(StatusCode::OK, &self.status(peer == Peer::Unix)),
+            (&Method::GET, ["v1", "tasks", task]) if peer == Peer::Unix => self.show(task),
             (&Method::DELETE, ["v1", "tasks", task]) if peer == Peer::Unix => self.end(task).await,
             (&Method::POST, ["v1", "clock", "reset"]) if peer == Peer::Unix => self.reset_clock().await,
             (_, segments) => match methods(segments, here, peer == Peer::Unix) {
@@ -117,9 +120,19 @@ impl Admin {
         }
     }
 
+    fn find(&self, task: &str) -> Option<Arc<Task>> {
+        task.parse().ok().and_then(|id: TaskId| self.broker.tasks().by_id(&id))
+    }
+
+    fn show(&self, task: &str) -> Answer {
+        match self.find(task) {
+            Some(task) => super::json(StatusCode::OK, &TaskView::of(&task)),
+            None => Answered::not_found().answer(""),
+        }
+    }
+
     async fn end(&self, task: &str) -> Answer {
-        let found = task.parse().ok().and_then(|id: TaskId| self.broker.tasks().by_id(&id));
-        match found {
+        match self.find(task) {
             Some(task) => tasks::end_with(&self.broker, &task, EndReason::Operator, "operator").await,
             None => Answered::not_found().answer(""),
         }
@@ -256,6 +269,7 @@ impl Admin {
         let identities = self.broker.parts().workload_api.identities();
         let health = self.workload_api.health();
         let census = self.broker.census();
+        let outstanding = self.broker.outstanding();
         let status = Status {
             ready: reasons.is_empty(),
             reasons,
@@ -265,16 +279,18 @@ impl Admin {
             tasks: json!({ "active": census.active, "ended": census.ended }),
             leases: json!({
                 "active": census.leases.iter().map(|(_, _, count)| count).sum::<i64>(),
+                "outstanding": outstanding.len(),
                 "to_revoke": census.outstanding.iter().map(|(_, count)| count).sum::<i64>(),
             }),
+            outstanding: shown(outstanding, whole),
             journal: json!({ "pending": self.broker.parts().journal.pending() }),
             audit: self.audit_status(),
         };
         // Strings, numbers and lists of them always serialise.
         let mut value = serde_json::to_value(status).unwrap_or_default();
         if let (true, Value::Object(members)) = (whole, &mut value) {
-            let shown = |svid: &crate::identity::workload_api::OwnSvid| json!({ "spiffe_id": svid.spiffe_id, "expires_at": svid.expires_at });
-            members.insert("identities".into(), identities.svids.iter().map(shown).collect());
+            let svid = |svid: &crate::identity::workload_api::OwnSvid| json!({ "spiffe_id": svid.spiffe_id, "expires_at": svid.expires_at });
+            members.insert("identities".into(), identities.svids.iter().map(svid).collect());
             members.insert("task_list".into(), json!(tasks::views(&self.broker.tasks().all())));
         }
         value
@@ -326,6 +342,18 @@ impl Admin {
     }
 }
 
+/// The first of what is outstanding; identities and details only where the `whole` is told.
+fn shown(mut outstanding: Vec<Outstanding>, whole: bool) -> Vec<Outstanding> {
+    const MOST: usize = 100;
+    outstanding.truncate(MOST);
+    if !whole {
+        for lease in &mut outstanding {
+            lease.hide();
+        }
+    }
+    outstanding
+}
+
 fn count<T>(all: impl Iterator<Item = T>) -> i64 {
     i64::try_from(all.count()).unwrap_or(i64::MAX)
 }
@@ -349,7 +377,7 @@ fn methods(segments: &[&str], here: bool, operator: bool) -> Option<&'static str
     Some(match segments {
         ["metrics" | "livez" | "readyz"] => "GET",
         [] | ["status"] if here => "GET",
-        ["v1", "tasks", _] if operator => "DELETE",
+        ["v1", "tasks", _] if operator => "GET, DELETE",
         ["v1", "clock", "reset"] if operator => "POST",
         _ => return None,
     })

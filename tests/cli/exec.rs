@@ -286,8 +286,8 @@ async fn verbose_tells_the_task_and_what_is_left_of_each_credential() {
         lines,
         [
             "sidemint: task t-1 began, scope ledger-read, until 2026-11-23T11:00:00Z",
-            "sidemint: task t-1 ended (holder)",
-            "sidemint: aws l-1: expires: usable until 2026-11-23T10:15:00Z",
+            "sidemint: task t-1 ended at 2026-11-23T10:05:00Z (holder)",
+            "sidemint:   aws l-1: expires: usable until 2026-11-23T10:15:00Z",
         ]
     );
     assert!(!outcome.stderr.contains("revoked"));

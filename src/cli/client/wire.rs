@@ -107,6 +107,12 @@ pub struct LeaseView {
     pub state: String,
     /// Until when the credential can be used at its provider.
     pub usable_until: Timestamp,
+    /// The session's name at the provider.
+    pub session_name: Option<String>,
+    /// The grant it implements.
+    pub grant: Option<String>,
+    /// AWS's name for the session (its ARN), once known.
+    pub assumed_role: Option<String>,
 }
 
 /// How a task ended.
@@ -183,6 +189,9 @@ pub struct Status {
     /// Every task; only the admin Unix socket tells them.
     #[serde(default)]
     pub task_list: Option<Vec<TaskView>>,
+    /// What of ended tasks can still be used, the most urgent first; not all of it where there is much.
+    #[serde(default)]
+    pub outstanding: Vec<OutstandingView>,
 }
 
 /// The sidecar's policy.
@@ -245,8 +254,35 @@ pub struct TaskCounts {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct LeaseCounts {
-    /// Whose credential is served.
+    /// Whose credential could still be used.
     pub active: u64,
+    /// Of these, those whose task has ended.
+    pub outstanding: u64,
+    /// Of these, those that are to be revoked.
+    pub to_revoke: u64,
+}
+
+/// A credential of an ended task that can still be used.
+#[derive(Debug, Deserialize)]
+pub struct OutstandingView {
+    /// The lease.
+    pub id: String,
+    /// Its provider.
+    pub provider: String,
+    /// Whether it is to be revoked; else it dies by itself.
+    #[serde(default)]
+    pub to_revoke: bool,
+    /// Until when it can be used at its provider.
+    pub usable_until: Timestamp,
+    /// How often its revocation was tried since the sidecar started.
+    #[serde(default)]
+    pub tries: u32,
+    /// How the last try failed, in a word.
+    pub last_error: Option<String>,
+    /// The same in full; only the admin Unix socket tells it.
+    pub detail: Option<String>,
+    /// Its task; only the admin Unix socket tells it.
+    pub task: Option<String>,
 }
 
 /// The journal.

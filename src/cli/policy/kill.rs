@@ -1,15 +1,19 @@
 //! `policy kill`: stop something everywhere, now.
 
+mod deny;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::json;
 
 use super::{Online, Time, failed, publish, sources};
+use crate::cli::aws_deny::{self, Deny};
 use crate::cli::{CliError, CliResult, Exit, Output, complain, plain, print};
 use crate::clock::{SystemClock, Timestamp};
 use crate::policy::kill::{Stop, Target};
 use crate::policy::publish::kill::{self, Change, Done, Order};
+use crate::policy::publish::published::Published;
 use crate::policy::publish::workspace::Workspace;
 
 #[derive(Debug, clap::Args)]
@@ -42,6 +46,9 @@ pub(super) struct Args {
     /// How long the list is to speak [default: as repository.toml says]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     expires: Option<Duration>,
+    /// Also print the Deny that stops what is already out at AWS before its own end, and how to put it on and take it off
+    #[arg(long, conflicts_with_all = ["list", "lift"])]
+    print_aws_deny: bool,
     #[arg(long, value_enum, default_value_t)]
     output: Output,
     #[command(flatten)]
@@ -128,14 +135,36 @@ pub(super) async fn run(args: &Args) -> CliResult {
     if done.folder_differs {
         complain("kill/list.toml of the working repository says something else than what is published: look at it");
     }
-    tell(args, &done)?;
+    let denies = if args.print_aws_deny { Some(denies(args, &done).await) } else { None };
+    match denies {
+        None => tell(args, &done, None)?,
+        Some(Ok(denies)) => tell(args, &done, Some(&denies))?,
+        Some(Err(error)) => {
+            // The kill is published, whatever becomes of the rest.
+            tell(args, &done, None)?;
+            return Err(error);
+        }
+    }
     Ok(Exit::Ok as u8)
 }
 
-fn tell(args: &Args, done: &Done) -> Result<(), CliError> {
+/// What stops at AWS what the new entry is about, by what is published.
+async fn denies(args: &Args, done: &Done) -> Result<Vec<Deny>, CliError> {
+    let published = Published::read(&args.to).await.map_err(failed)?;
+    let files = published.as_ref().map(|published| &published.files().files);
+    let what = args.what.member();
+    let what = what.as_ref().map(|(member, word)| (*member, word.as_str()));
+    Ok(files.map(|files| deny::of_entry(files, what, &done.id, args.time.now())).unwrap_or_default())
+}
+
+fn tell(args: &Args, done: &Done, denies: Option<&[Deny]>) -> Result<(), CliError> {
     if args.output == Output::Json {
         let report = publish::json(&done.report);
-        return print(format!("{}\n", json!({"id": done.id, "entries": done.entries, "published": report})));
+        let mut value = json!({"id": done.id, "entries": done.entries, "published": report});
+        if let (Some(denies), Some(members)) = (denies, value.as_object_mut()) {
+            members.insert("aws_deny".to_owned(), aws_deny::json(denies, &[]));
+        }
+        return print(format!("{value}\n"));
     }
     print(publish::text(&done.report))?;
     let entries = done.entries;
@@ -146,7 +175,11 @@ fn tell(args: &Args, done: &Done) -> Result<(), CliError> {
              entries\nundo: sidemint policy kill --policy DIR --to OUT --key FILE.pem --lift {0}\n",
             done.id
         )),
-    }
+    }?;
+    let Some(denies) = denies else { return Ok(()) };
+    let which = format!("what entry {} stops", done.id);
+    print(aws_deny::text(denies, &which, " and the entry is lifted", &[]))?;
+    if denies.is_empty() { Ok(()) } else { print(format!("{}\n", deny::ALIKE)) }
 }
 
 fn show(args: &Args, stops: &[Stop]) -> Result<(), CliError> {
