@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -13,9 +14,9 @@ const CROWD: usize = 200;
 /// What it may open beside what it has open.
 const LEFT: u64 = 24;
 
-struct Serve {
+pub(crate) struct Serve {
     child: Child,
-    _directory: tempfile::TempDir,
+    pub(crate) directory: tempfile::TempDir,
 }
 
 impl Drop for Serve {
@@ -25,12 +26,12 @@ impl Drop for Serve {
     }
 }
 
-/// Starts one, and tells where workloads and operators ask.
-fn serve() -> (Serve, SocketAddr, SocketAddr) {
-    let directory = tempfile::tempdir().unwrap();
-    let policy = directory.path().join("policy");
-    fs::create_dir(&policy).unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_sidemint"))
+/// `sidemint serve` with what it keeps in `directory`, and this in its environment beside what it needs.
+pub(crate) fn command(directory: &Path, more: &[(&str, &str)]) -> Command {
+    let policy = directory.join("policy");
+    fs::create_dir_all(&policy).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sidemint"));
+    command
         .arg("serve")
         .env_clear()
         .env("SPIFFE_ENDPOINT_SOCKET", "unix:///nonexistent/agent.sock")
@@ -38,15 +39,20 @@ fn serve() -> (Serve, SocketAddr, SocketAddr) {
         .env("SIDEMINT_POLICY_TRUST", "unsigned")
         .env("SIDEMINT_SERVER_HTTP", "127.0.0.1:0")
         .env("SIDEMINT_ADMIN_HTTP", "127.0.0.1:0")
-        .env("SIDEMINT_STATE_DIRECTORY", directory.path().join("state"))
-        .env("SIDEMINT_AUDIT_OUTPUT", directory.path().join("audit.jsonl"))
+        .env("SIDEMINT_STATE_DIRECTORY", directory.join("state"))
+        .env("SIDEMINT_AUDIT_OUTPUT", directory.join("audit.jsonl"))
+        .envs(more.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Starts one, and tells where workloads and operators ask.
+pub(crate) fn serve(directory: tempfile::TempDir, more: &[(&str, &str)]) -> (Serve, SocketAddr, SocketAddr) {
+    let mut child = command(directory.path(), more).spawn().unwrap();
     let log = child.stderr.take();
-    let serve = Serve { child, _directory: directory };
+    let serve = Serve { child, directory };
     let mut log = BufReader::new(log.unwrap());
     let mut told = String::new();
     loop {
@@ -78,7 +84,7 @@ fn ask(address: SocketAddr, path: &str) -> Option<String> {
 }
 
 /// Asks until it is answered.
-fn answered(address: SocketAddr, path: &str) -> String {
+pub(crate) fn answered(address: SocketAddr, path: &str) -> String {
     (0..200).find_map(|_| ask(address, path)).unwrap_or_else(|| panic!("{path} is never answered"))
 }
 
@@ -90,7 +96,7 @@ fn met_the_limit(admin: SocketAddr) -> u64 {
 
 #[test]
 fn a_sidecar_out_of_descriptors_stays_up_and_answers_when_the_crowd_has_gone() {
-    let (mut serve, http, admin) = serve();
+    let (mut serve, http, admin) = serve(tempfile::tempdir().unwrap(), &[]);
     assert!(answered(http, "/v1/tasks").starts_with("HTTP/1.1 401"));
     assert_eq!(met_the_limit(admin), 0);
     let open = || fs::read_dir(format!("/proc/{}/fd", serve.child.id())).unwrap().count() as u64;

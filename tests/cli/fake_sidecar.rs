@@ -189,7 +189,8 @@ fn usual(state: &mut State, method: &Method, what: &str) -> Response<Body> {
     let view = format!(
         r#"{{"id":"t-1","scope":"ledger-read","spiffe_id":"spiffe://dev.test/report","tier":"baseline","state":"active",
         "hold":true,"begun_at":"2026-11-23T10:00:00Z","expires_at":"2026-11-23T11:00:00Z",
-        "leases":[{{{lease},"revocation":"expire","state":"issued"}}]}}"#
+        "leases":[{{{lease},"revocation":"expire","state":"issued","grant":"ledger-aws","session_name":"report.ledger-read.t-1",
+        "assumed_role":"arn:aws:sts::111122223333:assumed-role/ledger/report.ledger-read.t-1"}}]}}"#
     );
     if what.ends_with("/hold") {
         let (sender, receiver) = mpsc::channel(8);

@@ -518,6 +518,31 @@ fn drill_a_kill_is_published_alone_whatever_the_folder_says() {
 }
 
 #[test]
+fn a_kill_prints_the_deny_for_what_is_out_at_aws() {
+    let repository = Repository::new(true);
+    let more = ["--scope", "ledger-read", "--reason", "key found in a log", "--id", "inc-7", "--print-aws-deny"];
+    let told = repository.kill(&more).unwrap();
+    for part in [
+        "inc-7: every sidecar that reads this repository stops it",
+        "Deny what entry inc-7 stops at AWS, role ledger of account 111122223333:",
+        "\n  aws iam put-role-policy --role-name ledger --policy-name sidemint-deny-inc-7 --policy-document '{",
+        r#""Condition":{"StringLike":{"aws:userid":["*:*.ledger-read.t-*"]}}"#,
+        " and the entry is lifted:",
+        "also stops those that end alike",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    let task = ["--task", "t-00000000000000000000000000", "--reason", "r", "--print-aws-deny", "--output", "json"];
+    let json: Value = serde_json::from_str(&repository.kill(&task).unwrap()).unwrap();
+    let denies = json["aws_deny"]["denies"].as_array().unwrap();
+    assert_eq!((denies.len(), &denies[0]["sessions"][0]), (1, &"*.t-00000000000000000000000000".into()), "{json}");
+    let vault = ["--provider", "vault", "--reason", "r", "--print-aws-deny"];
+    assert!(repository.kill(&vault).unwrap().contains("Nothing to deny at AWS"));
+    let args = ["kill", "--to", &repository.out(), "--list", "--print-aws-deny"];
+    assert_eq!(sidemint(&args).0, 2, "a list is not an entry");
+}
+
+#[test]
 fn a_publisher_who_has_not_seen_a_kill_does_not_undo_it() {
     let repository = Repository::new(true);
     let older = [tree(&repository.path("metadata")), tree(&repository.path("kill"))].concat();

@@ -39,6 +39,51 @@ async fn list_show_and_end_read_well_and_never_say_revoked_of_what_expires() {
 }
 
 #[tokio::test]
+async fn end_prints_the_deny_for_the_one_session_whether_the_task_ran_or_not() {
+    let world = World::new().await;
+    let expected = include_str!("../fixtures/aws-deny.txt");
+    for _ in 0..2 {
+        let text = world.run(&["task", "end", "t-1", "--print-aws-deny"]).await;
+        assert_eq!((text.code, text.stdout.as_str()), (0, expected));
+    }
+    assert_eq!(world.sidecar.story()[..2], ["DELETE /v1/tasks/t-1", "GET /v1/tasks/t-1"]);
+    let json = world.run(&["task", "end", "t-1", "--print-aws-deny", "--output", "json"]).await;
+    let value: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!([&value["id"], &value["leases"][0]["outcome"]], ["t-1", "expires"]);
+    let deny = &value["aws_deny"]["denies"][0];
+    assert_eq!([&deny["role_name"], &deny["account_id"], &deny["leases"][0]], ["ledger", "111122223333", "l-1"]);
+    assert_eq!(deny["remove_after"], "2026-11-23T10:15:31Z");
+    let words: Vec<_> = deny["apply"].as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect();
+    assert_eq!(words[..5], ["aws", "iam", "put-role-policy", "--role-name", "ledger"]);
+    let policy: serde_json::Value = serde_json::from_str(words[8]).unwrap();
+    assert_eq!(policy, deny["policy"]);
+    assert!(!value["aws_deny"]["not_covered"].as_array().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn the_end_is_told_also_where_the_deny_cannot_be_made() {
+    let world = World::new().await;
+    world.sidecar.refuse("GET /v1/tasks/t-1", 503, "unavailable");
+    let outcome = world.run(&["task", "end", "t-1", "--print-aws-deny"]).await;
+    assert_eq!(outcome.code, 4, "{outcome:?}");
+    assert!(outcome.stdout.starts_with("task t-1 ended at"), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn an_operator_ends_any_task_through_the_admin_socket_and_proves_nothing_more() {
+    let world = World::new().await;
+    let mut command = world.sidemint(&["task", "end", "t-1", "--operator", "--print-aws-deny"]);
+    command.env("SIDEMINT_ADMIN", world.sidecar.url()).env_remove("SPIFFE_ENDPOINT_SOCKET");
+    let outcome = Outcome::of(command.spawn().unwrap()).await;
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (0, include_str!("../fixtures/aws-deny.txt")), "{outcome:?}");
+    assert!(world.sidecar.asked().iter().all(|asked| asked.proof.is_empty()));
+    let outcome = world.run(&["task", "end", "t-1", "--operator"]).await;
+    assert!(outcome.code == 2 && outcome.stderr.contains("unix:///PATH"), "not over TCP: {outcome:?}");
+    let both = world.run(&["task", "end", "t-1", "--operator", "--token-file", "x"]).await;
+    assert_eq!(both.code, 2);
+}
+
+#[tokio::test]
 async fn a_token_file_proves_the_holder_in_place_of_an_svid() {
     let world = World::new().await;
     let file = world.path().join("token");

@@ -284,6 +284,18 @@ async fn an_operator_ends_any_task_over_the_unix_socket_only() {
     assert_eq!(reply.json(), w.end(&task).await);
     assert_eq!(w.credentials(&task.token).await.status, 401);
     assert_eq!(w.operator(Call::delete("/v1/tasks/t-00000000000000000000000000")).await.status, 404);
+    // What an operator needs to deny the session at AWS, and what its owner sees.
+    let shown = w.operator(Call::get(&target)).await.json();
+    assert_eq!(shown, w.show(&task).await);
+    let lease = &shown["leases"][0];
+    let session = lease["session_name"].as_str().unwrap();
+    assert!(session.ends_with(&format!(".{}", task.id)), "{session}");
+    assert_eq!(lease["assumed_role"], format!("arn:aws:sts::111122223333:assumed-role/tests/{session}"));
+    assert!(lease["grant"].is_string());
+    assert_eq!(w.operator(Call::get("/v1/tasks/t-00000000000000000000000000")).await.status, 404);
+    let mut over_tcp = Connection::open(w.admin_address).await;
+    over_tcp.send(&Call::get(&target).bytes(w.admin_address)).await;
+    assert_eq!(over_tcp.reply().await.unwrap().status, 404, "there is no such thing over TCP");
 }
 
 #[tokio::test]
@@ -295,9 +307,9 @@ async fn the_operators_listener_says_with_405_which_methods_a_path_takes() {
         ("PUT", "/readyz", "GET", "GET"),
         ("POST", "/", "GET", "GET"),
         ("POST", "/status", "GET", "GET"),
-        ("GET", "/v1/tasks/t-00000000000000000000000000", "", "DELETE"),
+        ("PUT", "/v1/tasks/t-00000000000000000000000000", "", "GET, DELETE"),
         ("GET", "/v1/clock/reset", "", "POST"),
-        ("POST", "/v1/tasks/t-00000000000000000000000000", "", "DELETE"),
+        ("POST", "/v1/tasks/t-00000000000000000000000000", "", "GET, DELETE"),
         ("POST", "/nothing", "", ""),
         ("GET", "/nothing", "", ""),
     ];
@@ -317,9 +329,16 @@ async fn the_operators_listener_says_with_405_which_methods_a_path_takes() {
 async fn what_tells_of_identities_is_for_the_operators_socket_alone() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
-    let open = w.ask_admin("/status").await.text() + &w.ask_admin("/").await.text() + &w.metrics().await;
-    for hidden in [task.id.as_str(), REPORT, OTHER, "archive"] {
-        assert!(!open.contains(hidden), "{hidden}");
+    w.served(&task.token).await;
+    for ended in [false, true] {
+        if ended {
+            w.end(&task).await;
+        }
+        let open = w.ask_admin("/status").await.text() + &w.ask_admin("/").await.text() + &w.metrics().await;
+        for hidden in [task.id.as_str(), REPORT, OTHER, "archive"] {
+            assert!(!open.contains(hidden), "{hidden}");
+        }
+        assert_eq!(open.contains("usable_until"), ended, "that something can still be used is for all to see");
     }
     let whole = w.operator(Call::get("/status")).await.text();
     assert!(whole.contains(&task.id) && whole.contains(REPORT));

@@ -205,6 +205,19 @@ async fn a_vault_that_is_down_is_tried_until_it_is_not_and_nothing_is_called_rev
     assert_eq!((outstanding(&w).await, w.show(&task).await["leases"][0]["state"].clone()), (1.0, json!("ending")));
     assert_eq!(w.ask_admin("/status").await.json()["leases"]["to_revoke"], 1);
     pass(&w, secs(30)).await;
+    let (counted, told) = (w.ask_admin("/status").await.json(), w.operator(Call::get("/status")).await.json());
+    assert_eq!(counted["leases"], json!({ "active": 1, "outstanding": 1, "to_revoke": 1 }));
+    let lease = &told["outstanding"][0];
+    assert_eq!(lease["id"], ending["leases"][0]["id"]);
+    assert_eq!([&lease["last_error"], &lease["to_revoke"]], [&json!("unavailable"), &json!(true)]);
+    assert!(lease["tries"].as_u64().unwrap() > 3 && lease["detail"].as_str().unwrap().contains("503"), "{lease}");
+    assert_eq!([&lease["task"], &lease["spiffe_id"]], [&json!(task.id), &json!(REPORT)]);
+    assert_eq!(lease["usable_until"], ending["leases"][0]["usable_until"]);
+    let public = &counted["outstanding"][0];
+    assert_eq!(public["tries"], lease["tries"]);
+    for hidden in ["task", "spiffe_id", "scope", "detail"] {
+        assert_eq!(public[hidden], Value::Null, "{hidden} is not for every process on this machine");
+    }
     assert!(vault(&w).count("revoke") > 4);
     assert_eq!(audited(&w, "revocation", "failed").len(), 1, "the first failure alone is audited");
     assert!(outcomes(&w, "unavailable").await > 4.0);
@@ -212,6 +225,8 @@ async fn a_vault_that_is_down_is_tried_until_it_is_not_and_nothing_is_called_rev
     vault(&w).well();
     pass(&w, secs(40)).await;
     assert_eq!((vault(&w).live().len(), outstanding(&w).await), (0, 0.0));
+    let told = w.operator(Call::get("/status")).await.json();
+    assert_eq!((&told["outstanding"], &told["leases"]["outstanding"]), (&json!([]), &json!(0)));
     assert_eq!(w.end(&task).await["leases"][0]["outcome"], "revoked");
     assert_eq!(w.metric("sidemint_revocation_lag_seconds_bucket{provider=\"vault\",le=\"5\"}").await, Some(0.0));
 }
