@@ -131,7 +131,8 @@ impl Broker {
     pub async fn tell_abandoned(self: &Arc<Self>, stranded: &[Stranded]) {
         for (provider, lease) in stranded.iter().flat_map(|s| s.leases.iter().map(move |lease| (s.provider, lease))) {
             let Some(task) = self.tasks.by_id(&lease.task) else { continue };
-            let detail = format!("state.abandon leaves it to die by itself: no {provider} is configured that could revoke it");
+            let detail =
+                format!("state.abandon leaves it to die by itself: no {provider} is configured that could revoke it");
             let error = ExchangeError::Inexpressible { detail };
             self.audit_revocation(&task, lease, "abandoned", Some(&error)).await;
         }

@@ -29,7 +29,8 @@ const NOT_COVERED: [&str; 4] = [
 ];
 
 /// What the Deny of a task does not reach beside that.
-pub(super) const CHILDREN: &str = "tasks begun under this one: they ended with it, and each has a session of its own to deny";
+pub(super) const CHILDREN: &str =
+    "tasks begun under this one: they ended with it, and each has a session of its own to deny";
 
 /// One Deny: for the sessions of one role whose names fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,25 +141,25 @@ impl Deny {
     /// # Errors
     /// In one line, where the sidecar does not name the session.
     pub(super) fn of_task(task: &TaskView) -> Result<Vec<Self>, String> {
-        let usable = |lease: &&LeaseView| {
-            lease.provider == "aws" && !matches!(lease.state.as_str(), "revoked" | "expired")
-        };
+        let usable =
+            |lease: &&LeaseView| lease.provider == "aws" && !matches!(lease.state.as_str(), "revoked" | "expired");
         let mut by_role: std::collections::BTreeMap<(Named, String), Vec<&LeaseView>> = Default::default();
         let leases: Vec<_> = task.leases.iter().filter(usable).collect();
         for lease in &leases {
             let unnamed = || format!("the sidecar does not name the session of lease {}", plain(&lease.id));
             let session = lease.session_name.clone().ok_or_else(unnamed)?;
-            let role = match &lease.assumed_role {
-                Some(arn) => Named::Role(Role::parse(arn).ok_or_else(|| {
-                    format!("the sidecar names a role that is none for lease {}", plain(&lease.id))
-                })?),
-                // Another lease of the same grant tells its role.
-                None => leases
-                    .iter()
-                    .filter(|other| other.grant == lease.grant)
-                    .find_map(|other| Role::parse(other.assumed_role.as_deref()?))
-                    .map_or_else(|| Named::OfGrant(plain(lease.grant.as_deref().unwrap_or("?"))), Named::Role),
-            };
+            let role =
+                match &lease.assumed_role {
+                    Some(arn) => Named::Role(Role::parse(arn).ok_or_else(|| {
+                        format!("the sidecar names a role that is none for lease {}", plain(&lease.id))
+                    })?),
+                    // Another lease of the same grant tells its role.
+                    None => leases
+                        .iter()
+                        .filter(|other| other.grant == lease.grant)
+                        .find_map(|other| Role::parse(other.assumed_role.as_deref()?))
+                        .map_or_else(|| Named::OfGrant(plain(lease.grant.as_deref().unwrap_or("?"))), Named::Role),
+                };
             by_role.entry((role, session)).or_default().push(lease);
         }
         let deny = |((role, session), leases): ((Named, String), Vec<&LeaseView>)| {
@@ -218,9 +219,7 @@ impl Deny {
 
     fn json(&self) -> Value {
         let (name, account, grant) = match &self.role {
-            Named::Role(role) => {
-                (Some(&role.name), Some(&role.account).filter(|account| !account.is_empty()), None)
-            }
+            Named::Role(role) => (Some(&role.name), Some(&role.account).filter(|account| !account.is_empty()), None),
             Named::OfGrant(grant) => (None, None, Some(grant)),
         };
         json!({
@@ -297,7 +296,8 @@ mod tests {
     }
 
     fn lease(id: &str, provider: &str, state: &str, until: &str, role: Option<&str>) -> String {
-        let role = role.map(|role| format!(r#","assumed_role":"arn:aws:sts::111122223333:assumed-role/{role}/{SESSION}""#));
+        let role =
+            role.map(|role| format!(r#","assumed_role":"arn:aws:sts::111122223333:assumed-role/{role}/{SESSION}""#));
         format!(
             r#"{{"id":"{id}","provider":"{provider}","revocation":"expire","state":"{state}","usable_until":"2026-11-23T10:{until}Z",
             "session_name":"{SESSION}","grant":"ledger-aws"{}}}"#,
@@ -335,7 +335,8 @@ mod tests {
 
     #[test]
     fn each_role_gets_its_own_and_where_it_is_not_known_the_command_cannot_run_as_it_is() {
-        let leases = [lease("l-1", "aws", "ending", "15:00", Some("a")), lease("l-2", "aws", "issued", "16:00", Some("b"))];
+        let leases =
+            [lease("l-1", "aws", "ending", "15:00", Some("a")), lease("l-2", "aws", "issued", "16:00", Some("b"))];
         let roles: Vec<_> = Deny::of_task(&task(&leases.join(","))).unwrap().iter().map(Deny::whose).collect();
         assert_eq!(roles, ["role a of account 111122223333", "role b of account 111122223333"]);
         let lost = Deny::of_task(&task(&lease("l-1", "aws", "ending", "15:00", None))).unwrap();
@@ -346,7 +347,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_used_any_more_needs_no_deny() {
-        let leases = [lease("l-1", "aws", "expired", "15:00", Some("a")), lease("l-2", "aws", "revoked", "16:00", Some("a"))];
+        let leases =
+            [lease("l-1", "aws", "expired", "15:00", Some("a")), lease("l-2", "aws", "revoked", "16:00", Some("a"))];
         let denies = Deny::of_task(&task(&leases.join(","))).unwrap();
         assert!(denies.is_empty());
         assert!(text(&denies, "task t", "", &[]).contains("Nothing to deny at AWS"));

@@ -535,7 +535,7 @@ fn a_kill_prints_the_deny_for_what_is_out_at_aws() {
     let task = ["--task", "t-00000000000000000000000000", "--reason", "r", "--print-aws-deny", "--output", "json"];
     let json: Value = serde_json::from_str(&repository.kill(&task).unwrap()).unwrap();
     let denies = json["aws_deny"]["denies"].as_array().unwrap();
-    assert_eq!((denies.len(), &denies[0]["sessions"][0]), (1, &"*.t-00000000000000000000000000".into()), "{json}");
+    assert_eq!((denies.len(), &denies[0]["sessions"][0]), (1, &"*.*.t-00000000000000000000000000".into()), "{json}");
     let vault = ["--provider", "vault", "--reason", "r", "--print-aws-deny"];
     assert!(repository.kill(&vault).unwrap().contains("Nothing to deny at AWS"));
     let args = ["kill", "--to", &repository.out(), "--list", "--print-aws-deny"];

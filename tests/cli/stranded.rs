@@ -65,13 +65,18 @@ async fn serve_does_not_start_without_a_provider_that_has_live_leases() {
         let (code, said) = refused(directory.path(), configured);
         assert_eq!(code, Some(2), "{said}");
         let last = said.lines().last().unwrap();
-        let told = format!("sidemint: vault: 1 credential can be used there until {until}, and the vault they came from is not");
+        let told = format!(
+            "sidemint: vault: 1 credential can be used there until {until}, and the vault they came from is not"
+        );
         assert!(last.starts_with(&told) && last.contains("state.abandon = [\"vault\"]"), "{said}");
     }
     let (code, said) = refused(directory.path(), &[("SIDEMINT_STATE_ABANDON", "valt")]);
     assert!(code == Some(2) && said.contains("\"valt\" is no provider"), "{said}");
     let (code, said) = refused(directory.path(), &[("SIDEMINT_STATE_ABANDON", "aws")]);
-    assert!(code == Some(2) && said.contains("1 credential can be used there"), "another word is not that word: {said}");
+    assert!(
+        code == Some(2) && said.contains("1 credential can be used there"),
+        "another word is not that word: {said}"
+    );
 }
 
 #[tokio::test]

@@ -84,7 +84,8 @@ fn concerns(files: &BTreeMap<String, Bytes>, scope: &Found, what: Option<(&str, 
 
 fn pattern(scope: &Found, what: Option<(&str, &str)>) -> String {
     match what {
-        Some(("task", id)) => format!("*.{id}"),
+        // Ceph RGW's `*` ends at the first character that fits and does not look further, so each dot is written.
+        Some(("task", id)) => format!("*.*.{id}"),
         Some(("spiffe_id", id)) => format!("{}.*.t-*", session_part(id)),
         Some(("trust_domain", _)) | None => "*.*.t-*".to_owned(),
         // scope, grant, owner, provider
@@ -104,11 +105,12 @@ mod tests {
             )
         };
         let aws = |role: &str| {
-            format!("schema = 1\nprovider = \"aws\"\nrole_arn = \"arn:aws:iam::111122223333:role/x/{role}\"\naccept_role_scope = true\n")
+            format!(
+                "schema = 1\nprovider = \"aws\"\nrole_arn = \"arn:aws:iam::111122223333:role/x/{role}\"\naccept_role_scope = true\n"
+            )
         };
-        let scope = |owner: &str| {
-            format!("schema = 1\npurpose = \"p\"\nbusiness_owner = \"{owner}\"\njustification = \"j\"\n")
-        };
+        let scope =
+            |owner: &str| format!("schema = 1\npurpose = \"p\"\nbusiness_owner = \"{owner}\"\njustification = \"j\"\n");
         let vault = "schema = 1\nprovider = \"vault\"\nrole = \"r\"\naudience = \"vault\"\nread = \"database/creds/ro\"\n\
                      accept_role_scope = true\n";
         [
@@ -136,7 +138,7 @@ mod tests {
             (Some(("owner", "governance")), Some("*:*.archive.t-*\",\"*:*.ledger-read.t-*"), "10:21:06"),
             (Some(("provider", "aws")), Some("*:*.archive.t-*\",\"*:*.ledger-read.t-*"), "10:21:06"),
             (Some(("spiffe_id", "spiffe://a.test/ns/x/sa/report")), Some("*:report.*.t-*"), "10:21:06"),
-            (Some(("task", "t-0123456789abcdefghjkmnpqrs")), Some("*:*.t-0123456789abcdefghjkmnpqrs"), "10:21:06"),
+            (Some(("task", "t-0123456789abcdefghjkmnpqrs")), Some("*:*.*.t-0123456789abcdefghjkmnpqrs"), "10:21:06"),
             (Some(("trust_domain", "a.test")), Some("*:*.*.t-*"), "10:21:06"),
             (None, Some("*:*.*.t-*"), "10:21:06"),
             (Some(("scope", "db")), None, ""),
