@@ -21,9 +21,10 @@ use crate::clock::Timestamp;
 const SKEW: Duration = Duration::from_secs(30);
 
 /// What a Deny does not reach.
-const NOT_COVERED: [&str; 4] = [
+const NOT_COVERED: [&str; 5] = [
     "what was already read or copied, and a transfer under way: a request is judged when it begins",
     "roles assumed from the session, and tokens that services gave it (ECR, CodeArtifact): those have names of their own",
+    "what the session opened or created: connections, keys, users, queued work",
     "sts:GetCallerIdentity, which no policy can deny: test by another request",
     "roles that IAM lets nobody edit: service-linked ones, and those of IAM Identity Center",
 ];
