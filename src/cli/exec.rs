@@ -197,13 +197,17 @@ impl Task {
     /// Ends the task; best effort, since a held task also ends by itself.
     async fn end(&self, verbose: bool) {
         match within(&*self.clock, END_LIMIT, self.sidecar.end(&self.token, &self.id)).await {
-            Some(Ok(answer)) if verbose => {
-                complain(&format!("task {} ended ({})", plain(&self.id), answer.value.reason));
-                for lease in &answer.value.leases {
-                    complain(&task::lease_ending_text(lease));
+            Some(Ok(answer)) => {
+                if verbose {
+                    complain(&format!("task {} ended ({})", plain(&self.id), answer.value.reason));
+                    for lease in &answer.value.leases {
+                        complain(&task::lease_ending_text(lease));
+                    }
+                }
+                if !answer.value.durable {
+                    complain(task::NOT_DURABLE);
                 }
             }
-            Some(Ok(_)) => {}
             // 401: the task ended so long ago that its token is forgotten.
             Some(Err(ClientError::Refused(refusal))) if refusal.status == http::StatusCode::UNAUTHORIZED => {}
             Some(Err(error)) => {
