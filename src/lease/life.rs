@@ -90,7 +90,13 @@ pub fn after(lease: &LeaseFacts, event: &Event) -> Result<LeaseFacts, Refused> {
         }
         (Ending, Event::Issued(word)) if unanswered => told(&mut next, word),
         (Ending, Event::Issued(_)) => return refused,
-        (Intent | Issued, Event::Ended(at)) => next.state = if lease.usable_until > *at { Ending } else { Expired },
+        (Intent | Issued, Event::Ended(at)) => {
+            next.state = Ending;
+            // What can be taken back is, for as long as the provider's clock may be behind.
+            if over_at(&next) <= *at {
+                next.state = Expired;
+            }
+        }
         (Ending, Event::Ended(_)) => {}
         (Ending, Event::Revoked(at)) if lease.revocation == Revocation::Exact => {
             next.state = Revoked;
@@ -274,6 +280,15 @@ mod tests {
             LeaseState::Expired,
             "no skew: nothing is owed"
         );
+    }
+
+    #[test]
+    fn a_lease_that_ends_with_its_task_is_taken_back_all_the_same_where_that_can_be_done() {
+        for (class, state) in [(Revocation::Exact, LeaseState::Ending), (Revocation::Expire, LeaseState::Expired)] {
+            let issued = reached(LeaseState::Issued, class, true);
+            assert_eq!(after(&issued, &Event::Ended(TOLD)).unwrap().state, state, "{class:?}");
+            assert_eq!(after(&issued, &Event::Ended(TOLD + SKEW)).unwrap().state, LeaseState::Expired, "{class:?}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ async fn world() -> World {
     let w = World::with(Setup { vault: true, ..Setup::default() }).await;
     scope(&w.policy_directory(), "both", "20m", &["aws", "vault"]);
     let decision = w.policy_directory().join("decisions/both.toml");
-    let text = std::fs::read_to_string(decision).unwrap() + "idle = \"10m\"\n";
+    let text = std::fs::read_to_string(decision).unwrap() + "idle = \"4m\"\n";
     write(&w.policy_directory(), "decisions/both.toml", &text);
     w.reload().await;
     w
@@ -81,7 +81,7 @@ impl Trigger {
                 w.clock.advance(secs(10));
             }
             Self::Deadline => w.clock.advance(secs(90)),
-            Self::Idle => w.clock.advance(secs(600)),
+            Self::Idle => w.clock.advance(secs(240)),
             Self::PolicyChanged => {
                 let path = "decisions/both.cedar";
                 let rule = std::fs::read_to_string(w.policy_directory().join(path)).unwrap();
