@@ -284,7 +284,7 @@ impl Broker {
             return Some(reason.into());
         }
         let identities = self.parts.workload_api.identities();
-        if identities.known && identities.svid(task.owner(), now).is_none() {
+        if identities.known && !identities.vouch_for(task.owner(), now) {
             return Some(EndReason::IdentityWithdrawn.into());
         }
         let policy = policy?;

@@ -1,6 +1,7 @@
 //! Track it, take it back. `Minted` → [`Issued`].
 //!
 //! - [`record`]: what is known of a lease, never the secret.
+//! - [`life`]: what may become of it: the one place where its state changes.
 //! - [`journal`]: the durable record, written before a credential is asked for and again before it is served.
 //! - [`issued`]: a credential that may be served.
 //! - [`revoke`]: what is to be taken back, and when it is tried next.
@@ -8,10 +9,12 @@
 
 pub mod issued;
 pub mod journal;
+pub mod life;
 pub mod record;
 pub mod revoke;
 pub mod stranded;
 
 pub use crate::id::LeaseId;
 pub use issued::Issued;
-pub use record::{LeaseEnding, LeaseRecord, LeaseState, Outcome};
+pub use life::LeaseRecord;
+pub use record::{LeaseEnding, LeaseFacts, LeaseState, Outcome};

@@ -5,6 +5,7 @@
 //! - [`charter`]: `owners/`: who answers for what, until when, and how stale a policy may get.
 //! - [`document`]: the TOML files, parsed into types that cannot hold nonsense.
 //! - [`kill`]: `kill/`: what is stopped now.
+//! - [`outliving`]: the actions by which access outlives its credential.
 //! - [`session_policy`]: what narrows an AWS role, with the scope's parameters.
 //! - [`standing`]: until when the signatures speak: fresh, stale, expired.
 //! - [`publish`]: how owners sign and publish a version: the working repository behind `sidemint policy`.
@@ -22,6 +23,7 @@ pub mod document;
 pub mod kill;
 mod lint;
 mod load;
+pub mod outliving;
 mod params;
 pub mod publish;
 pub mod repository;
@@ -48,6 +50,7 @@ use document::{Decision, Digest, Grant, GrantProvider, Scope};
 pub use document::{GrantId, ParamName, Provider, ScopeId, Tier};
 use kill::{KillList, Stop, Subject};
 pub use load::LoadOptions;
+use outliving::Outlives;
 pub use params::Params;
 use rules::{Engine, Slice, Verdict};
 use standing::{Freshness, Lapse, PolicyState, RoleName, Signers, Standing};
@@ -87,8 +90,11 @@ pub struct Caps {
 pub struct ResolvedGrant {
     /// The grant's id.
     pub id: GrantId,
-    /// The longest single credential that the grant allows; default one hour.
+    /// The longest single credential that the grant allows; default one hour. Less where what outlives it must be dead by the
+    /// decision's `max_residual` too.
     pub max_session: Duration,
+    /// What its credentials may leave behind at the provider.
+    pub outlives: Outlives,
     /// What the provider needs to know.
     pub provider: ProviderGrant,
 }
@@ -432,7 +438,7 @@ impl Policy {
             rule_ids,
             tier: active.decision.tier,
             caps: active.decision.caps,
-            grants: active.grants.iter().map(|(id, grant)| resolve(id, grant, &ask.params)).collect(),
+            grants: active.grants.iter().map(|(id, grant)| resolve(id, grant, &active.decision, &ask.params)).collect(),
             digests: Arc::clone(&active.digests),
             stale,
         })
@@ -650,7 +656,7 @@ impl fmt::Display for Leaver {
 }
 
 /// Fills an ask's parameters, which were accepted, into a grant.
-fn resolve(id: &GrantId, grant: &Grant, params: &Params) -> ResolvedGrant {
+fn resolve(id: &GrantId, grant: &Grant, decision: &Decision, params: &Params) -> ResolvedGrant {
     let provider = match &grant.provider {
         GrantProvider::Aws(aws) => ProviderGrant::Aws(AwsGrant {
             role_arn: aws.role_arn.clone(),
@@ -667,7 +673,12 @@ fn resolve(id: &GrantId, grant: &Grant, params: &Params) -> ResolvedGrant {
             read: vault.read.fill(params),
         }),
     };
-    ResolvedGrant { id: id.clone(), max_session: grant.max_session, provider }
+    let max_session = match decision.session_within_the_law(grant) {
+        Some(session) if !grant.outlives.lasts.is_zero() => grant.max_session.min(session),
+        // Nothing outlives it, or the decision accepts that (else the scope is suspended).
+        _ => grant.max_session,
+    };
+    ResolvedGrant { id: id.clone(), max_session, outlives: grant.outlives, provider }
 }
 
 /// Rounded up, so that a rule which caps `ttl` never sees less than what is asked.
@@ -699,6 +710,8 @@ pub mod kind {
     pub const NOT_OWNER: &str = "not_owner";
     /// It names an owner who has no file below `owners/`.
     pub const OWNER: &str = "owner";
+    /// Access would outlive the decision's `max_residual`, which does not accept it.
+    pub const RESIDUAL: &str = "residual";
     /// The source itself cannot be read.
     pub const UNREADABLE: &str = "unreadable";
     /// Allowed, and worth a second look.
@@ -718,7 +731,7 @@ pub struct Problem {
 
 impl Problem {
     /// Every kind, for metrics that must exist before they first happen.
-    pub const KINDS: [&'static str; 13] = [
+    pub const KINDS: [&'static str; 14] = [
         kind::PARSE,
         kind::UNKNOWN_SCHEMA,
         kind::INVALID,
@@ -730,6 +743,7 @@ impl Problem {
         kind::FILE_NAME,
         kind::NOT_OWNER,
         kind::OWNER,
+        kind::RESIDUAL,
         kind::UNREADABLE,
         kind::WARNING,
     ];

@@ -76,6 +76,27 @@ pub struct TaskState {
     pub unheld_since: Duration,
     /// Whether what is above is also in the journal.
     pub journalled: bool,
+    /// How often what is journalled has changed, so that a write that is under way does not pass for one of what changed since.
+    changes: u32,
+}
+
+impl TaskState {
+    /// Notes that the journal is behind now.
+    pub fn touch(&mut self) {
+        self.journalled = false;
+        self.changes = self.changes.wrapping_add(1);
+    }
+
+    /// Which change was the latest; to be told again to [`TaskState::written`].
+    pub fn change(&self) -> u32 {
+        self.changes
+    }
+
+    /// What was there at `change` is durable; says whether nothing has changed since.
+    pub fn written(&mut self, change: u32) -> bool {
+        self.journalled |= self.changes == change;
+        self.journalled
+    }
 }
 
 /// A task in memory: what never changes, and the state behind one lock that is never held across an await.
@@ -109,6 +130,7 @@ impl Task {
             holders: 0,
             unheld_since: boot,
             journalled: true,
+            changes: 0,
         };
         Self {
             session_name: session_name(&record).into(),

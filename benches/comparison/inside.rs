@@ -16,7 +16,7 @@ use sidemint::id::{LeaseId, TaskId};
 use sidemint::identity::workload_api::testing::{FakeWorkloadApi, SigningKey, claims, jwks};
 use sidemint::identity::{Authenticator, Caller, Evidence, jwt_svid::JwtBundle};
 use sidemint::lease::journal::{Change, DiskJournal, record};
-use sidemint::lease::{LeaseRecord, LeaseState};
+use sidemint::lease::{LeaseFacts, LeaseRecord, LeaseState};
 use sidemint::policy::repository::PolicyFiles;
 use sidemint::policy::{Ask, Policy};
 use sidemint::secret::Secret;
@@ -220,9 +220,9 @@ pub(crate) fn journal() -> Outcome {
     over_rounds(rounds.iter().map(|(ours, bare)| ours / bare).collect(), note)
 }
 
-fn a_lease() -> Fallible<LeaseRecord> {
+fn a_lease() -> Fallible<LeaseFacts> {
     let now = SystemClock.now();
-    Ok(LeaseRecord {
+    Ok(LeaseFacts {
         id: LeaseId::generate()?,
         task: TaskId::generate()?,
         provider: Provider::Aws,
@@ -232,13 +232,14 @@ fn a_lease() -> Fallible<LeaseRecord> {
         revocation: Revocation::Expire,
         opened_at: now,
         usable_until: now + Duration::from_secs(900),
+        open_ended: false,
         upstream: Some("ASIAQWERTYUIOPASDFGH".into()),
         requested: false,
     })
 }
 
 /// Records per second through the journal, each from a task of its own that waits until it is durable.
-fn journal_rate(directory: &Path, lease: &LeaseRecord) -> Fallible<f64> {
+fn journal_rate(directory: &Path, lease: &LeaseFacts) -> Fallible<f64> {
     let (journal, _) = DiskJournal::open(directory)?;
     let journal = Arc::new(journal);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -251,7 +252,7 @@ fn journal_rate(directory: &Path, lease: &LeaseRecord) -> Fallible<f64> {
             writers.spawn(async move {
                 while began.elapsed() < WRITING {
                     let id = LeaseId::generate().map_err(|error| error.to_string())?;
-                    let change = Change::Lease(Box::new(LeaseRecord { id, ..lease.clone() }));
+                    let change = Change::Lease(Box::new(LeaseRecord::of(LeaseFacts { id, ..lease.clone() })));
                     record(&*journal, vec![change]).await.map_err(|error| error.to_string())?;
                     done.fetch_add(1, Ordering::Relaxed);
                 }

@@ -6,11 +6,12 @@
 //! - [`report`]: rows, bars, the table and the file.
 //! - [`stage`]: a Workload API, an STS, policy files, and the real `sidemint serve` between them.
 //! - [`load`]: HTTP clients that cost as little as possible.
-//! - [`serving`], [`handshakes`], [`process`], [`policy`], [`repository`], [`inside`]: the measurements.
+//! - [`serving`], [`handshakes`], [`process`], [`policy`], [`repository`], [`inside`], [`ends`]: the measurements.
 
 #![allow(clippy::disallowed_methods, reason = "a measurement reads the clock; the product never does")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the table is what this program is for")]
 
+mod ends;
 mod handshakes;
 mod inside;
 mod load;
@@ -27,7 +28,7 @@ use report::{Bar, Measured, Outcome, Row};
 type Measure = fn() -> Outcome;
 
 /// Every row, in the order of the table.
-const ROWS: [(&str, &str, Bar, Measure); 18] = [
+const ROWS: [(&str, &str, Bar, Measure); 20] = [
     ("serve_throughput_vs_hyper", "ratio", Bar::AtLeast(0.85), serving::throughput),
     ("serve_p99_vs_hyper", "ratio", Bar::AtMost(1.5), serving::tail),
     ("jwt_first_seen_vs_raw", "ratio", Bar::AtMost(1.5), inside::jwt_first_seen),
@@ -46,6 +47,8 @@ const ROWS: [(&str, &str, Bar, Measure); 18] = [
     ("policy_load_10000", "s", Bar::AtMost(3.0), policy::load),
     ("policy_rss_10000", "MiB", Bar::AtMost(128.0), policy::rss),
     ("policy_reload_serving_p99", "ratio", Bar::AtMost(3.0), policy::reload_serving),
+    ("expiry_lateness_p99", "ms", Bar::AtMost(50.0), ends::expiry_lateness),
+    ("end_all_10000", "s", Bar::AtMost(1.0), ends::end_all),
 ];
 
 fn main() -> std::process::ExitCode {

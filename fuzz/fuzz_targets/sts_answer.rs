@@ -122,6 +122,7 @@ fuzz_target!(|data: &[u8]| {
             grant: ResolvedGrant {
                 id: "ledger-read-aws".parse().unwrap(),
                 max_session: Duration::from_secs(3600),
+                outlives: Default::default(),
                 provider: ProviderGrant::Aws(AwsGrant {
                     role_arn: "arn:aws:iam::111122223333:role/ledger".into(),
                     session_policy: None,

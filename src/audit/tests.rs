@@ -526,6 +526,7 @@ fn every_member() -> std::collections::BTreeSet<String> {
         provider: Provider::Aws,
         outcome: crate::lease::record::Outcome::Expires,
         usable_until: Timestamp::default(),
+        open_ended: false,
     };
     let digest = crate::policy::document::Digest::of(b"x");
     let digests = crate::policy::Digests {

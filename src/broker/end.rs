@@ -8,10 +8,11 @@ use tokio::task::JoinSet;
 
 use super::Broker;
 use crate::audit::{Event, Kind};
-use crate::exchange::Revocation;
 use crate::lease::journal::{self, Change};
+use crate::lease::life::Event as Happened;
+use crate::lease::record::report;
 use crate::lease::revoke::{is_owed, over_at};
-use crate::lease::{LeaseEnding, LeaseRecord, LeaseState, Outcome};
+use crate::lease::{LeaseFacts, LeaseRecord, LeaseState};
 use crate::policy::{Denial, DenialReason};
 use crate::task::{EndReason, Ending, REMEMBER, Task, TaskState};
 
@@ -54,14 +55,15 @@ impl Broker {
         }
         // Dropping the slots wipes the secrets as soon as no answer is being sent.
         state.slots.clear();
-        for lease in state.leases.iter_mut().filter(|lease| !lease.state.is_over()) {
-            lease.state = if lease.usable_until > surely { LeaseState::Ending } else { LeaseState::Expired };
+        for lease in &mut state.leases {
+            // What is over stays as it is.
+            let _ = lease.apply(&Happened::Ended(surely));
         }
-        let leases = report(&state.leases);
+        let leases = report(state.leases.iter().map(|lease| &**lease));
         let ending = Ending { reason, ended_at: now, leases };
         state.ending = Some(Box::new(ending.clone()));
         state.decided = None;
-        state.journalled = false;
+        state.touch();
         drop(state);
         task.announce_end();
         self.changed.notify_one();
@@ -78,11 +80,10 @@ impl Broker {
         request_id: Option<&str>,
     ) {
         self.parts.metrics.task_ended(ending.reason.as_str());
-        let owed: Vec<_> =
-            task.state().leases.iter().filter(|l| l.revocation == Revocation::Exact).map(|l| l.id.clone()).collect();
-        // What can be taken back is counted when it was, or was not.
-        for lease in ending.leases.iter().filter(|lease| !owed.contains(&lease.id)) {
-            self.parts.metrics.residual(lease.provider.as_str(), lease.usable_until.since(ending.ended_at));
+        let counted_later: Vec<_> =
+            task.state().leases.iter().filter(|l| is_owed(l) || is_unanswered(l)).map(|l| l.id.clone()).collect();
+        for lease in ending.leases.iter().filter(|lease| !counted_later.contains(&lease.id)) {
+            self.parts.metrics.residual(lease.provider.as_str(), lease.residual(ending.ended_at));
         }
         self.journal_task(task).await;
         let record = task.begun();
@@ -105,22 +106,25 @@ impl Broker {
     /// Writes the task and its leases as they are now; says whether they are durable. What fails is tried again by the
     /// reaper.
     pub(crate) async fn journal_task(&self, task: &Task) -> bool {
-        let changes = {
+        let (change, changes) = {
             let state = task.state();
             let leases = state.leases.iter().map(|lease| Change::Lease(Box::new(lease.clone())));
             let task = Change::Task(Box::new(task.snapshot(&state)));
-            std::iter::once(task).chain(leases).collect()
+            (state.change(), std::iter::once(task).chain(leases).collect())
         };
         match journal::record(&*self.parts.journal, changes).await {
-            Ok(_) => {
-                task.state().journalled = true;
-                true
-            }
+            Ok(_) => task.state().written(change),
             Err(error) => {
                 tracing::error!(task = %task.id(), %error, "the end of a task is not durable yet");
                 false
             }
         }
+    }
+
+    /// Whether the end of `task`, which has ended, is durable as it is told; one more try where it is not.
+    pub async fn is_durable(&self, task: &Task) -> bool {
+        let written = task.state().journalled;
+        written || self.journal_task(task).await
     }
 
     /// What began under a task ends with it.
@@ -150,7 +154,8 @@ impl Broker {
             let (due, behind) = (state.ending.is_none().then_some(reason).flatten(), !state.journalled);
             // The earlier clock: one that is set forward lets nothing lapse at its provider.
             let surely = self.parts.clock.earliest();
-            let lapsed: Vec<_> = state.leases.iter().filter(|l| is_owed(l) && over_at(l) <= surely).cloned().collect();
+            let over = |lease: &&LeaseRecord| over_at(lease) <= surely && (is_owed(lease) || is_unanswered(lease));
+            let lapsed: Vec<_> = state.leases.iter().filter(over).cloned().collect();
             changes.extend(settle(&mut state, surely));
             let owed = state.ending.as_ref().is_none_or(|ending| now.since(ending.ended_at) < REMEMBER);
             let forget = !owed && is_settled(&state);
@@ -226,19 +231,9 @@ fn is_settled(state: &TaskState) -> bool {
     state.journalled && state.leases.iter().all(|lease| lease.state.is_over())
 }
 
-/// One line per lease that could still be used or was the last of its provider.
-fn report(leases: &[LeaseRecord]) -> Vec<LeaseEnding> {
-    let outcome = |lease: &LeaseRecord| match lease.state {
-        LeaseState::Revoked => Outcome::Revoked,
-        LeaseState::Intent | LeaseState::Issued | LeaseState::Ending | LeaseState::Expired => Outcome::Expires,
-    };
-    let line = |lease: &LeaseRecord| LeaseEnding {
-        id: lease.id.clone(),
-        provider: lease.provider,
-        outcome: outcome(lease),
-        usable_until: lease.usable_until,
-    };
-    leases.iter().map(line).collect()
+/// Whether its task ended before the provider answered, if it ever does: what is left of it is counted once that is known.
+pub(super) fn is_unanswered(lease: &LeaseFacts) -> bool {
+    lease.state == LeaseState::Ending && lease.upstream.is_none()
 }
 
 /// Marks what has died; of a running task's dead leases only the latest of each provider is kept. `now` is the earlier of
@@ -246,9 +241,10 @@ fn report(leases: &[LeaseRecord]) -> Vec<LeaseEnding> {
 fn settle(state: &mut TaskState, now: crate::clock::Timestamp) -> Vec<Change> {
     let mut changes = Vec::new();
     let ended = state.ending.is_some();
-    for lease in state.leases.iter_mut().filter(|lease| !lease.state.is_over() && over_at(lease) <= now) {
-        lease.state = LeaseState::Expired;
-        changes.push(Change::Lease(Box::new(lease.clone())));
+    for lease in &mut state.leases {
+        if lease.apply(&Happened::Lapsed(now)).is_ok() {
+            changes.push(Change::Lease(Box::new(lease.clone())));
+        }
     }
     if !ended {
         let latest = |lease: &LeaseRecord| {

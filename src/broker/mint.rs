@@ -8,9 +8,10 @@ use tokio::sync::watch;
 use super::{Broker, CredentialsError, MintError};
 use crate::audit::{Event, Kind};
 use crate::clock::{Timestamp, within};
-use crate::exchange::{ExchangeError, MintOrder, Minted, Provider, Revocation};
+use crate::exchange::{Cloud, ExchangeError, MintOrder, Provider, Revocation, RevokeOrder};
 use crate::lease::journal::{self, Change, Receipt};
-use crate::lease::{Issued, LeaseId, LeaseRecord, LeaseState};
+use crate::lease::life::{Event as Happened, Word};
+use crate::lease::{Issued, LeaseEnding, LeaseFacts, LeaseId, LeaseRecord, LeaseState};
 use crate::metrics::Limit;
 use crate::policy::{DenialReason, Permit, ResolvedGrant};
 use crate::task::{Flight, FlightResult, Task};
@@ -166,8 +167,13 @@ impl Broker {
                 return Err(MintError::Exchange(Arc::new(error)));
             }
         };
-        let receipt = self.record_issued(task, &lease, &minted).await?;
-        self.audit_minted(task, &lease, &minted, &permit, request_id).await?;
+        let word = Word {
+            revocation: minted.revocation,
+            usable_until: minted.usable_until + order.grant.outlives.lasts,
+            upstream: minted.upstream.clone(),
+        };
+        let receipt = self.record_issued(task, &lease, &word, &**cloud).await?;
+        self.audit_minted(task, &lease, &word, &permit, (provider, request_id)).await?;
         if let Some(stop) = self.reason_to_end(task) {
             let ending = self.end(task, stop, Some(request_id)).await;
             return Err(MintError::TaskEnded(ending.reason));
@@ -188,7 +194,8 @@ impl Broker {
         now: Timestamp,
     ) -> Result<LeaseId, MintError> {
         let id = LeaseId::generate().map_err(|e| MintError::NotRecorded(e.to_string()))?;
-        let record = LeaseRecord {
+        let outlives = order.grant.outlives;
+        let record = LeaseRecord::of(LeaseFacts {
             id: id.clone(),
             task: task.id().clone(),
             provider,
@@ -197,10 +204,11 @@ impl Broker {
             state: LeaseState::Intent,
             revocation: Revocation::Expire,
             opened_at: now,
-            usable_until: order.dead_by,
+            usable_until: order.dead_by + outlives.lasts,
+            open_ended: outlives.open_ended,
             upstream: None,
             requested: false,
-        };
+        });
         {
             // In memory first, so that an end that comes in between reports this lease too.
             let mut state = task.state();
@@ -233,17 +241,26 @@ impl Broker {
     }
 
     /// Records what the provider gave, before anyone sees it.
-    async fn record_issued(&self, task: &Task, id: &LeaseId, minted: &Minted) -> Result<Receipt, MintError> {
-        let record = {
-            let mut state = task.state();
-            let ended = state.ending.is_some();
-            let lease = state.leases.iter_mut().find(|lease| lease.id == *id);
-            let lease = lease.ok_or_else(|| MintError::NotRecorded("its intent is gone".into()))?;
-            lease.state = if ended { LeaseState::Ending } else { LeaseState::Issued };
-            lease.revocation = minted.revocation;
-            lease.usable_until = minted.usable_until;
-            lease.upstream = Some(minted.upstream.clone());
-            lease.clone()
+    async fn record_issued(
+        &self,
+        task: &Task,
+        id: &LeaseId,
+        word: &Word,
+        cloud: &dyn Cloud,
+    ) -> Result<Receipt, MintError> {
+        let record = match answered(task, id, word) {
+            Ok((record, ended_at)) => {
+                if let Some(ended_at) = ended_at.filter(|_| record.revocation == Revocation::Expire) {
+                    let left = LeaseEnding::from(&*record).residual(ended_at);
+                    self.parts.metrics.residual(record.provider.as_str(), left);
+                }
+                record
+            }
+            Err(error) => {
+                // Nobody waits for it any more and nothing lists it: it is taken back here and now, or never.
+                self.take_back_unlisted(task, id, word, cloud).await;
+                return Err(error);
+            }
         };
         let recorded = journal::record(&*self.parts.journal, vec![Change::Lease(Box::new(record))]).await;
         // The task may have ended meanwhile: then this is taken back, whether or not it is recorded.
@@ -251,13 +268,28 @@ impl Broker {
         recorded.map_err(|error| MintError::NotRecorded(error.to_string()))
     }
 
+    /// A credential came after its intent had been given up: once more than it was asked for, a provider kept its own time.
+    async fn take_back_unlisted(&self, task: &Task, id: &LeaseId, word: &Word, cloud: &dyn Cloud) {
+        tracing::error!(task = %task.id(), lease = %id, usable_until = %word.usable_until, "a credential came too late; dropped");
+        if word.revocation == Revocation::Exact {
+            let order = RevokeOrder {
+                caller: task.owner().clone(),
+                upstream: word.upstream.clone(),
+                limit: self.parts.limits.mint,
+            };
+            if let Err(error) = cloud.revoke(&order).await {
+                tracing::error!(task = %task.id(), lease = %id, %error, "and was not revoked");
+            }
+        }
+    }
+
     async fn audit_minted(
         &self,
         task: &Task,
         lease: &LeaseId,
-        minted: &Minted,
+        word: &Word,
         permit: &Permit,
-        request_id: &str,
+        (provider, request_id): (Provider, &str),
     ) -> Result<(), MintError> {
         let record = task.begun();
         let event = Event {
@@ -270,15 +302,32 @@ impl Broker {
             policy_version: Some(&permit.policy_version().0),
             rule_ids: permit.rule_ids(),
             stale: permit.stale(),
-            provider: Some(minted.credential.provider()),
+            provider: Some(provider),
             lease: Some(lease),
             session_name: Some(task.session_name()),
-            upstream: Some(&minted.upstream),
-            usable_until: Some(minted.usable_until),
+            upstream: Some(&word.upstream),
+            usable_until: Some(word.usable_until),
             ..Event::new(self.now(), Kind::Mint, "minted")
         };
         self.parts.audit.record(&event).await.map_err(|error| MintError::NotRecorded(error.to_string()))
     }
+}
+
+/// Puts the provider's word into the lease of `id`; tells it as it is now, and when its task ended, where it has.
+fn answered(task: &Task, id: &LeaseId, word: &Word) -> Result<(LeaseRecord, Option<Timestamp>), MintError> {
+    let mut state = task.state();
+    let lease = state.leases.iter_mut().find(|lease| lease.id == *id);
+    let lease = lease.ok_or_else(|| MintError::NotRecorded("its intent is gone".into()))?;
+    lease.apply(&Happened::Issued(word.clone())).map_err(|refused| MintError::NotRecorded(refused.to_string()))?;
+    let record = lease.clone();
+    let mut ended_at = None;
+    if let Some(ending) = &mut state.ending {
+        // The report names the intent: it says from now on what the provider said.
+        ending.tell(&record);
+        ended_at = Some(ending.ended_at);
+        state.touch();
+    }
+    Ok((record, ended_at))
 }
 
 /// Never 200 with an expired credential, whoever let it expire.

@@ -9,12 +9,14 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::Broker;
+use super::end::is_unanswered;
 use crate::audit::{Event, Kind};
 use crate::clock::within;
 use crate::exchange::retry::{Jitter as _, SystemJitter};
 use crate::exchange::{ExchangeError, Provider, RevokeOrder, TakenBack};
+use crate::lease::life::Event as Happened;
 use crate::lease::revoke::{Queue, Tried, is_owed};
-use crate::lease::{LeaseId, LeaseRecord, LeaseState, Outcome};
+use crate::lease::{LeaseEnding, LeaseFacts, LeaseId};
 use crate::task::{Ending, Task};
 
 /// How long whoever ends a task waits for its credentials to be taken back before it is told until when they work.
@@ -135,19 +137,20 @@ impl Broker {
             let mut state = task.state();
             let ended_at = state.ending.as_ref().map_or(now, |ending| ending.ended_at);
             let Some(lease) = state.leases.iter_mut().find(|lease| lease.id == *id) else { return };
-            match taken {
-                TakenBack::Revoked => {
-                    lease.state = LeaseState::Revoked;
-                    lease.usable_until = lease.usable_until.min(now);
-                }
-                TakenBack::Requested => lease.requested = true,
+            let event = match taken {
+                TakenBack::Revoked => Happened::Revoked(now),
+                TakenBack::Requested => Happened::Requested,
+            };
+            if let Err(refused) = lease.apply(&event) {
+                // It died while its provider was asked: that stands in the report, and is counted, already.
+                tracing::warn!(task = %task.id(), lease = %id, %refused, "taken back too late to say so");
+                return;
             }
             let lease = lease.clone();
-            let line = state.ending.as_mut().and_then(|ending| ending.leases.iter_mut().find(|line| line.id == *id));
-            if let (Some(line), TakenBack::Revoked) = (line, taken) {
-                (line.outcome, line.usable_until) = (Outcome::Revoked, lease.usable_until);
+            if let Some(ending) = &mut state.ending {
+                ending.tell(&lease);
             }
-            state.journalled = false;
+            state.touch();
             (lease, ended_at)
         };
         let outcome = match taken {
@@ -159,14 +162,14 @@ impl Broker {
         if taken == TakenBack::Revoked {
             self.parts.metrics.revoked_after(provider, now.since(ended_at));
         }
-        self.parts.metrics.residual(provider, lease.usable_until.since(ended_at));
+        self.parts.metrics.residual(provider, LeaseEnding::from(&*lease).residual(ended_at));
         self.revoked.notify_waiters();
         // What fails is tried again by the reaper.
         self.journal_task(task).await;
         self.audit_revocation(task, &lease, outcome, None).await;
     }
 
-    async fn not_taken_back(&self, task: &Arc<Task>, lease: &LeaseRecord, error: &ExchangeError, first: bool) {
+    async fn not_taken_back(&self, task: &Arc<Task>, lease: &LeaseFacts, error: &ExchangeError, first: bool) {
         self.parts.metrics.revocation(lease.provider.as_str(), error.kind());
         self.failures.note(&lease.id, error);
         tracing::warn!(task = %task.id(), lease = %lease.id, provider = %lease.provider, %error, "not revoked yet");
@@ -175,11 +178,15 @@ impl Broker {
         }
     }
 
-    /// A credential has died by itself before it could be taken back.
-    pub(super) async fn lapsed(&self, task: &Arc<Task>, lease: &LeaseRecord) {
+    /// A credential has died by itself before it could be taken back, or before anyone knew whether there was one.
+    pub(super) async fn lapsed(&self, task: &Arc<Task>, lease: &LeaseFacts) {
         let ended_at = task.state().ending.as_ref().map_or(lease.usable_until, |ending| ending.ended_at);
+        if is_unanswered(lease) {
+            self.parts.metrics.residual(lease.provider.as_str(), LeaseEnding::from(lease).residual(ended_at));
+            return;
+        }
         self.parts.metrics.revocation(lease.provider.as_str(), "lapsed");
-        self.parts.metrics.residual(lease.provider.as_str(), lease.usable_until.since(ended_at));
+        self.parts.metrics.residual(lease.provider.as_str(), LeaseEnding::from(lease).residual(ended_at));
         tracing::error!(task = %task.id(), lease = %lease.id, "could not be revoked before its own end");
         self.audit_revocation(task, lease, "lapsed", None).await;
     }
@@ -187,7 +194,7 @@ impl Broker {
     pub(super) async fn audit_revocation(
         &self,
         task: &Arc<Task>,
-        lease: &LeaseRecord,
+        lease: &LeaseFacts,
         outcome: &'static str,
         error: Option<&ExchangeError>,
     ) {
@@ -243,5 +250,5 @@ impl Broker {
 
 fn owes(task: &Task) -> bool {
     let state = task.state();
-    state.ending.is_some() && state.leases.iter().any(is_owed)
+    state.ending.is_some() && state.leases.iter().any(|lease| is_owed(lease))
 }

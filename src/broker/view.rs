@@ -8,7 +8,7 @@ use super::Broker;
 use crate::clock::Timestamp;
 use crate::exchange::{Provider, Revocation};
 use crate::identity::SpiffeId;
-use crate::lease::{LeaseId, LeaseRecord, LeaseState};
+use crate::lease::{LeaseFacts, LeaseId, LeaseState};
 use crate::policy::{GrantId, ScopeId, Tier};
 use crate::task::{EndReason, Task, TaskId};
 
@@ -60,6 +60,9 @@ pub struct LeaseView {
     pub state: LeaseState,
     /// The end of its residual access, UTC.
     pub usable_until: Timestamp,
+    /// Whether it may have opened or created what outlives even that.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub open_ended: bool,
     /// The session's name at the provider.
     pub session_name: String,
     /// The grant it implements.
@@ -69,14 +72,15 @@ pub struct LeaseView {
     pub assumed_role: Option<String>,
 }
 
-impl From<&LeaseRecord> for LeaseView {
-    fn from(lease: &LeaseRecord) -> Self {
+impl From<&LeaseFacts> for LeaseView {
+    fn from(lease: &LeaseFacts) -> Self {
         Self {
             id: lease.id.clone(),
             provider: lease.provider,
             revocation: lease.revocation,
             state: lease.state,
             usable_until: lease.usable_until,
+            open_ended: lease.open_ended,
             session_name: lease.session_name.to_string(),
             grant: lease.grant.clone(),
             assumed_role: lease.upstream.clone().filter(|_| lease.provider == Provider::Aws),
@@ -103,7 +107,7 @@ impl TaskView {
             expires_at: record.deadline,
             ended_at: ending.map(|e| e.ended_at),
             reason: ending.map(|e| e.reason),
-            leases: state.leases.iter().map(LeaseView::from).collect(),
+            leases: state.leases.iter().map(|lease| LeaseView::from(&**lease)).collect(),
         }
     }
 }

@@ -197,12 +197,16 @@ impl Task {
     /// Ends the task; best effort, since a held task also ends by itself.
     async fn end(&self, verbose: bool) {
         match within(&*self.clock, END_LIMIT, self.sidecar.end(&self.token, &self.id)).await {
-            Some(Ok(answer)) if verbose => {
-                for line in task::ending_text(&answer.value).lines() {
-                    complain(line);
+            Some(Ok(answer)) => {
+                if verbose {
+                    for line in task::ending_text(&answer.value).lines() {
+                        complain(line);
+                    }
+                }
+                if !answer.value.durable {
+                    complain(task::NOT_DURABLE);
                 }
             }
-            Some(Ok(_)) => {}
             // 401: the task ended so long ago that its token is forgotten.
             Some(Err(ClientError::Refused(refusal))) if refusal.status == http::StatusCode::UNAUTHORIZED => {}
             Some(Err(error)) => {

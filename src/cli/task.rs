@@ -214,7 +214,8 @@ async fn end(args: EndArgs, sidecar: Sidecar, clock: SharedClock) -> CliResult {
         Ender::Operator => sidecar.end_as_operator(&id).await?,
     };
     if !args.print_aws_deny {
-        return show(&answer, read.output, ending_text);
+        show(&answer, read.output, ending_text)?;
+        return durable(&answer.value);
     }
     // It has ended, whatever becomes of the rest: that is told first.
     let task = match &ender {
@@ -245,7 +246,14 @@ async fn end(args: EndArgs, sidecar: Sidecar, clock: SharedClock) -> CliResult {
             print(format!("{ending}\n"))?;
         }
     }
-    Ok(Exit::Ok as u8)
+    durable(&answer.value)
+}
+
+fn durable(ending: &Ending) -> CliResult {
+    match ending.durable {
+        true => Ok(Exit::Ok as u8),
+        false => Err(CliError::new(Exit::Unavailable, NOT_DURABLE)),
+    }
 }
 
 /// A fresh key, so that a begin that is repeated after a broken connection begins one task, not two.
@@ -360,6 +368,10 @@ pub(super) fn ending_text(ending: &Ending) -> String {
     text
 }
 
+/// What to say of an end that the sidecar could not record.
+pub(super) const NOT_DURABLE: &str = "the task has ended, but the sidecar cannot write its journal: should it crash before it can, the \
+                                      task runs again until its deadline; mend the disk and end it again";
+
 /// One line on what became of a credential. `revoked` only where the provider took it back (design §1).
 fn lease_ending_text(lease: &LeaseEnding) -> String {
     let outcome = match lease.outcome.as_str() {
@@ -367,7 +379,8 @@ fn lease_ending_text(lease: &LeaseEnding) -> String {
         "expires" => format!("expires: usable until {}", lease.usable_until),
         other => format!("{}: may be usable until {}", plain(other), lease.usable_until),
     };
-    format!("{} {}: {outcome}", plain(&lease.provider), plain(&lease.id))
+    let more = if lease.open_ended { "; what it opened or created (a connection, a key) may outlive that" } else { "" };
+    format!("{} {}: {outcome}{more}", plain(&lease.provider), plain(&lease.id))
 }
 
 #[cfg(test)]
@@ -407,6 +420,14 @@ mod tests {
             "task t1 ended at 2026-11-23T10:00:00Z (holder)\n  aws l1: expires: usable until 2026-11-23T10:15:00Z\n"
         );
         assert!(text("revoked").ends_with("aws l1: revoked\n"));
+        let connected: LeaseEnding = serde_json::from_str(
+            r#"{"id":"l1","provider":"aws","outcome":"expires","usable_until":"2026-11-23T10:15:00Z","open_ended":true}"#,
+        )
+        .unwrap();
+        assert!(
+            lease_ending_text(&connected)
+                .ends_with("10:15:00Z; what it opened or created (a connection, a key) may outlive that")
+        );
         assert!(text("dropped").ends_with("dropped: may be usable until 2026-11-23T10:15:00Z\n"));
     }
 

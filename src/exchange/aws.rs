@@ -17,7 +17,6 @@
 
 mod answer;
 mod fault;
-mod outliving;
 pub mod session_policy;
 #[cfg(test)]
 mod tests;
@@ -53,8 +52,6 @@ use crate::clock::{SharedClock, Timestamp, within};
 use crate::identity::SpiffeId;
 use crate::identity::workload_api::{JwtSvid, WorkloadApi, WorkloadApiError};
 use crate::policy::{AwsGrant, ProviderGrant};
-
-pub use outliving::{Outliving, outliving_actions};
 
 /// The shortest session that STS gives.
 pub const MIN_SESSION: Duration = Duration::from_secs(900);

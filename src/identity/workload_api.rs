@@ -100,6 +100,14 @@ impl Identities {
         self.svids.iter().find(|svid| svid.spiffe_id == *spiffe_id && svid.expires_at > now)
     }
 
+    /// Whether `spiffe_id` is still an identity of ours: we have its unexpired SVID, and the Workload API still gives a bundle of
+    /// its trust domain (of either kind: the two come on streams of their own, and one may be silent).
+    pub fn vouch_for(&self, spiffe_id: &SpiffeId, now: Timestamp) -> bool {
+        let domain = spiffe_id.trust_domain();
+        let trusted = self.jwt_bundles.contains_key(domain) || self.x509_bundles.contains_key(domain);
+        trusted && self.svid(spiffe_id, now).is_some()
+    }
+
     /// Whether SVIDs of this trust domain are accepted: it is that of one of our own unexpired SVIDs, or in `federated`. That
     /// the Workload API gives its bundle says only that somebody federates with it, not that we do.
     pub fn accepts(&self, trust_domain: &TrustDomain, federated: &BTreeSet<TrustDomain>, now: Timestamp) -> bool {

@@ -21,7 +21,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefin
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
-use super::record::LeaseRecord;
+use super::life::LeaseRecord;
 use crate::id::{LeaseId, TaskId};
 use crate::task::record::TaskRecord;
 

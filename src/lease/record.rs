@@ -1,6 +1,7 @@
 //! The record of a lease: everything about a minted credential but the secret.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -26,15 +27,27 @@ pub enum LeaseState {
 }
 
 impl LeaseState {
+    /// The word in answers, journal and errors.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Intent => "intent",
+            Self::Issued => "issued",
+            Self::Ending => "ending",
+            Self::Revoked => "revoked",
+            Self::Expired => "expired",
+        }
+    }
+
     /// Whether nothing more can happen to it.
     pub const fn is_over(self) -> bool {
         matches!(self, Self::Revoked | Self::Expired)
     }
 }
 
-/// The record of one credential, never the secret itself.
+/// What is known of one credential, never the secret itself. In a [`LeaseRecord`](super::LeaseRecord) it changes by
+/// the events of its life alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LeaseRecord {
+pub struct LeaseFacts {
     /// Its id.
     pub id: LeaseId,
     /// The task that owns it.
@@ -51,8 +64,12 @@ pub struct LeaseRecord {
     pub revocation: Revocation,
     /// When the intent was recorded, UTC.
     pub opened_at: Timestamp,
-    /// The end of its residual access, UTC. For an intent it is the latest that the order allows.
+    /// The end of its residual access, UTC: its own end, and the life of what its session policy lets it make
+    /// ([`Outlives`](crate::policy::outliving::Outlives)). For an intent it is the latest that the order allows.
     pub usable_until: Timestamp,
+    /// Whether it may have opened or created what has no end that anybody told (a connection, a key).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub open_ended: bool,
     /// The provider's name for it, once known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream: Option<String>,
@@ -72,6 +89,33 @@ pub struct LeaseEnding {
     pub outcome: Outcome,
     /// The end of its residual access, UTC.
     pub usable_until: Timestamp,
+    /// Whether it may have opened or created what outlives even that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub open_ended: bool,
+}
+
+/// One line per lease that could still be used or was the last of its provider: the one place where what is told of an end
+/// comes from, to its caller, in the audit log and in `sidemint_residual_access_seconds`.
+pub fn report<'a>(leases: impl IntoIterator<Item = &'a LeaseFacts>) -> Vec<LeaseEnding> {
+    leases.into_iter().map(LeaseEnding::from).collect()
+}
+
+impl From<&LeaseFacts> for LeaseEnding {
+    fn from(lease: &LeaseFacts) -> Self {
+        let outcome = match lease.state {
+            LeaseState::Revoked => Outcome::Revoked,
+            LeaseState::Intent | LeaseState::Issued | LeaseState::Ending | LeaseState::Expired => Outcome::Expires,
+        };
+        let LeaseFacts { id, provider, usable_until, open_ended, .. } = lease.clone();
+        Self { id, provider, outcome, usable_until, open_ended }
+    }
+}
+
+impl LeaseEnding {
+    /// For how long it can be used, or could, after its task's end at `ended_at`.
+    pub fn residual(&self, ended_at: Timestamp) -> Duration {
+        self.usable_until.since(ended_at)
+    }
 }
 
 /// How a lease ends.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::clock::Timestamp;
 use crate::exchange::{Provider, Revocation};
 use crate::id::LeaseId;
-use crate::lease::record::{LeaseRecord, LeaseState};
+use crate::lease::record::{LeaseFacts, LeaseState};
 
 /// For so long after its own end a credential is still taken for usable and tried to be revoked: the provider's clock may
 /// be behind.
@@ -28,12 +28,12 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Whether `lease` is to be taken back: its task has ended, its provider can, and has not been told yet.
-pub fn is_owed(lease: &LeaseRecord) -> bool {
+pub fn is_owed(lease: &LeaseFacts) -> bool {
     lease.state == LeaseState::Ending && lease.revocation == Revocation::Exact && !lease.requested
 }
 
 /// When nothing more is done about `lease`, UTC: its own end, and the skew where it is still to be taken back.
-pub fn over_at(lease: &LeaseRecord) -> Timestamp {
+pub fn over_at(lease: &LeaseFacts) -> Timestamp {
     if is_owed(lease) { lease.usable_until + SKEW } else { lease.usable_until }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::clock::Timestamp;
 use crate::exchange::Provider;
-use crate::lease::record::LeaseRecord;
+use crate::lease::LeaseRecord;
 use crate::lease::revoke::over_at;
 
 /// The live leases of one provider that is out of reach.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::outliving::{Outlives, Outliving, outliving_actions};
 use super::secret_path::{SecretPath, is_plain_path};
 use super::session_policy::SessionPolicy;
 use super::{Caps, kind};
@@ -289,7 +290,8 @@ pub struct Decision {
     pub expires_at: Option<Timestamp>,
     /// Its limits on time.
     pub caps: Caps,
-    /// Accepts a provider whose credentials live longer than `max_residual` (design §5).
+    /// Accepts access that lives longer than `max_residual`: that of a provider whose credentials cannot be made to live so
+    /// briefly, and what the actions of a session policy leave behind (design §5).
     pub accept_residual: bool,
     /// The digest of the scope file decided on; `None` while nobody decided.
     pub scope: Option<Digest>,
@@ -356,6 +358,39 @@ impl Decision {
             accept_residual: raw.accept_residual,
             scope: digest(&raw.scope)?,
             grants: grants.collect::<Result<_, DocumentError>>()?,
+        })
+    }
+
+    /// The longest that one credential of `grant` may live so that it, and all that it may leave behind, is dead within
+    /// `max_residual`; `None` where the law of life cannot be kept so, or need not, for `accept_residual`.
+    pub fn session_within_the_law(&self, grant: &Grant) -> Option<Duration> {
+        if self.accept_residual { None } else { grant.outlives.leave(self.caps.max_residual, MIN_RESIDUAL) }
+    }
+
+    /// Whether `grant` keeps the law of life under this decision, or the decision accepts that it does not.
+    ///
+    /// # Errors
+    /// Names the actions by which access would outlive `max_residual`.
+    pub fn check_residual(&self, grant: &Grant) -> Result<(), DocumentError> {
+        if self.accept_residual || self.session_within_the_law(grant).is_some() {
+            return Ok(());
+        }
+        let policy = match &grant.provider {
+            GrantProvider::Aws(aws) => aws.session_policy.as_ref(),
+            GrantProvider::Vault(_) => None,
+        };
+        let actions = policy.map(|policy| outliving_actions(policy.template())).unwrap_or_default();
+        let breaking = |known: &&Outliving| known.alone().leave(self.caps.max_residual, MIN_RESIDUAL).is_none();
+        let left: Vec<_> =
+            actions.iter().filter(breaking).map(|known| format!("{} leaves {}", known.action, known.leaves)).collect();
+        Err(DocumentError {
+            kind: kind::RESIDUAL,
+            message: format!(
+                "lets access outlive the decision's max_residual of {}: {}; name only the actions that are needed, raise \
+                 max_residual, or say accept_residual = true in the decision",
+                humantime::format_duration(self.caps.max_residual),
+                left.join("; ")
+            ),
         })
     }
 }
@@ -453,6 +488,8 @@ impl Scope {
 pub struct Grant {
     /// The longest single credential.
     pub max_session: Duration,
+    /// What its credentials may leave behind, by the actions that its session policy allows.
+    pub outlives: Outlives,
     /// The provider's own part.
     pub provider: GrantProvider,
 }
@@ -602,6 +639,7 @@ impl Grant {
             )),
             _ => Ok(Self {
                 max_session: max_session(raw.max_session.as_deref())?,
+                outlives: Outlives::default(),
                 provider: GrantProvider::Vault(VaultGrantFile {
                     address: raw.address,
                     mount: path("mount", raw.mount.unwrap_or_else(|| "jwt".to_owned()))?,
@@ -636,6 +674,7 @@ impl Grant {
             )),
             _ => Ok(Self {
                 max_session,
+                outlives: session_policy.as_ref().map(|policy| Outlives::of(policy.template())).unwrap_or_default(),
                 provider: GrantProvider::Aws(AwsGrantFile {
                     role_arn: raw.role_arn,
                     session_policy,

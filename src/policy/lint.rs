@@ -7,6 +7,7 @@ use cedar_policy::{Effect, Policy as Rule};
 use serde_json::{Map, Value};
 
 use super::document::{Decision, Grant, GrantId, GrantProvider, Scope, ScopeId};
+use super::outliving::outliving_actions;
 use super::rules::Rules;
 use super::session_policy::SessionPolicy;
 use super::{Leaver, Problem, kind};
@@ -102,7 +103,12 @@ fn of_grant(id: &GrantId, grant: &Grant, decision: &Decision) -> Vec<Problem> {
 }
 
 fn of_session_policy(policy: &SessionPolicy) -> Vec<String> {
-    let mut messages = Vec::new();
+    let outliving = outliving_actions(policy.template());
+    let outliving = outliving.iter().map(|known| {
+        let (action, leaves) = (known.action, known.leaves);
+        format!("{action} lets access outlive the task: it leaves {leaves}, which is not cut")
+    });
+    let mut messages: Vec<_> = outliving.collect();
     for statement in policy.allows() {
         for member in ["NotAction", "NotResource"] {
             if statement.contains_key(member) {
@@ -110,9 +116,6 @@ fn of_session_policy(policy: &SessionPolicy) -> Vec<String> {
             }
         }
         for action in texts(statement, "Action") {
-            if outlives_the_cut(action) {
-                messages.push(format!("{action} lets access outlive the task: what it returns is not cut"));
-            }
             if action.ends_with('*') {
                 messages.push(format!("allows the actions {action}; name those that are needed"));
             }
@@ -129,26 +132,6 @@ fn of_session_policy(policy: &SessionPolicy) -> Vec<String> {
         }
     }
     messages
-}
-
-/// Actions that return credentials which live on by themselves (design §5).
-fn outlives_the_cut(action: &str) -> bool {
-    let action = action.to_ascii_lowercase();
-    let known = ["sts:assumerole", "sts:assumerolewithsaml", "sts:assumerolewithwebidentity", "sts:assumeroot"];
-    known.iter().any(|known| matches(action.as_bytes(), known.as_bytes()))
-}
-
-/// IAM's pattern match: `*` any run, `?` any one.
-fn matches(pattern: &[u8], text: &[u8]) -> bool {
-    match (pattern.split_first(), text.split_first()) {
-        (None, None) => true,
-        (Some((b'*', rest)), _) => {
-            matches(rest, text) || text.split_first().is_some_and(|(_, tail)| matches(pattern, tail))
-        }
-        (Some((b'?', rest)), Some((_, tail))) => matches(rest, tail),
-        (Some((wanted, rest)), Some((found, tail))) => wanted == found && matches(rest, tail),
-        _ => false,
-    }
 }
 
 fn texts<'a>(statement: &'a Map<String, Value>, member: &str) -> Vec<&'a str> {

@@ -433,6 +433,7 @@ impl Loader<'_> {
                     format!("has two grants of one provider, {other} and {name}: a scope has at most one each");
                 problems.push(Problem::new(decision_path(id), kind::PROVIDER, message));
             }
+            problems.extend(decision.check_residual(grant).err().map(|error| of_document(file.clone(), &error)));
             if let Some(scope) = scope {
                 problems.extend(grant.check_params(&scope.params).err().map(|error| of_document(file, &error)));
             }

@@ -447,21 +447,81 @@ proptest! {
 }
 
 fn warnings(path: &str, from: &str, to: &str) -> Vec<String> {
-    let policy = Policy::load(&edited(path, from, to)).unwrap();
+    warnings_of(&edited(path, from, to), path)
+}
+
+fn warnings_of(files: &PolicyFiles, path: &str) -> Vec<String> {
+    let policy = Policy::load(files).unwrap();
     assert!(policy.suspended().is_empty(), "{:?}", policy.suspended());
     assert!(policy.warnings().iter().all(|warning| warning.kind == kind::WARNING));
     policy.warnings().iter().filter(|warning| warning.file == path).map(|warning| warning.message.clone()).collect()
 }
 
+const LEDGER_GRANT: &str = "grants/ledger-read-aws.toml";
+const LEDGER_ACTION: &str = "\"s3:GetObject\"";
+
+/// The fixture with other actions in the grant of `ledger-read`, and other lines about `max_residual` in its decision.
+fn allowing(action: &str, residual: &str) -> PolicyFiles {
+    let mut files = edited(LEDGER_GRANT, LEDGER_ACTION, action).files;
+    let decision = files.get_mut("decisions/ledger-read.toml").unwrap();
+    *decision = std::str::from_utf8(decision).unwrap().replace("max_residual = \"20m\"", residual).into();
+    PolicyFiles::unsigned(files)
+}
+
+const ACCEPTED: &str = "max_residual = \"20m\"\naccept_residual = true";
+
+#[test]
+fn access_that_outlives_max_residual_suspends_its_scope_unless_the_decision_accepts_it() {
+    let ledger: ScopeId = "ledger-read".parse().unwrap();
+    let rows = [
+        ("\"sts:AssumeRole\"", "max_residual = \"20m\"", "sts:AssumeRole leaves a session of another role"),
+        ("\"sts:AssumeRole\"", "max_residual = \"1h\"", "max_residual of 1h"),
+        ("\"ecr:GetAuth*\"", "max_residual = \"12h\"", "ecr:GetAuthorizationToken leaves a registry token, 12 h"),
+        ("\"rds-db:connect\"", "max_residual = \"12h\"", "rds-db:connect leaves an open database session"),
+        ("\"${param.customer}:Decrypt\", \"iam:${param.customer}\"", "max_residual = \"12h\"", "iam:CreateAccessKey"),
+        ("\"*\"", "max_residual = \"20m\"", "accept_residual = true"),
+    ];
+    for (action, residual, says) in rows {
+        let policy = Policy::load(&allowing(action, residual)).unwrap();
+        let problems = &policy.suspended()[&ledger];
+        assert_eq!(problems.len(), 1, "{action}: {problems:?}");
+        assert_eq!([problems[0].file.as_str(), problems[0].kind], [LEDGER_GRANT, kind::RESIDUAL]);
+        assert!(problems[0].message.contains(says), "{action}: {}", problems[0].message);
+        let found = warnings_of(&allowing(action, ACCEPTED), LEDGER_GRANT);
+        assert!(found.iter().any(|message| message.contains("outlive the task")), "{action}: {found:?}");
+    }
+}
+
+#[test]
+fn a_session_lives_so_briefly_that_what_outlives_it_keeps_the_law_too() {
+    let grant = |residual: &str| {
+        let policy = Policy::load(&allowing("\"sts:AssumeRole\"", residual)).unwrap();
+        let permit = policy
+            .decide(&caller(REPORT, Proof::JwtSvid), &ask("ledger-read", &[("customer", "c-42")]), now())
+            .unwrap_or_else(|denial| panic!("{residual}: {}", denial.detail));
+        permit.grants()[0].clone()
+    };
+    let minute = Duration::from_secs(60);
+    let kept = grant("max_residual = \"75m\"");
+    assert_eq!((kept.max_session, kept.outlives.lasts), (15 * minute, 60 * minute));
+    let roomy = grant("max_residual = \"3h\"");
+    assert_eq!(roomy.max_session, 60 * minute, "never more than the grant's own");
+    let accepted = grant(ACCEPTED);
+    assert_eq!(
+        (accepted.max_session, accepted.outlives.lasts),
+        (60 * minute, 60 * minute),
+        "max_residual bounds it later"
+    );
+}
+
 #[test]
 fn lint_warns_of_access_that_is_wide_or_outlives_its_cut() {
-    let grant = "grants/ledger-read-aws.toml";
-    let (action, resource) = ("\"s3:GetObject\"", "\"arn:aws:s3:::ledger/${param.customer}/*\"");
+    let (grant, action, resource) = (LEDGER_GRANT, LEDGER_ACTION, "\"arn:aws:s3:::ledger/${param.customer}/*\"");
     assert_eq!(warnings(grant, "schema", "schema"), Vec::<String>::new());
     for outliving in
         ["sts:AssumeRole", "sts:AssumeRole*", "STS:assumerolewithwebidentity", "sts:*", "s*:Assume?ole", "*"]
     {
-        let found = warnings(grant, action, &format!("{outliving:?}"));
+        let found = warnings_of(&allowing(&format!("{outliving:?}"), ACCEPTED), grant);
         assert!(found.iter().any(|message| message.contains("outlive the task")), "{outliving}: {found:?}");
     }
     for harmless in ["sts:GetCallerIdentity", "s3:AssumeRole", "sts:AssumeRol", "s3:*"] {
@@ -470,7 +530,6 @@ fn lint_warns_of_access_that_is_wide_or_outlives_its_cut() {
     }
     let cases = [
         (action, "\"s3:*\"", "allows the actions s3:*"),
-        ("Action", "NotAction", "NotAction"),
         ("Resource", "NotResource", "NotResource"),
         (resource, "\"*\"", "allows the resource *"),
         ("/*\"", "*\"", "also matches longer values"),
@@ -480,6 +539,11 @@ fn lint_warns_of_access_that_is_wide_or_outlives_its_cut() {
         let found = warnings(grant, from, to);
         assert!(found.iter().any(|message| message.contains(says)), "{to}: {found:?}");
     }
+    let mut files = edited(grant, "Action", "NotAction").files;
+    let decision = files.get_mut("decisions/ledger-read.toml").unwrap();
+    *decision = std::str::from_utf8(decision).unwrap().replace("max_residual = \"20m\"", ACCEPTED).into();
+    let found = warnings_of(&PolicyFiles::unsigned(files), grant);
+    assert!(found.iter().any(|message| message.contains("NotAction")), "{found:?}");
 }
 
 #[test]

@@ -26,7 +26,7 @@ use crate::identity::task_token::{PREFIX, TokenHash};
 use crate::lease::LeaseEnding;
 use crate::policy::ScopeId;
 use crate::secret::Secret;
-use crate::task::{EndReason, Idempotency, Task, TaskId};
+use crate::task::{EndReason, Ending, Idempotency, Task, TaskId};
 
 /// How often a held task says that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -50,6 +50,9 @@ pub(super) struct EndedBody<'a> {
     reason: EndReason,
     ended_at: Timestamp,
     leases: &'a [LeaseEnding],
+    /// Said only while it is not: a crash now would bring the task back until the sidecar is ended again, or its deadline.
+    #[serde(skip_serializing_if = "Clone::clone")]
+    durable: bool,
 }
 
 /// What `Authorization: Bearer` holds on our own routes.
@@ -237,7 +240,9 @@ pub(super) async fn end(server: &Server, request: &Request<Incoming>, task: &str
 pub(super) async fn end_with(broker: &Arc<Broker>, task: &Arc<Task>, reason: EndReason, id: &str) -> Answer {
     let ending = broker.end(task, reason, Some(id)).await;
     let ending = broker.settled_ending(task, ending).await;
-    let body = EndedBody { id: task.id(), reason: ending.reason, ended_at: ending.ended_at, leases: &ending.leases };
+    let durable = broker.is_durable(task).await;
+    let Ending { reason, ended_at, leases } = &ending;
+    let body = EndedBody { id: task.id(), reason: *reason, ended_at: *ended_at, leases, durable };
     json(StatusCode::OK, &body)
 }
 

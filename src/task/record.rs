@@ -8,7 +8,7 @@ use crate::clock::Timestamp;
 use crate::id::TaskId;
 use crate::identity::task_token::TokenHash;
 use crate::identity::{Proof, SpiffeId};
-use crate::lease::record::LeaseEnding;
+use crate::lease::record::{LeaseEnding, LeaseFacts};
 use crate::policy::{Ask, PolicyVersion, Tier};
 
 /// Why a task ended.
@@ -84,6 +84,15 @@ pub struct Ending {
     pub ended_at: Timestamp,
     /// What became of its leases.
     pub leases: Vec<LeaseEnding>,
+}
+
+impl Ending {
+    /// Puts what is known of `lease` now into its line: the provider's word may come after the end.
+    pub fn tell(&mut self, lease: &LeaseFacts) {
+        if let Some(line) = self.leases.iter_mut().find(|line| line.id == lease.id) {
+            *line = lease.into();
+        }
+    }
 }
 
 /// An idempotency key that a task was begun with, and the request that came with it; both as SHA-256.

@@ -84,6 +84,19 @@ async fn an_operator_ends_any_task_through_the_admin_socket_and_proves_nothing_m
 }
 
 #[tokio::test]
+async fn an_end_that_is_not_durable_is_printed_and_exits_with_4_until_it_is() {
+    let world = World::new().await;
+    let ended = r#"{"id":"t-1","reason":"done","ended_at":"2026-11-23T10:05:00Z","leases":[],"durable":false}"#;
+    for output in ["text", "json"] {
+        world.sidecar.answer("DELETE", 200, ended);
+        let end = world.run(&["task", "end", "t-1", "--output", output]).await;
+        assert_eq!(end.code, 4, "{end:?}");
+        assert!(end.stdout.contains("t-1") && end.stderr.contains("cannot write its journal"), "{end:?}");
+    }
+    assert_eq!(world.run(&["task", "end", "t-1"]).await.code, 0);
+}
+
+#[tokio::test]
 async fn a_token_file_proves_the_holder_in_place_of_an_svid() {
     let world = World::new().await;
     let file = world.path().join("token");

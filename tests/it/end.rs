@@ -350,11 +350,34 @@ async fn an_end_that_cannot_be_journalled_is_an_end_and_is_journalled_later() {
     let task = w.begin_scope("archive").await;
     w.served(&task.token).await;
     w.journal.fail("*");
-    let ending = w.end(&task).await;
+    let told = w.end(&task).await;
+    assert_eq!(told["durable"], false, "a crash now would undo it, and whoever ends it must know");
     assert_eq!(w.credentials(&task.token).await.status, 401);
+    assert_eq!(w.end(&task).await, told, "nor does it become durable by being asked for again");
+    let by_operator = w.operator(Call::delete(&format!("/v1/tasks/{}", task.id))).await;
+    assert_eq!((by_operator.status, by_operator.json()), (200, told.clone()));
     w.journal.fail("");
     pass(&w, secs(1)).await;
     until("the end is durable", || w.log.all().iter().any(|event| event.starts_with("task ended"))).await;
+    let ending = w.end(&task).await;
+    let mut expected = told;
+    expected.as_object_mut().unwrap().remove("durable");
+    assert_eq!(ending, expected);
+    w.crash().await;
+    assert_eq!(w.end(&task).await, ending);
+}
+
+#[tokio::test]
+async fn an_end_asked_for_again_becomes_durable_as_soon_as_the_journal_is_well() {
+    let mut w = World::new().await;
+    let task = w.begin_scope("archive").await;
+    w.served(&task.token).await;
+    w.journal.fail("task ended");
+    assert_eq!(w.end(&task).await["durable"], false);
+    w.journal.fail("");
+    // No reaper runs here: the request itself has it written.
+    let ending = w.end(&task).await;
+    assert_eq!(ending.get("durable"), None);
     w.crash().await;
     assert_eq!(w.end(&task).await, ending);
 }

@@ -237,7 +237,7 @@ fn of_the_rest() -> Vec<(&'static str, Fault)> {
         ("the Workload API is slow", Fetch(OnFetch::After(secs(60)), 503)),
         ("the identity is withdrawn", Changed(|w| w.api.withdraw(REPORT), 401)),
         ("every identity and bundle is withdrawn", Changed(|w| w.api.withdraw_all(), 401)),
-        ("the bundle is withdrawn", Changed(|w| w.api.update(|identities| identities.jwt_bundles.clear()), 200)),
+        ("the bundle is withdrawn", Changed(|w| w.api.update(|identities| identities.jwt_bundles.clear()), 401)),
         ("the policy is gone", Changed(|w| fs::remove_dir_all(w.policy_directory()).unwrap(), 200)),
         ("the policy is broken", {
             Changed(|w| write(&w.policy_directory(), "boundaries/wall.cedar", "forbid (principal"), 200)

@@ -33,4 +33,5 @@ mod pod_task;
 mod refusals;
 mod restart;
 mod slow;
+mod triggers;
 mod vault;

@@ -25,6 +25,10 @@ pub(crate) struct Scope {
     pub(crate) permits: &'static [&'static str],
     /// A Cedar condition for each rule; empty for none.
     pub(crate) condition: String,
+    /// What its session policy allows.
+    pub(crate) action: &'static str,
+    /// Whether its decision accepts access that outlives `max_residual`.
+    pub(crate) accept_residual: bool,
 }
 
 impl Scope {
@@ -40,6 +44,8 @@ impl Scope {
             params: &[],
             permits: &[REPORT],
             condition: String::new(),
+            action: "s3:GetObject",
+            accept_residual: false,
         }
     }
 
@@ -54,16 +60,18 @@ impl Scope {
         let session = self.max_session.map_or(String::new(), |max| format!("max_session = \"{max}\"\n"));
         let grant = format!(
             "schema = 1\nprovider = \"aws\"\nrole_arn = \"arn:aws:iam::111122223333:role/tests\"\n{session}\
-             [[session_policy.Statement]]\nEffect = \"Allow\"\nAction = [\"s3:GetObject\"]\n\
-             Resource = [\"arn:aws:s3:::bucket/{resource}*\"]\n"
+             [[session_policy.Statement]]\nEffect = \"Allow\"\nAction = [\"{}\"]\n\
+             Resource = [\"arn:aws:s3:::bucket/{resource}*\"]\n",
+            self.action
         );
         let idle = self.idle.map_or(String::new(), |idle| format!("idle = \"{idle}\"\n"));
         let decision = format!(
             "schema = 1\ntier = \"{}\"\nkind = \"machine\"\ndecision_owner = \"tests\"\nreview_by = 2027-02-01\n\
-             max_task = \"{}\"\nmax_residual = \"{}\"\n{idle}scope = \"{}\"\ngrants = {{ {}-aws = \"{}\" }}\n",
+             max_task = \"{}\"\nmax_residual = \"{}\"\naccept_residual = {}\n{idle}scope = \"{}\"\ngrants = {{ {}-aws = \"{}\" }}\n",
             self.tier,
             self.max_task,
             self.max_residual,
+            self.accept_residual,
             Digest::of(scope.as_bytes()),
             self.id,
             Digest::of(grant.as_bytes()),

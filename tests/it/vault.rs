@@ -25,7 +25,7 @@ async fn world() -> World {
     w
 }
 
-fn scope(directory: &std::path::Path, id: &str, max_residual: &str, grants: &[&str]) {
+pub(crate) fn scope(directory: &std::path::Path, id: &str, max_residual: &str, grants: &[&str]) {
     let scope = "schema = 1\npurpose = \"tests\"\nbusiness_owner = \"tests\"\njustification = \"tests\"\n";
     let aws = "schema = 1\nprovider = \"aws\"\nrole_arn = \"arn:aws:iam::111122223333:role/tests\"\naccept_role_scope = true\n";
     let vault = "schema = 1\nprovider = \"vault\"\nrole = \"ledger\"\naudience = \"vault\"\nread = \"database/creds/ro\"\n\
@@ -65,7 +65,7 @@ async fn secret(w: &World, task: &Begun) -> Value {
 }
 
 /// Does `work` while time passes, each step of it only once everything that needs no time is done.
-async fn passing<T>(w: &World, work: impl Future<Output = T>) -> T {
+pub(crate) async fn passing<T>(w: &World, work: impl Future<Output = T>) -> T {
     tokio::pin!(work);
     loop {
         tokio::select! {
@@ -233,7 +233,7 @@ async fn a_vault_that_is_down_is_tried_until_it_is_not_and_nothing_is_called_rev
 
 #[tokio::test]
 async fn a_vault_that_lies_about_revoking_is_not_believed() {
-    for lie in [On::NoEffect, On::Status(404), On::Status(302), On::Hang, On::Status(429)] {
+    for lie in [On::NoEffect, On::Status(404), On::Status(400), On::Status(302), On::Hang, On::Status(429)] {
         let w = world().await;
         let task = w.begin_scope("db").await;
         secret(&w, &task).await;
@@ -389,7 +389,15 @@ async fn an_answer_that_is_none_of_vaults_is_refused() {
     let long = "x".repeat(70_000);
     let foreign = json!({ "lease_id": "database/creds/rw/1", "lease_duration": 60, "data": { "password": "canary" } });
     let endless = json!({ "lease_id": "database/creds/ro/1", "lease_duration": 0, "data": { "password": "canary" } });
+    let lives = |seconds: &str| {
+        On::Say(format!(
+            r#"{{"lease_id":"database/creds/ro/1","lease_duration":{seconds},"data":{{"password":"canary"}}}}"#
+        ))
+    };
     let rows = [
+        ("creds", lives("-60"), 503, "unusable"),
+        ("creds", lives("1e3"), 503, "unusable"),
+        ("creds", lives("18446744073709551616"), 503, "unusable"),
         ("creds", On::Status(307), 503, "unusable"),
         ("creds", On::Say("canary".into()), 503, "unusable"),
         ("creds", On::Say(long), 503, "unusable"),

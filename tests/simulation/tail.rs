@@ -9,7 +9,7 @@ use sidemint::exchange::Revocation;
 use sidemint::identity::Proof;
 use sidemint::identity::task_token;
 use sidemint::lease::journal::{Change, DiskJournal, Journal as _, JournalError};
-use sidemint::lease::{LeaseId, LeaseRecord, LeaseState};
+use sidemint::lease::{LeaseFacts, LeaseId, LeaseRecord, LeaseState};
 use sidemint::policy::{Ask, PolicyVersion, Provider, Tier};
 use sidemint::task::{TaskId, TaskRecord};
 
@@ -50,7 +50,7 @@ fn task(number: u64) -> TaskRecord {
 }
 
 fn lease(task: &TaskRecord, state: LeaseState) -> LeaseRecord {
-    LeaseRecord {
+    LeaseRecord::of(LeaseFacts {
         id: LeaseId::generate().unwrap(),
         task: task.id.clone(),
         provider: Provider::Aws,
@@ -61,8 +61,9 @@ fn lease(task: &TaskRecord, state: LeaseState) -> LeaseRecord {
         requested: false,
         opened_at: task.begun_at,
         usable_until: task.begun_at,
+        open_ended: false,
         upstream: None,
-    }
+    })
 }
 
 /// A journal that was written a few times: its bytes, what it holds, and where the last commit went.

@@ -127,6 +127,13 @@ pub struct Ending {
     /// What became of each credential.
     #[serde(default)]
     pub leases: Vec<LeaseEnding>,
+    /// Whether a crash of the sidecar would not undo it; `false` while its journal cannot be written.
+    #[serde(default = "yes")]
+    pub durable: bool,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 /// What became of one credential.
@@ -140,6 +147,9 @@ pub struct LeaseEnding {
     pub outcome: String,
     /// Until when the credential can be used at its provider.
     pub usable_until: Timestamp,
+    /// Whether it may have opened or created what outlives even that.
+    #[serde(default)]
+    pub open_ended: bool,
 }
 
 /// One line of the hold stream.

@@ -299,6 +299,7 @@ fn order_with(change: impl FnOnce(&mut MintOrder, &mut AwsGrant)) -> MintOrder {
         grant: ResolvedGrant {
             id: "ledger-read-aws".parse().unwrap(),
             max_session: Duration::from_secs(3600),
+            outlives: Default::default(),
             provider: placeholder,
         },
         dead_by: now() + Duration::from_secs(300),

@@ -245,13 +245,12 @@ impl FakeWorkloadApi {
     pub fn trust(&self, trust_domain: TrustDomain) {
         let bundle = {
             let mut state = self.state();
-            if state.keys.contains_key(&trust_domain) {
+            let known = state.keys.contains_key(&trust_domain);
+            if known && self.identities.borrow().jwt_bundles.contains_key(&trust_domain) {
                 return;
             }
-            let key = SigningKey::generate("P-256", "fake");
-            let bundle = JwtBundle::parse(&jwks([&key])).unwrap();
-            state.keys.insert(trust_domain.clone(), key);
-            bundle
+            let key = state.keys.entry(trust_domain.clone()).or_insert_with(|| SigningKey::generate("P-256", "fake"));
+            JwtBundle::parse(&jwks([&*key])).unwrap()
         };
         self.update(|identities| {
             identities.jwt_bundles.insert(trust_domain, Arc::new(bundle));

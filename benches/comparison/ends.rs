@@ -1,0 +1,273 @@
+//! How soon access ends: ten thousand tasks with a live credential each, in a real broker with its reaper, its journal on disk
+//! and its audit log; only Workload API and cloud are fakes in this process.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use sidemint::audit::{Audit, Output, Settings as AuditSettings};
+use sidemint::broker::{BeginRequest, Broker, Claimant, CredentialsError, Limits, Parts, reaper};
+use sidemint::clock::{Clock as _, SharedClock, SystemClock, Timestamp};
+use sidemint::exchange::{AwsCredential, Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, Revocation};
+use sidemint::identity::task_token::TokenHash;
+use sidemint::identity::workload_api::WorkloadApi as _;
+use sidemint::identity::workload_api::testing::FakeWorkloadApi;
+use sidemint::identity::{Authenticator, Evidence};
+use sidemint::lease::journal::DiskJournal;
+use sidemint::policy::cache::PolicyCache;
+use sidemint::policy::repository::DirectorySource;
+use sidemint::policy::{Ask, LoadOptions};
+use sidemint::secret::Secret;
+use sidemint::task::{EndReason, Task};
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::report::Outcome;
+use crate::stage::{WORKLOAD, policy_files, scope_id};
+use crate::{median, over_rounds};
+
+type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+const TASKS: usize = 10_000;
+const ROUNDS: usize = 5;
+/// How many begin at the same time.
+const AT_A_TIME: usize = 256;
+/// Over how long the ends are spread.
+const SPREAD: Duration = Duration::from_secs(3);
+
+/// A cloud that is not in the way.
+#[derive(Debug)]
+struct AtOnce;
+
+#[async_trait]
+impl Cloud for AtOnce {
+    fn provider(&self) -> Provider {
+        Provider::Aws
+    }
+
+    async fn mint(&self, order: &MintOrder) -> Result<Minted, ExchangeError> {
+        let part = |name: &str| Secret::new(format!("{name}-{}", order.session_name));
+        Ok(Minted {
+            credential: Credential::Aws(AwsCredential {
+                access_key_id: part("id"),
+                secret_access_key: part("key"),
+                session_token: part("token"),
+                account_id: None,
+            }),
+            usable_until: order.dead_by,
+            revocation: Revocation::Expire,
+            upstream: format!("arn:aws:sts::111122223333:assumed-role/ledger/{}", order.session_name),
+        })
+    }
+}
+
+/// A broker at work.
+struct House {
+    broker: Arc<Broker>,
+    api: Arc<FakeWorkloadApi>,
+    reaper: JoinHandle<()>,
+    _folder: tempfile::TempDir,
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        self.reaper.abort();
+    }
+}
+
+/// A task and what proves it.
+struct Held {
+    task: Arc<Task>,
+    token: TokenHash,
+}
+
+impl House {
+    async fn open() -> Fallible<Self> {
+        // On the same file system as the sidecar's own, and not on one in memory.
+        let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR").to_owned() + "/target")?;
+        for (path, text) in policy_files(1) {
+            let path = folder.path().join("policy").join(path);
+            std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+            std::fs::write(path, text)?;
+        }
+        let clock: SharedClock = Arc::new(SystemClock);
+        let api = FakeWorkloadApi::new(Arc::clone(&clock), &[WORKLOAD]);
+        let source = Arc::new(DirectorySource::new(folder.path().join("policy")));
+        let policy = Arc::new(PolicyCache::new(source, LoadOptions::default()));
+        policy.reload_now(clock.now()).await;
+        let state = folder.path().join("state");
+        let (journal, recovered) = DiskJournal::open(&state)?;
+        let audit = AuditSettings::new(Output::File(folder.path().join("audit.jsonl")));
+        let parts = Parts {
+            workload_api: Arc::clone(&api) as _,
+            authenticator: Authenticator::new(Arc::clone(&api) as _, "sidemint".into()),
+            policy: Arc::clone(&policy),
+            clouds: BTreeMap::from([(Provider::Aws, Arc::new(AtOnce) as Arc<dyn Cloud>)]),
+            journal: Arc::new(journal),
+            audit: Arc::new(Audit::start(&audit, &state, clock.now())?),
+            metrics: Arc::new(sidemint::app::metrics()?),
+            limits: Limits {
+                tasks: 2 * TASKS,
+                tasks_per_caller: 2 * TASKS,
+                mints_per_caller: 10_000_000,
+                ..Limits::default()
+            },
+            clock,
+        };
+        let broker = Broker::new(parts, recovered);
+        let reaper = tokio::spawn(reaper::run(Arc::clone(&broker), api.watch(), policy.subscribe()));
+        Ok(Self { broker, api, reaper, _folder: folder })
+    }
+
+    /// Begins all tasks and mints for each; `ttl` says how long the one of this number may last.
+    async fn fill(&self, ttl: impl Fn(usize) -> Option<Duration>) -> Fallible<Vec<Held>> {
+        let (mut held, mut work) = (Vec::with_capacity(TASKS), JoinSet::new());
+        for number in 0..TASKS {
+            if work.len() >= AT_A_TIME {
+                held.push(work.join_next().await.ok_or("nothing is under way")???);
+            }
+            let (broker, ttl) = (Arc::clone(&self.broker), ttl(number));
+            work.spawn(async move { begin(&broker, ttl).await });
+        }
+        while let Some(done) = work.join_next().await {
+            held.push(done??);
+        }
+        Ok(held)
+    }
+
+    /// Waits until none of them runs any more.
+    async fn until_over(&self, held: &[Held]) -> Fallible<()> {
+        let clock = SystemClock;
+        for _ in 0..6000 {
+            if held.iter().all(|held| held.task.ended().is_some()) {
+                return Ok(());
+            }
+            clock.sleep(Duration::from_millis(20)).await;
+        }
+        Err("some never ended".into())
+    }
+
+    /// Whether a request is refused because its task has ended.
+    async fn is_refused(&self, held: &Held) -> bool {
+        let served = self.broker.credentials(&held.token, Provider::Aws, "bench").await;
+        matches!(served, Err(CredentialsError::TaskEnded(_)))
+    }
+}
+
+async fn begin(broker: &Arc<Broker>, ttl: Option<Duration>) -> Fallible<Held> {
+    let request = BeginRequest {
+        claimant: Claimant::Workload(Evidence::Pod(WORKLOAD.parse()?)),
+        ask: Ask {
+            scope: scope_id(0).parse()?,
+            params: [("customer".parse()?, "c-42".to_owned())].into(),
+            reason: None,
+            approval: None,
+            ttl,
+        },
+        label: None,
+        hold: false,
+        parent: None,
+        idempotency: None,
+        request_id: "bench".into(),
+    };
+    let begun = broker.begin(request).await?;
+    // exposed: to find the task by it, as a request does
+    let token = TokenHash::of(begun.token.expose()).ok_or("no token")?;
+    broker.credentials(&token, Provider::Aws, "bench").await?;
+    Ok(Held { task: begun.task, token })
+}
+
+/// When a task stopped being served; `None` while it is.
+fn ended_at(held: &Held, reason: EndReason) -> Fallible<Timestamp> {
+    let state = held.task.state();
+    let ending = state.ending.as_ref().ok_or("a task still runs")?;
+    if ending.reason != reason || state.slots.iter().next().is_some() {
+        return Err(format!("a task ended for {} or kept its credential", ending.reason).into());
+    }
+    Ok(ending.ended_at)
+}
+
+/// As in `sidemint serve`.
+fn run<T>(work: impl Future<Output = Fallible<T>>) -> Result<T, Box<dyn Error>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(work).map_err(Into::into)
+}
+
+/// How long it takes until all tasks have begun.
+async fn filling() -> Fallible<Duration> {
+    let (house, began) = (House::open().await?, Instant::now());
+    house.fill(|_| None).await?;
+    Ok(began.elapsed())
+}
+
+/// The lateness of each end beside its due time, in milliseconds, when all are due within [`SPREAD`] after `lead`.
+async fn spread(lead: Duration) -> Fallible<Vec<f64>> {
+    let house = House::open().await?;
+    let began = Instant::now();
+    let due = |number: usize| lead + SPREAD.mul_f64(number as f64 / TASKS as f64);
+    let held = house.fill(|number| Some(due(number).saturating_sub(began.elapsed()))).await?;
+    if began.elapsed() > lead {
+        return Err(format!("the tasks took longer than {lead:?} to begin").into());
+    }
+    house.until_over(&held).await?;
+    if !house.is_refused(held.first().ok_or("no task")?).await {
+        return Err("an ended task is served".into());
+    }
+    let late = |held: &Held| {
+        let late = ended_at(held, EndReason::Deadline)?.since(held.task.deadline());
+        Ok(late.as_secs_f64() * 1000.0)
+    };
+    held.iter().map(late).collect()
+}
+
+pub(crate) fn expiry_lateness() -> Outcome {
+    // It also warms up. What is begun with less than five seconds to live gets no credential.
+    let lead = run(filling())?.mul_f64(1.5) + Duration::from_secs(6);
+    let (mut p99, mut most) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let mut late = run(spread(lead))?;
+        late.sort_by(f64::total_cmp);
+        p99.push(late.get(late.len() * 99 / 100).copied().ok_or("nothing ended")?);
+        most.push(late.last().copied().unwrap_or_default());
+    }
+    over_rounds(p99, format!("{TASKS} ends within {} s; the latest {:.0} ms", SPREAD.as_secs(), median(most)))
+}
+
+/// Seconds from the withdrawal of the identity until no task of it holds a credential, and until the first request after it
+/// was refused.
+async fn withdrawn() -> Fallible<(f64, f64)> {
+    let house = House::open().await?;
+    let held = house.fill(|_| None).await?;
+    let (first, last) = (held.first().ok_or("no task")?, held.last().ok_or("no task")?);
+    let (clock, began) = (SystemClock, Instant::now());
+    let seen = clock.now();
+    house.api.withdraw(WORKLOAD);
+    if !house.is_refused(last).await || !house.is_refused(first).await {
+        return Err("served after the trigger".into());
+    }
+    let refused = began.elapsed().as_secs_f64();
+    house.until_over(&held).await?;
+    let ends = held.iter().map(|held| ended_at(held, EndReason::IdentityWithdrawn)).collect::<Fallible<Vec<_>>>()?;
+    for held in &held {
+        if !house.is_refused(held).await {
+            return Err("an ended task is served".into());
+        }
+    }
+    Ok((ends.iter().max().ok_or("no task")?.since(seen).as_secs_f64(), refused))
+}
+
+pub(crate) fn end_all() -> Outcome {
+    let (mut rounds, mut first) = (Vec::new(), Vec::new());
+    for _ in 0..=ROUNDS {
+        let (all, refused) = run(withdrawn())?;
+        rounds.push(all);
+        first.push(refused * 1e6);
+    }
+    // The first warms up.
+    over_rounds(
+        rounds.split_off(1),
+        format!("two requests at once after the trigger were refused within {:.0} µs", median(first)),
+    )
+}
