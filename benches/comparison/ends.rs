@@ -33,7 +33,7 @@ type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
 const TASKS: usize = 10_000;
 const ROUNDS: usize = 5;
 /// How many begin at the same time.
-const AT_A_TIME: usize = 256;
+const AT_A_TIME: usize = 64;
 /// Over how long the ends are spread.
 const SPREAD: Duration = Duration::from_secs(3);
 
@@ -112,6 +112,8 @@ impl House {
                 tasks: 2 * TASKS,
                 tasks_per_caller: 2 * TASKS,
                 mints_per_caller: 10_000_000,
+                mint: Duration::from_secs(60),
+                wait: Duration::from_secs(60),
                 ..Limits::default()
             },
             clock,
@@ -192,7 +194,7 @@ fn ended_at(held: &Held, reason: EndReason) -> Fallible<Timestamp> {
 /// As in `sidemint serve`.
 fn run<T>(work: impl Future<Output = Fallible<T>>) -> Result<T, Box<dyn Error>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(work).map_err(Into::into)
+    runtime.block_on(work).map_err(|error| -> Box<dyn Error> { error })
 }
 
 /// How long it takes until all tasks have begun.
