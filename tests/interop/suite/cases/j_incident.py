@@ -83,16 +83,18 @@ def by_the_operator(world):
 def of_an_entry(world):
     repository, sidecar = Repository(world, "incident-policy"), world.shared()
     killed, twin, other = (sidecar.task(REPORT_UID, scope) for scope in ("ledger-read", "ledger-read", "ledger-minute"))
-    got = [task.credentials().expect(200).json() for task in (killed, twin, other)]
+    tasks = (killed, twin, other)
     for words, expected in ((("--scope", "ledger-read"), [403, 403, 200]), (("--task", killed.id), [403, 200, 200])):
         where = ["--policy", repository.directory, "--to", repository.out, "--key", repository.key("incident")]
         told = repository.policy("kill", *where, *words, "--reason", "a drill", "--print-aws-deny").out
         apply, remove = printed(told)
+        # Fresh ones each time, of the same sessions: they live for 30 s.
+        got = [task.credentials().expect(200).json() for task in tasks]
         shell(world, apply)
         try:
             found = [read(world, credentials) for credentials in got]
             assert found == expected, (found, told)
         finally:
             shell(world, remove)
-    for task in (killed, twin, other):
+    for task in tasks:
         task.end()
