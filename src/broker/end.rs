@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::Broker;
+use super::{Broker, detached};
 use crate::audit::{Event, Kind};
 use crate::lease::journal::{self, Change};
 use crate::lease::life::Event as Happened;
@@ -42,6 +42,28 @@ impl From<Denial> for Stop {
             _ => format!("{}: {}", denial.reason.as_str(), denial.detail),
         };
         Self { reason, detail: Some(detail) }
+    }
+}
+
+/// What a look at every task found.
+#[derive(Default)]
+pub(super) struct Look {
+    /// How long until the next one.
+    pub(super) next: Duration,
+    /// Tasks that are no longer served since, which nobody wrote down yet.
+    ended: Vec<(Arc<Task>, Ending, Option<String>)>,
+    /// Leases that died before they could be taken back, or before it was known whether they were given.
+    lapsed: Vec<(Arc<Task>, LeaseRecord)>,
+    /// Tasks that the journal knows otherwise than they are.
+    pub(super) behind: Vec<Arc<Task>>,
+    /// What the journal may know late.
+    changes: Vec<Change>,
+}
+
+impl Look {
+    /// Whether there is nothing to do.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ended.is_empty() && self.lapsed.is_empty() && self.behind.is_empty() && self.changes.is_empty()
     }
 }
 
@@ -143,10 +165,18 @@ impl Broker {
 
     /// Ends whatever is due now and forgets what was over long ago. Returns how long until it must be called again.
     pub async fn sweep(self: &Arc<Self>) -> Duration {
-        /// A sweep at least this often, so that a clock that was set, or a policy that changed, is noticed.
+        let look = self.look();
+        let next = look.next;
+        // Work took time, in which more may have become due: then look again at once.
+        if self.carry_out(look).await { Duration::ZERO } else { next }
+    }
+
+    /// Looks at every task: what is due is no longer served when this returns. What is to be written down about it stands in
+    /// the answer, for [`Broker::carry_out`], which waits for the disk.
+    pub(super) fn look(&self) -> Look {
+        /// A look at least this often, so that a clock that was set, or a policy that changed, is noticed.
         const AT_LEAST_EVERY: Duration = Duration::from_secs(1);
-        let mut next = AT_LEAST_EVERY;
-        let (mut work, mut changes) = (JoinSet::new(), Vec::new());
+        let mut look = Look { next: AT_LEAST_EVERY, ..Look::default() };
         for task in self.tasks.all() {
             let reason = self.reason_to_end(&task);
             let (now, boot) = (self.now(), self.parts.clock.boot());
@@ -155,42 +185,57 @@ impl Broker {
             // The earlier clock: one that is set forward lets nothing lapse at its provider.
             let surely = self.parts.clock.earliest();
             let over = |lease: &&LeaseRecord| over_at(lease) <= surely && (is_owed(lease) || is_unanswered(lease));
-            let lapsed: Vec<_> = state.leases.iter().filter(over).cloned().collect();
-            changes.extend(settle(&mut state, surely));
+            look.lapsed.extend(state.leases.iter().filter(over).map(|lease| (Arc::clone(&task), lease.clone())));
+            look.changes.extend(settle(&mut state, surely));
             let owed = state.ending.as_ref().is_none_or(|ending| now.since(ending.ended_at) < REMEMBER);
             let forget = !owed && is_settled(&state);
             if let Some(wait) = task.next_check(&state, now, boot) {
-                next = next.min(wait.max(Duration::from_millis(1)));
+                look.next = look.next.min(wait.max(Duration::from_millis(1)));
             }
             drop(state);
-            for lease in lapsed {
-                let (broker, task) = (Arc::clone(self), Arc::clone(&task));
-                work.spawn(async move {
-                    broker.lapsed(&task, &lease).await;
-                    false
-                });
-            }
             if forget {
-                changes.extend(self.forget(&task));
-            } else if let Some(reason) = due {
-                // All at once: their records share the journal's commits.
-                let broker = Arc::clone(self);
-                work.spawn(async move {
-                    broker.end(&task, reason, None).await;
-                    true
-                });
+                look.changes.extend(self.forget(&task));
+            } else if let Some(Stop { reason, detail }) = due {
+                let (ending, first) = self.stop_serving(&task, reason);
+                if first {
+                    look.ended.push((task, ending, detail));
+                }
             } else if behind {
-                let broker = Arc::clone(self);
-                work.spawn(async move { broker.journal_task(&task).await });
+                look.behind.push(task);
             }
         }
-        // Work took time, in which more may have become due: then look again at once.
-        let mut again = !changes.is_empty();
+        look
+    }
+
+    /// Writes down and counts what a look found; says whether anything may have become due by it.
+    pub(super) async fn carry_out(self: &Arc<Self>, look: Look) -> bool {
+        let mut work = JoinSet::new();
+        // All at once: their records share the journal's commits.
+        for (task, lease) in look.lapsed {
+            let broker = Arc::clone(self);
+            work.spawn(async move {
+                broker.lapsed(&task, &lease).await;
+                false
+            });
+        }
+        for (task, ending, detail) in look.ended {
+            let broker = Arc::clone(self);
+            work.spawn(detached(async move {
+                broker.record_end(&task, &ending, detail, None).await;
+                broker.end_children(&task).await;
+                true
+            }));
+        }
+        for task in look.behind {
+            let broker = Arc::clone(self);
+            work.spawn(async move { broker.journal_task(&task).await });
+        }
+        let mut again = !look.changes.is_empty();
         while let Some(done) = work.join_next().await {
             again |= done.unwrap_or(false);
         }
-        self.catch_up(changes).await;
-        if again { Duration::ZERO } else { next }
+        self.catch_up(look.changes).await;
+        again
     }
 
     /// Forgets ended tasks, the oldest first, so that running ones are not refused for the sake of old reports.

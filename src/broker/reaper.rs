@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::{Broker, revoke};
 use crate::identity::workload_api::Identities;
@@ -17,13 +18,31 @@ pub async fn run(
 ) {
     let clock = Arc::clone(&broker.parts().clock);
     let sweeps = async {
+        // What waits for the disk is apart: a slow one makes no end late.
+        let mut recording = JoinSet::new();
         loop {
-            let next = broker.sweep().await;
-            tokio::select! {
-                () = clock.sleep(next) => {}
-                () = broker.changed.notified() => {}
-                Ok(()) = identities.changed() => {}
-                Ok(()) = policy.changed() => {}
+            let mut look = broker.look();
+            if !recording.is_empty() {
+                // What the journal does not have yet may be on its way to it.
+                look.behind.clear();
+            }
+            let next = look.next;
+            if !look.is_empty() {
+                let broker = Arc::clone(&broker);
+                recording.spawn(async move { broker.carry_out(look).await });
+            }
+            let sleep = clock.sleep(next);
+            tokio::pin!(sleep);
+            loop {
+                tokio::select! {
+                    () = &mut sleep => {}
+                    () = broker.changed.notified() => {}
+                    Ok(()) = identities.changed() => {}
+                    Ok(()) = policy.changed() => {}
+                    // A journal that fails is tried again in due time, not at once.
+                    Some(done) = recording.join_next() => if !done.unwrap_or(false) { continue },
+                }
+                break;
             }
         }
     };
