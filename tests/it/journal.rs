@@ -131,11 +131,80 @@ async fn a_new_journal_is_for_its_owner_alone_and_empty() {
     assert!(matches!(DiskJournal::open(&unusable), Err(JournalError::Directory { .. })));
 }
 
+/// What is said of a state directory that cannot be used.
+fn unusable(directory: &Path) -> String {
+    match DiskJournal::open(directory) {
+        Err(error @ JournalError::Directory { .. }) => error.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[tokio::test]
 async fn a_link_in_place_of_the_file_is_not_followed() {
     let directory = tempfile::tempdir().unwrap();
     let target = directory.path().join("target");
     std::os::unix::fs::symlink(&target, directory.path().join("journal.redb")).unwrap();
-    assert!(DiskJournal::open(directory.path()).is_err());
+    let text = unusable(directory.path());
+    assert!(text.contains("journal.redb") && text.contains("is a link"), "{text}");
     assert!(!target.exists());
+}
+
+#[tokio::test]
+async fn a_link_in_place_of_the_directory_is_not_followed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (real, link) = (directory.path().join("real"), directory.path().join("link"));
+    drop(DiskJournal::open(&real).unwrap());
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    let text = unusable(&link);
+    assert!(text.contains("a link or no directory"), "{text}");
+}
+
+#[tokio::test]
+async fn what_others_may_write_is_refused_and_not_put_right() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    drop(DiskJournal::open(&state).unwrap());
+    let file = state.join("journal.redb");
+    let chmod = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    for mode in [0o770, 0o702, 0o777, 0o2777] {
+        chmod(&state, mode);
+        let text = unusable(&state);
+        assert!(text.contains("others may write it") && text.contains("chmod 700"), "{text}");
+        assert_eq!(fs::metadata(&state).unwrap().permissions().mode() & 0o7777, mode);
+    }
+    chmod(&state, 0o700);
+    chmod(&file, 0o620);
+    let text = unusable(&state);
+    assert!(text.contains("journal.redb has mode 0620"), "{text}");
+    // That others could read names them some tasks, and no secret: it is put right.
+    chmod(&file, 0o644);
+    until("the file is released", || DiskJournal::open(&state).is_ok()).await;
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn what_belongs_to_another_user_is_refused() {
+    // Only root can give a directory away; who is not takes one that root owns.
+    let directory = tempfile::tempdir().unwrap();
+    let given = directory.path().join("given");
+    fs::create_dir(&given).unwrap();
+    let place = match std::os::unix::fs::chown(&given, Some(65_532), None) {
+        Ok(()) => given,
+        Err(_) => "/".into(),
+    };
+    let text = unusable(&place);
+    assert!(text.contains("belongs to user"), "{text}");
+}
+
+#[tokio::test]
+async fn what_is_no_file_is_refused() {
+    for make in ["folder", "pipe"] {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("journal.redb");
+        match make {
+            "folder" => fs::create_dir(&file).unwrap(),
+            _ => assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success()),
+        }
+        unusable(directory.path());
+    }
 }
