@@ -174,7 +174,7 @@ impl Broker {
                     broker.end(&task, reason, None).await;
                     true
                 });
-            } else if behind {
+            } else if behind && self.parts.journal.healthy() {
                 let broker = Arc::clone(self);
                 work.spawn(async move { broker.journal_task(&task).await });
             }
@@ -227,7 +227,7 @@ fn is_settled(state: &TaskState) -> bool {
 }
 
 /// One line per lease that could still be used or was the last of its provider.
-fn report(leases: &[LeaseRecord]) -> Vec<LeaseEnding> {
+pub(super) fn report(leases: &[LeaseRecord]) -> Vec<LeaseEnding> {
     let outcome = |lease: &LeaseRecord| match lease.state {
         LeaseState::Revoked => Outcome::Revoked,
         LeaseState::Intent | LeaseState::Issued | LeaseState::Ending | LeaseState::Expired => Outcome::Expires,
