@@ -1,7 +1,7 @@
 //! The journal's file: damaged, foreign or in use, it is refused in words that say so; never begun anew in silence.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use redb::{Database, TableDefinition};
@@ -18,6 +18,11 @@ async fn written() -> (World, Vec<u8>) {
     until("the file is released", || DiskJournal::open(&w.state()).is_ok()).await;
     let bytes = fs::read(w.state().join("journal.redb")).unwrap();
     (w, bytes)
+}
+
+/// A directory as the sidecar makes it, whatever the umask.
+fn make(directory: &Path) {
+    fs::DirBuilder::new().mode(0o700).create(directory).unwrap();
 }
 
 fn refused(directory: &Path, what: &str) {
@@ -39,7 +44,7 @@ async fn a_file_that_was_cut_off_is_refused() {
     let (w, bytes) = written().await;
     for (number, keep) in [0, 1, 64, 320, 511, 4096, bytes.len() / 2, bytes.len() - 4096].into_iter().enumerate() {
         let directory = w.directory.path().join(format!("cut-{number}"));
-        fs::create_dir(&directory).unwrap();
+        make(&directory);
         fs::write(directory.join("journal.redb"), &bytes[..keep]).unwrap();
         refused(&directory, &format!("the first {keep} of {} bytes", bytes.len()));
         assert_eq!(fs::read(directory.join("journal.redb")).unwrap().len(), keep, "and is left as it is");
@@ -54,7 +59,7 @@ async fn a_file_that_is_no_journal_is_refused() {
     for (name, content) in [("text", b"no journal\n".repeat(1000)), ("zeros", vec![0; bytes.len()]), ("header", zeroed)]
     {
         let directory = w.directory.path().join(name);
-        fs::create_dir(&directory).unwrap();
+        make(&directory);
         fs::write(directory.join("journal.redb"), content).unwrap();
         refused(&directory, name);
     }
@@ -64,7 +69,7 @@ async fn a_file_that_is_no_journal_is_refused() {
 async fn a_flipped_byte_loses_no_task_in_silence() {
     let (w, bytes) = written().await;
     let directory = w.directory.path().join("flipped");
-    fs::create_dir(&directory).unwrap();
+    make(&directory);
     for place in (0..bytes.len()).step_by(bytes.len() / 97) {
         let mut damaged = bytes.clone();
         damaged[place] ^= 0x40;
@@ -198,10 +203,10 @@ async fn what_belongs_to_another_user_is_refused() {
 
 #[tokio::test]
 async fn what_is_no_file_is_refused() {
-    for make in ["folder", "pipe"] {
+    for kind in ["folder", "pipe"] {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("journal.redb");
-        match make {
+        match kind {
             "folder" => fs::create_dir(&file).unwrap(),
             _ => assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success()),
         }
