@@ -16,6 +16,7 @@ mod error;
 mod mint;
 mod outstanding;
 pub mod reaper;
+mod recover;
 mod revoke;
 mod view;
 
@@ -36,7 +37,7 @@ use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::policy::cache::PolicyCache;
 use crate::policy::kill::Subject;
-use crate::task::{EndReason, Ending, Task, TaskId, TaskTable};
+use crate::task::{EndReason, Ending, Task, TaskTable};
 
 pub use crate::task::MintError;
 pub use begin::{BeginRequest, Begun, Claimant};
@@ -121,18 +122,9 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// A broker that runs the tasks that `recovered` held.
+    /// A broker that runs the tasks that `recovered` held, and owes what their leases owe.
     pub fn new(parts: Parts, recovered: crate::lease::journal::Recovered) -> Arc<Self> {
-        let tasks = TaskTable::default();
-        let mut leases: BTreeMap<TaskId, Vec<_>> = BTreeMap::new();
-        for lease in recovered.leases {
-            leases.entry(lease.task.clone()).or_default().push(lease);
-        }
-        let (now, boot) = (parts.clock.now(), parts.clock.boot());
-        for record in recovered.tasks {
-            let leases = leases.remove(&record.id).unwrap_or_default();
-            tasks.insert(Arc::new(Task::new(record, leases, None, now, boot)));
-        }
+        let tasks = recover::tasks(recovered, parts.clock.now(), parts.clock.boot());
         Arc::new(Self {
             callers: callers::Callers::new(parts.limits.mints_per_caller),
             parts,

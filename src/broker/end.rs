@@ -200,7 +200,7 @@ impl Broker {
                 if first {
                     look.ended.push((task, ending, detail));
                 }
-            } else if behind {
+            } else if behind && self.parts.journal.healthy() {
                 look.behind.push(task);
             }
         }

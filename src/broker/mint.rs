@@ -265,6 +265,10 @@ impl Broker {
         let recorded = journal::record(&*self.parts.journal, vec![Change::Lease(Box::new(record))]).await;
         // The task may have ended meanwhile: then this is taken back, whether or not it is recorded.
         self.to_revoke.notify_one();
+        // A credential that is there and not recorded: written with the task as soon as the journal can.
+        if recorded.is_err() {
+            task.state().touch();
+        }
         recorded.map_err(|error| MintError::NotRecorded(error.to_string()))
     }
 

@@ -9,7 +9,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
@@ -203,14 +203,49 @@ fn unpanicked<T>(work: impl FnOnce() -> T) -> Result<T, String> {
 }
 
 /// Makes sure that there is a journal, for its owner alone. One that is there is not looked into.
+///
+/// What others could have written, or put in place of it, is refused and not put right: nothing says what they did.
 fn prepare(directory: &Path, file: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let no_follow = i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or_default();
-    match fs::OpenOptions::new().read(true).write(true).custom_flags(no_follow).open(file) {
-        Ok(handle) => handle.set_permissions(fs::Permissions::from_mode(0o600)),
+    let place = fs::symlink_metadata(directory)?;
+    if !place.is_dir() {
+        return Err(io::Error::other("it is a link or no directory: name the directory itself"));
+    }
+    ours(&place, "it", "chmod 700 it, and look at what is in it")?;
+    // Not blocking: a pipe in its place has nobody at its other end.
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let flags = i32::try_from(flags.bits()).unwrap_or_default();
+    match fs::OpenOptions::new().read(true).write(true).custom_flags(flags).open(file) {
+        Ok(handle) => {
+            let journal = handle.metadata()?;
+            if !journal.is_file() {
+                return Err(io::Error::other(format!("{FILE} in it is no file: move it away")));
+            }
+            ours(&journal, FILE, "see who wrote it; chmod 600 it if nobody else did")?;
+            handle.set_permissions(fs::Permissions::from_mode(0o600))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => create(directory, file),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            Err(io::Error::other(format!("{FILE} in it is a link: put the file itself there")))
+        }
         Err(error) => Err(error),
     }
+}
+
+/// Refuses what belongs to another user, or what others may write.
+fn ours(of: &fs::Metadata, what: &str, mend: &str) -> io::Result<()> {
+    let user = rustix::process::geteuid().as_raw();
+    if of.uid() != user {
+        return Err(io::Error::other(format!(
+            "{what} belongs to user {}, this process is user {user}: give each sidecar a directory of its own",
+            of.uid()
+        )));
+    }
+    let mode = of.mode() & 0o7777;
+    if mode & 0o022 != 0 {
+        return Err(io::Error::other(format!("{what} has mode {mode:04o}, others may write it: {mend}")));
+    }
+    Ok(())
 }
 
 /// Makes an empty journal beside `file` and puts it there whole, so that a file of this name always has its layout in

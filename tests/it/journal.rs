@@ -1,7 +1,7 @@
 //! The journal's file: damaged, foreign or in use, it is refused in words that say so; never begun anew in silence.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use redb::{Database, TableDefinition};
@@ -18,6 +18,11 @@ async fn written() -> (World, Vec<u8>) {
     until("the file is released", || DiskJournal::open(&w.state()).is_ok()).await;
     let bytes = fs::read(w.state().join("journal.redb")).unwrap();
     (w, bytes)
+}
+
+/// A directory as the sidecar makes it, whatever the umask.
+fn make(directory: &Path) {
+    fs::DirBuilder::new().mode(0o700).create(directory).unwrap();
 }
 
 fn refused(directory: &Path, what: &str) {
@@ -39,7 +44,7 @@ async fn a_file_that_was_cut_off_is_refused() {
     let (w, bytes) = written().await;
     for (number, keep) in [0, 1, 64, 320, 511, 4096, bytes.len() / 2, bytes.len() - 4096].into_iter().enumerate() {
         let directory = w.directory.path().join(format!("cut-{number}"));
-        fs::create_dir(&directory).unwrap();
+        make(&directory);
         fs::write(directory.join("journal.redb"), &bytes[..keep]).unwrap();
         refused(&directory, &format!("the first {keep} of {} bytes", bytes.len()));
         assert_eq!(fs::read(directory.join("journal.redb")).unwrap().len(), keep, "and is left as it is");
@@ -54,7 +59,7 @@ async fn a_file_that_is_no_journal_is_refused() {
     for (name, content) in [("text", b"no journal\n".repeat(1000)), ("zeros", vec![0; bytes.len()]), ("header", zeroed)]
     {
         let directory = w.directory.path().join(name);
-        fs::create_dir(&directory).unwrap();
+        make(&directory);
         fs::write(directory.join("journal.redb"), content).unwrap();
         refused(&directory, name);
     }
@@ -64,7 +69,7 @@ async fn a_file_that_is_no_journal_is_refused() {
 async fn a_flipped_byte_loses_no_task_in_silence() {
     let (w, bytes) = written().await;
     let directory = w.directory.path().join("flipped");
-    fs::create_dir(&directory).unwrap();
+    make(&directory);
     for place in (0..bytes.len()).step_by(bytes.len() / 97) {
         let mut damaged = bytes.clone();
         damaged[place] ^= 0x40;
@@ -131,11 +136,80 @@ async fn a_new_journal_is_for_its_owner_alone_and_empty() {
     assert!(matches!(DiskJournal::open(&unusable), Err(JournalError::Directory { .. })));
 }
 
+/// What is said of a state directory that cannot be used.
+fn unusable(directory: &Path) -> String {
+    match DiskJournal::open(directory) {
+        Err(error @ JournalError::Directory { .. }) => error.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[tokio::test]
 async fn a_link_in_place_of_the_file_is_not_followed() {
     let directory = tempfile::tempdir().unwrap();
     let target = directory.path().join("target");
     std::os::unix::fs::symlink(&target, directory.path().join("journal.redb")).unwrap();
-    assert!(DiskJournal::open(directory.path()).is_err());
+    let text = unusable(directory.path());
+    assert!(text.contains("journal.redb") && text.contains("is a link"), "{text}");
     assert!(!target.exists());
+}
+
+#[tokio::test]
+async fn a_link_in_place_of_the_directory_is_not_followed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (real, link) = (directory.path().join("real"), directory.path().join("link"));
+    drop(DiskJournal::open(&real).unwrap());
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    let text = unusable(&link);
+    assert!(text.contains("a link or no directory"), "{text}");
+}
+
+#[tokio::test]
+async fn what_others_may_write_is_refused_and_not_put_right() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    drop(DiskJournal::open(&state).unwrap());
+    let file = state.join("journal.redb");
+    let chmod = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    for mode in [0o770, 0o702, 0o777, 0o2777] {
+        chmod(&state, mode);
+        let text = unusable(&state);
+        assert!(text.contains("others may write it") && text.contains("chmod 700"), "{text}");
+        assert_eq!(fs::metadata(&state).unwrap().permissions().mode() & 0o7777, mode);
+    }
+    chmod(&state, 0o700);
+    chmod(&file, 0o620);
+    let text = unusable(&state);
+    assert!(text.contains("journal.redb has mode 0620"), "{text}");
+    // That others could read names them some tasks, and no secret: it is put right.
+    chmod(&file, 0o644);
+    until("the file is released", || DiskJournal::open(&state).is_ok()).await;
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn what_belongs_to_another_user_is_refused() {
+    // Only root can give a directory away; who is not takes one that root owns.
+    let directory = tempfile::tempdir().unwrap();
+    let given = directory.path().join("given");
+    fs::create_dir(&given).unwrap();
+    let place = match std::os::unix::fs::chown(&given, Some(65_532), None) {
+        Ok(()) => given,
+        Err(_) => "/".into(),
+    };
+    let text = unusable(&place);
+    assert!(text.contains("belongs to user"), "{text}");
+}
+
+#[tokio::test]
+async fn what_is_no_file_is_refused() {
+    for kind in ["folder", "pipe"] {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("journal.redb");
+        match kind {
+            "folder" => fs::create_dir(&file).unwrap(),
+            _ => assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success()),
+        }
+        unusable(directory.path());
+    }
 }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::ops::Deref;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
@@ -419,7 +420,7 @@ impl World {
             job.abort();
         }
         let (from, to) = (self.state(), self.directory.path().join(format!("state-{}", self.states.len())));
-        fs::create_dir(&to).unwrap();
+        fs::DirBuilder::new().mode(0o700).create(&to).unwrap();
         fs::copy(from.join("journal.redb"), to.join("journal.redb")).unwrap();
         let _ = fs::copy(from.join("clock.json"), to.join("clock.json"));
         self.states.push(to);
