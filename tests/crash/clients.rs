@@ -18,7 +18,7 @@ use crate::sidecar::{ask, time};
 use crate::world::{WHO, World, spiffe_id};
 
 /// Running tasks of one client.
-const TASKS: usize = 4;
+const TASKS: usize = 6;
 /// Ended tasks that a client goes on trying.
 const REMEMBERED: usize = 6;
 /// A task with less than this left may be refused a credential, which would live too short.
@@ -101,11 +101,11 @@ impl Client {
     pub(crate) async fn run(mut self) {
         loop {
             let answered = match self.random.below(100) {
-                0..20 => self.begin().await,
-                20..62 => self.serve().await,
-                62..72 => self.end().await,
-                72..78 => self.race().await,
-                78..88 => self.try_an_ended_one().await,
+                0..15 => self.begin().await,
+                15..65 => self.serve().await,
+                65..70 => self.end().await,
+                70..73 => self.race().await,
+                73..88 => self.try_an_ended_one().await,
                 88..94 => self.list().await,
                 _ => self.look_at_anothers().await,
             };

@@ -163,8 +163,10 @@ async fn campaign(seed: u64, kills: u64) -> Result<Told, String> {
         sidecar.spawn();
         sidecar.ready().await.map_err(|why| format!("{plan}: {why}"))?;
         // Before the books: they must know at least as much.
-        let (mints, known) = (world.mints(), crowd.ledger().clone());
+        let (mints, mut known) = (world.mints(), crowd.ledger().clone());
         let books = sidecar.status().await.map_err(|why| format!("{plan}: {why}"))?;
+        // Asked for meanwhile, perhaps.
+        known.tasks.iter_mut().zip(&crowd.ledger().tasks).for_each(|(task, now)| task.end_asked = now.end_asked);
         wrong.extend(ledger::judge_books(&mints, &known, &books, SystemClock.now()));
         if let Some(ended) = clients.try_join_next() {
             wrong.push(format!("a client crashed: {ended:?}"));

@@ -253,8 +253,9 @@ def unmatched(needed, there):
     return next((end for at, end in enumerate(needed) if at >= len(there) or there[at] < end), None)
 
 
-def join(crowd, usable, status, now):
-    """What is wrong, in sentences: `usable` gives for each group of leases the ends that the provider itself keeps."""
+def join(crowd, tasks, usable, status, now):
+    """What is wrong, in sentences, of the `tasks` known before the status was asked for: `usable` gives for each group of
+    leases the ends that the provider itself keeps."""
     wrong, crowd.seen = crowd.seen, []
     views = {view["id"]: view for view in status["task_list"]}
     groups = {}
@@ -266,7 +267,8 @@ def join(crowd, usable, status, now):
         missing = unmatched([end for end in ends if end > now], groups.get(group, []))
         if missing is not None:
             wrong.append(f"a lease is lost: {group} has {sorted(groups.get(group, []))}, one works until {missing} of {sorted(ends)}")
-    for task, known in list(crowd.tasks.items()):
+    for task in tasks:
+        known = crowd.tasks[task]
         view = views.get(task)
         if view is None:
             if not known["end_asked"] and known["deadline"] > now:
@@ -302,10 +304,10 @@ def campaign(crowd, sidecar, gate, points, usable, more, rng):
         sidecar.start()
         # What clients were told, and what the provider has, before the sidecar's own account: that must know as much.
         with crowd.lock:
-            ended = {task for task, known in crowd.tasks.items() if known["report"]}
+            tasks, ended = list(crowd.tasks), {task for task, known in crowd.tasks.items() if known["report"]}
         left = usable()
         status = sidecar.status()
-        wrong = join(crowd, left, status, time.time())
+        wrong = join(crowd, tasks, left, status, time.time())
         back = [view["id"] for view in status["task_list"] if view["id"] in ended and view["state"] == "active"]
         wrong += [f"an acknowledged end is lost: {task}" for task in back] + more(status)
         assert not wrong, f"{plan}: " + "; ".join(wrong[:5])
