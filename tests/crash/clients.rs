@@ -30,11 +30,13 @@ pub(crate) struct Crowd {
     pub(crate) socket: PathBuf,
     ledger: Mutex<Clients>,
     ticks: AtomicU64,
+    /// When the sidecar of now was ready.
+    life: AtomicU64,
 }
 
 impl Crowd {
     pub(crate) fn new(world: Arc<World>, socket: PathBuf) -> Arc<Self> {
-        Arc::new(Self { world, socket, ledger: Mutex::default(), ticks: AtomicU64::new(0) })
+        Arc::new(Self { world, socket, ledger: Mutex::default(), ticks: AtomicU64::new(0), life: AtomicU64::new(0) })
     }
 
     pub(crate) fn ledger(&self) -> MutexGuard<'_, Clients> {
@@ -43,6 +45,19 @@ impl Crowd {
 
     fn tick(&self) -> u64 {
         self.ticks.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// From here on another sidecar answers than before.
+    pub(crate) fn begin_life(&self) {
+        self.life.store(self.tick(), Ordering::SeqCst);
+    }
+
+    /// Whether what this sidecar served last for the task at `at` has reached the expiry that it told.
+    fn has_expired(&self, at: usize, now: Timestamp) -> bool {
+        let life = self.life.load(Ordering::SeqCst);
+        let ledger = self.ledger();
+        let last = ledger.received.iter().rev().find(|received| received.task == at);
+        last.is_some_and(|received| received.sent_tick > life && received.told <= now)
     }
 
     /// Something that no sidecar may do.
@@ -116,7 +131,14 @@ impl Client {
         }
     }
 
-    async fn ask(&self, method: &str, path: &str, proof: &str, more: &[(&str, &str)], body: Bytes) -> Option<(StatusCode, Bytes)> {
+    async fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        proof: &str,
+        more: &[(&str, &str)],
+        body: Bytes,
+    ) -> Option<(StatusCode, Bytes)> {
         let bearer = format!("Bearer {proof}");
         let headers = [&[("authorization", bearer.as_str())], more].concat();
         ask(&self.crowd.socket, method, path, &headers, body).await.ok()
@@ -193,8 +215,13 @@ impl Client {
     /// Asks for the credential of `own`, and writes it down. A refusal is judged where the task is `surely` running.
     async fn credentials(&self, own: &Own, surely: bool) -> bool {
         let (sent, sent_tick) = (SystemClock.now(), self.crowd.tick());
-        let path = if own.vault { format!("/v1/tasks/{}/credentials", own.id) } else { "/v1/aws/credentials".to_owned() };
+        let expired = self.crowd.has_expired(own.at, sent);
+        let path =
+            if own.vault { format!("/v1/tasks/{}/credentials", own.id) } else { "/v1/aws/credentials".to_owned() };
         let Some((status, body)) = self.ask("GET", &path, &own.token, &[], Bytes::new()).await else { return false };
+        if expired {
+            self.crowd.world.gate.pass(Point::Expired);
+        }
         if status == StatusCode::OK {
             let got: Value = serde_json::from_slice(&body).unwrap();
             let key = if own.vault { &got["lease_id"] } else { &got["AccessKeyId"] };
@@ -205,10 +232,14 @@ impl Client {
             let key = key.as_str().unwrap_or_default().to_owned();
             self.crowd.ledger().received.push(Received { task: own.at, key, told, sent, sent_tick });
             self.crowd.world.gate.pass(Point::Served);
-        } else if surely && matches!(status.as_u16(), 401 | 403 | 404 | 409) && SystemClock.now() + TOO_LATE < own.deadline {
+        } else if surely
+            && matches!(status.as_u16(), 401 | 403 | 404 | 409)
+            && SystemClock.now() + TOO_LATE < own.deadline
+        {
             let known = self.crowd.ledger().tasks[own.at].clone();
             if !known.end_asked {
-                self.crowd.saw(format!("a running task was refused, {status} {}: {known:?}", String::from_utf8_lossy(&body)));
+                self.crowd
+                    .saw(format!("a running task was refused, {status} {}: {known:?}", String::from_utf8_lossy(&body)));
             }
         }
         true
@@ -282,11 +313,15 @@ impl Client {
 
     /// One's own tasks, and nobody else's.
     async fn list(&self) -> bool {
-        let Some((status, body)) = self.ask("GET", "/v1/tasks", &self.svid(), &[], Bytes::new()).await else { return false };
+        let Some((status, body)) = self.ask("GET", "/v1/tasks", &self.svid(), &[], Bytes::new()).await else {
+            return false;
+        };
         if status == StatusCode::OK {
             let list: Value = serde_json::from_slice(&body).unwrap();
             let owner = spiffe_id(self.who).to_string();
-            if let Some(foreign) = list["tasks"].as_array().unwrap().iter().find(|task| task["spiffe_id"] != owner.as_str()) {
+            if let Some(foreign) =
+                list["tasks"].as_array().unwrap().iter().find(|task| task["spiffe_id"] != owner.as_str())
+            {
                 self.crowd.saw(format!("{owner} was shown another's task: {foreign}"));
             }
         }

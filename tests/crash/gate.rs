@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -31,6 +32,8 @@ pub(crate) enum Point {
     Committing,
     /// A client has received a credential.
     Served,
+    /// A credential that this sidecar served has reached the expiry that it told, and was asked for again.
+    Expired,
     /// An end is on its way: ended in memory or not yet, before, in or after its record.
     EndSent,
     /// The end was acknowledged.
@@ -46,7 +49,7 @@ pub(crate) enum Point {
 }
 
 impl Point {
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::Any,
         Self::Starting,
         Self::BeginSent,
@@ -58,6 +61,7 @@ impl Point {
         Self::Answered,
         Self::Committing,
         Self::Served,
+        Self::Expired,
         Self::EndSent,
         Self::EndAcknowledged,
         Self::LoginCalled,
@@ -74,9 +78,27 @@ impl Point {
             Self::BeginSent | Self::Asked | Self::EndSent => 12_000,
             Self::Answered => 15_000,
             Self::Committing => 500,
-            Self::Begun | Self::Served | Self::EndAcknowledged => 3_000,
+            Self::Begun | Self::Served | Self::Expired | Self::EndAcknowledged => 3_000,
             Self::IntentDurable | Self::Minted | Self::HalfAnswered => 0,
             Self::LoginCalled | Self::LeaseMade | Self::RevokeCalled | Self::Revoked => 0,
+        }
+    }
+}
+
+impl Point {
+    /// How many times it is passed, at most, before it is the one.
+    pub(crate) const fn most_before(self) -> usize {
+        match self {
+            Self::Expired => 1,
+            _ => 6,
+        }
+    }
+
+    /// How long it may stay away until the kill comes without it: the shortest tasks live 7 s.
+    pub(crate) const fn patience(self) -> Duration {
+        match self {
+            Self::Expired => Duration::from_secs(15),
+            _ => Duration::from_millis(2500),
         }
     }
 }

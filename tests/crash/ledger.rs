@@ -192,7 +192,9 @@ fn lost_leases(mints: &[Mint], clients: &Clients, books: &Books, now: Timestamp,
         let missing = unmatched(usable.iter().map(|mint| mint.ends_at), lines.iter().map(|line| line.until));
         if let Some(missing) = missing {
             let name = books.name;
-            wrong.push(format!("a lease is lost: {name} has {lines:?} for {usable:?}, one of which works until {missing}"));
+            wrong.push(format!(
+                "a lease is lost: {name} has {lines:?} for {usable:?}, one of which works until {missing}"
+            ));
             continue;
         }
         let served = usable.iter().filter(|mint| received.contains(mint.key.as_str())).map(|mint| mint.ends_at);
@@ -240,10 +242,7 @@ fn one_task_for_a_key(books: &Books, wrong: &mut Vec<String>) {
 }
 
 /// The latest of `needed` that finds no partner of its own among `there` that is at least as late.
-fn unmatched(
-    needed: impl Iterator<Item = Timestamp>,
-    there: impl Iterator<Item = Timestamp>,
-) -> Option<Timestamp> {
+fn unmatched(needed: impl Iterator<Item = Timestamp>, there: impl Iterator<Item = Timestamp>) -> Option<Timestamp> {
     let (mut needed, mut there): (Vec<_>, Vec<_>) = (needed.collect(), there.collect());
     needed.sort_unstable_by(|a, b| b.cmp(a));
     there.sort_unstable_by(|a, b| b.cmp(a));
@@ -273,7 +272,8 @@ mod tests {
             revoked: false,
         };
         let ended = Ended { tick: 7, at: at(5), lines: vec![Told { until: at(30) }] };
-        let task = Known { owner: OWNER.into(), id: "t-1".into(), deadline: at(60), end_asked: true, ended: Some(ended) };
+        let task =
+            Known { owner: OWNER.into(), id: "t-1".into(), deadline: at(60), end_asked: true, ended: Some(ended) };
         let received = Received { task: 0, key: "ASIA1".into(), told: at(27), sent: at(2), sent_tick: 3 };
         let clients = Clients { tasks: vec![task], received: vec![received], seen: Vec::new() };
         let line = TaskLine { owner: OWNER.into(), ended: Some("done".into()), deadline: at(60), idempotency: None };
@@ -360,7 +360,8 @@ mod tests {
         assert!(lost.contains("a task is lost"), "{lost}");
         let back = spoilt(|_, _, books| books.tasks.get_mut("t-1").unwrap().ended = None);
         assert!(back.contains("an acknowledged end is lost"), "{back}");
-        let nobody = spoilt(|_, _, books| books.tasks.get_mut("t-1").unwrap().ended = Some("identity_withdrawn".into()));
+        let nobody =
+            spoilt(|_, _, books| books.tasks.get_mut("t-1").unwrap().ended = Some("identity_withdrawn".into()));
         assert!(nobody.contains("ended by nobody"), "{nobody}");
         let twice = spoilt(|_, _, books| {
             books.tasks.get_mut("t-1").unwrap().idempotency = Some([1; 32]);

@@ -49,8 +49,6 @@ use crate::world::{WHO, World};
 const FEW: u64 = 20;
 /// Kills on one state directory; then a new world, so that its books stay short.
 const OF_ONE_WORLD: u64 = 50;
-/// How long a point may stay away until the kill comes without it.
-const PATIENCE: Duration = Duration::from_millis(2500);
 /// Clients of each workload.
 const CLIENTS: usize = 2;
 
@@ -154,6 +152,7 @@ async fn campaign(seed: u64, kills: u64) -> Result<Told, String> {
     let mut checked = 0;
     for kill in 1..=kills {
         let point = *random.pick(&Point::ALL);
+        crowd.begin_life();
         let plan = format!("CRASH_SEED={seed}, kill {kill} of {kills} at {point}");
         let met = kill_at(&mut sidecar, &world, point, &mut random).await;
         *told.kills.entry(point).or_default() += 1;
@@ -205,7 +204,7 @@ fn judge(crowd: &Crowd, books: &ledger::Books, checked: &mut usize) -> Vec<Strin
 /// Kills the sidecar at `point`, or without it where it stays away. Whether it came.
 async fn kill_at(sidecar: &mut Sidecar, world: &World, point: Point, random: &mut Random) -> bool {
     let wait = Duration::from_micros(random.between(0, point.spread()));
-    let before = random.below(6);
+    let before = random.below(point.most_before());
     let met = match point {
         Point::Any => true,
         Point::Starting => {
@@ -215,10 +214,10 @@ async fn kill_at(sidecar: &mut Sidecar, world: &World, point: Point, random: &mu
             SystemClock.sleep(Duration::from_micros(random.between(0, 450_000))).await;
             true
         }
-        Point::Committing => within(&SystemClock, PATIENCE, sidecar.committing()).await.is_some(),
+        Point::Committing => within(&SystemClock, point.patience(), sidecar.committing()).await.is_some(),
         point => {
             let hit = world.gate.arm(point, before);
-            within(&SystemClock, PATIENCE, hit).await.is_some_and(|hit| hit.is_ok())
+            within(&SystemClock, point.patience(), hit).await.is_some_and(|hit| hit.is_ok())
         }
     };
     SystemClock.sleep(wait).await;

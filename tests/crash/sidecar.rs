@@ -98,7 +98,8 @@ impl Sidecar {
     pub(crate) async fn committing(&self) {
         let Some(id) = self.child.as_ref().and_then(Child::id) else { return };
         let threads = std::fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
-        let is_journal = |path: &PathBuf| std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm == "journal\n");
+        let is_journal =
+            |path: &PathBuf| std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm == "journal\n");
         let Some(thread) = threads.map(|thread| thread.path()).find(is_journal) else { return };
         let idle = |stat: String| stat.rsplit(") ").next().is_none_or(|rest| rest.starts_with('S'));
         while std::fs::read_to_string(thread.join("stat")).is_ok_and(idle) {
@@ -163,7 +164,8 @@ impl Sidecar {
         }
         for task in list {
             for lease in task["leases"].as_array().ok_or("no leases")? {
-                let (id, state) = (task["id"].as_str().unwrap_or_default(), lease["state"].as_str().unwrap_or_default());
+                let (id, state) =
+                    (task["id"].as_str().unwrap_or_default(), lease["state"].as_str().unwrap_or_default());
                 let vault = lease["provider"] == "vault";
                 books.leases.push(LeaseLine {
                     group: if vault { vault_group(&books.tasks, id) } else { id.to_owned() },

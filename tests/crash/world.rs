@@ -64,11 +64,8 @@ fn object(who: usize) -> String {
 
 impl World {
     pub(crate) async fn start() -> Self {
-        let folder = tempfile::Builder::new()
-            .prefix("crash-")
-            .permissions(Permissions::from_mode(0o700))
-            .tempdir()
-            .unwrap();
+        let folder =
+            tempfile::Builder::new().prefix("crash-").permissions(Permissions::from_mode(0o700)).tempdir().unwrap();
         let clock: sidemint::clock::SharedClock = Arc::new(SystemClock);
         let sts_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let vault_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -85,8 +82,12 @@ impl World {
         let socket = folder.path().join("workload-api.sock");
         let workload_api = workload_api::serve(&authority, &socket).unwrap();
         let roles = (0..WHO.len()).map(cloud_role).collect();
-        let settings =
-            cloud::Settings { issuer: sts.clone(), audiences: vec![STS_AUDIENCE.into()], region: "us-east-1".into(), roles };
+        let settings = cloud::Settings {
+            issuer: sts.clone(),
+            audiences: vec![STS_AUDIENCE.into()],
+            region: "us-east-1".into(),
+            roles,
+        };
         let keys = Arc::clone(&authority);
         let cloud = Cloud::new(settings, Arc::new(move || keys.jwks()), clock);
         let (vault, gate) = (Arc::new(Vault::default()), Arc::new(Gate::default()));
@@ -185,7 +186,6 @@ fn cloud_role(who: usize) -> cloud::Role {
     }
 }
 
-
 /// Serves whole requests until it is aborted; a connection ends with its other side.
 fn serve<F, A>(listener: TcpListener, answer: F) -> tokio::task::JoinHandle<()>
 where
@@ -207,7 +207,8 @@ where
                 }
             });
             connections.spawn(async move {
-                let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                let _ =
+                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
             });
         }
     })
@@ -245,7 +246,8 @@ fn write_policy(directory: &Path) {
         std::fs::create_dir_all(directory.join(folder)).unwrap();
     }
     for (who, name) in WHO.iter().enumerate() {
-        let scope = "schema = 1\npurpose = \"Kills\"\nbusiness_owner = \"finance-data\"\njustification = \"None survives\"\n";
+        let scope =
+            "schema = 1\npurpose = \"Kills\"\nbusiness_owner = \"finance-data\"\njustification = \"None survives\"\n";
         let aws = format!(
             "schema = 1\nprovider = \"aws\"\nrole_arn = \"{}\"\n\n[[session_policy.Statement]]\nEffect = \"Allow\"\n\
              Action = [\"s3:GetObject\"]\nResource = [\"{}\"]\n",
