@@ -251,7 +251,14 @@ impl Client {
         }
         let at = self.random.below(self.running.len());
         let (answered, ()) = tokio::join!(end_one(self, &self.running[at]), self.soon(Point::EndSent));
-        self.finish(at, answered)
+        if !self.finish(at, answered) {
+            return false;
+        }
+        // At once, while this sidecar may still have it in memory.
+        match self.ended.last() {
+            Some(own) => self.credentials(own, false).await,
+            None => true,
+        }
     }
 
     /// Ends a task while its credential is asked for, both at once.

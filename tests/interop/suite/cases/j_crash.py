@@ -212,6 +212,8 @@ class Crowd:
             if self.end(task):
                 mine.remove(task)
                 over.append(task)
+                # At once, while this sidecar may still have it in memory.
+                self.credentials(task)
         elif over:
             self.credentials(rng.choice(over[-4:]))
 
