@@ -11,7 +11,6 @@ use tokio::task::JoinSet;
 use super::Broker;
 use crate::audit::{Event, Kind};
 use crate::clock::within;
-use crate::exchange::retry::{Jitter as _, SystemJitter};
 use crate::exchange::{ExchangeError, Provider, RevokeOrder, TakenBack};
 use crate::lease::revoke::{Queue, Tried, is_owed};
 use crate::lease::{LeaseId, LeaseRecord, LeaseState, Outcome};
@@ -62,7 +61,7 @@ pub(super) async fn run(broker: Arc<Broker>) {
                     if let Some(owed) = owed.get_mut(&id) {
                         owed.failed = tried != Tried::Over;
                     }
-                    queue.done(provider, &id, tried, clock.boot(), SystemJitter.fraction());
+                    queue.done(provider, &id, tried, clock.boot(), broker.parts.jitter.fraction());
                 }
                 // A try that crashed is still marked as under way: begin anew with what the leases say.
                 Err(_) => (queue, look_at) = (Queue::default(), Duration::ZERO),
