@@ -696,13 +696,7 @@ impl History {
             Provider::Aws => "/v1/aws/credentials".to_owned(),
             Provider::Vault => format!("/v1/tasks/{}/credentials?provider=vault", self.ledger.tasks[task].id),
         };
-        let call = Call {
-            method: Method::GET,
-            path,
-            bearer: token,
-            key: None,
-            body: String::new(),
-        };
+        let call = Call { method: Method::GET, path, bearer: token, key: None, body: String::new() };
         self.send(ask, call);
     }
 

@@ -122,6 +122,10 @@ fn the_same_seed_tells_the_same_history() {
         let (one, other) = (told(), told());
         assert_eq!(one.steps, other.steps, "SIM_SEED={seed}");
         let differs = one.trace.iter().zip(&other.trace).position(|(one, other)| one != other);
-        assert_eq!((differs, one.trace.len()), (None, other.trace.len()), "SIM_SEED={seed}: other ledgers after a step");
+        assert_eq!(
+            (differs, one.trace.len()),
+            (None, other.trace.len()),
+            "SIM_SEED={seed}: other ledgers after a step"
+        );
     }
 }

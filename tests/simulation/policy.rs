@@ -10,9 +10,7 @@ use sidemint::clock::{Clock as _, ManualClock, Timestamp};
 use sidemint::exchange::Provider;
 use sidemint::policy::PolicyVersion;
 use sidemint::policy::document::Digest;
-use sidemint::policy::repository::{
-    Fetched, PolicyFiles, PolicySource, PolicySourceError, Previous, Signed, Use,
-};
+use sidemint::policy::repository::{Fetched, PolicyFiles, PolicySource, PolicySourceError, Previous, Signed, Use};
 use sidemint::policy::standing::{OWNERS, RoleName, Standing, TOP_ROLES};
 
 use crate::planted::Planted;

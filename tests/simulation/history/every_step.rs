@@ -136,7 +136,8 @@ fn a_life_that_is_killed_at_any_step_loses_nothing() {
                 continue;
             }
             loop {
-                let stopped = cut_at(at, cut, stop).unwrap_or_else(|failure| panic!("{cut:?} {stop:?} at {at}: {failure:?}"));
+                let stopped =
+                    cut_at(at, cut, stop).unwrap_or_else(|failure| panic!("{cut:?} {stop:?} at {at}: {failure:?}"));
                 (at, lives) = (at + 1, lives + 1);
                 if !stopped {
                     break;
