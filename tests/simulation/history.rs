@@ -774,6 +774,8 @@ impl History {
 
     fn pass(&mut self) {
         let millis = match self.random.below(10) {
+            // So that policies lapse.
+            0..=3 if self.source.is_silent() => self.random.between(1_200_000, 9_000_000),
             0..=3 => self.random.between(1, 2_000),
             4..=6 => self.random.between(2_000, 60_000),
             7..=8 => self.random.between(60_000, 900_000),
@@ -916,7 +918,7 @@ impl History {
                 self.say("the policy source tells nonsense");
                 self.source.mood(Mood::Nonsense);
             }
-            2 => {
+            2 | 6 | 7 => {
                 self.say("nobody signs heartbeats any more");
                 self.source.mood(Mood::Silent);
             }
