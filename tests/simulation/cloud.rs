@@ -93,7 +93,7 @@ impl Mint {
 }
 
 enum Work {
-    Mint(MintOrder, Option<LeaseId>, oneshot::Sender<Result<Minted, ExchangeError>>),
+    Mint(Box<MintOrder>, Option<LeaseId>, oneshot::Sender<Result<Minted, ExchangeError>>),
     Revoke(RevokeOrder, oneshot::Sender<Result<TakenBack, ExchangeError>>),
 }
 
@@ -400,7 +400,7 @@ impl Cloud for Face {
     async fn mint(&self, order: &MintOrder) -> Result<Minted, ExchangeError> {
         let intent = self.cloud.intent_of(self.provider, order);
         let (done, told) = oneshot::channel();
-        self.cloud.call(self.provider, order.limit, Work::Mint(order.clone(), intent, done));
+        self.cloud.call(self.provider, order.limit, Work::Mint(Box::new(order.clone()), intent, done));
         answer(told).await
     }
 
