@@ -20,7 +20,7 @@ use crate::broker::{BeginError, Broker, Limits, MintError, Parts, reaper};
 use crate::clock::{SharedClock, SystemClock, Timestamp, TrustedClock, within};
 use crate::config::{Config, PolicyPlace, RepositoryPlace, RepositorySettings, ShutdownSettings};
 use crate::exchange::aws::{AwsSts, Settings, SettingsError};
-use crate::exchange::retry::Rate;
+use crate::exchange::retry::{Rate, SystemJitter};
 use crate::exchange::vault::{self, Vault};
 use crate::exchange::{Cloud, ExchangeError, Provider, Revocation};
 use crate::identity::Authenticator;
@@ -180,6 +180,7 @@ pub async fn build(config: &Config) -> Result<Bound, StartError> {
         journal: Arc::new(journal),
         audit,
         metrics: Arc::new(metrics()?),
+        jitter: Arc::new(SystemJitter),
         limits: limits(config),
         clock,
     };

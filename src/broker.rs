@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use crate::audit::Audit;
 use crate::clock::{SharedClock, Timestamp};
+use crate::exchange::retry::Jitter;
 use crate::exchange::{Cloud, Provider};
 use crate::identity::task_token::TokenHash;
 use crate::identity::workload_api::WorkloadApi;
@@ -97,6 +98,8 @@ pub struct Parts {
     pub audit: Arc<Audit>,
     /// The counters.
     pub metrics: Arc<Metrics>,
+    /// What spreads the tries to take a credential back.
+    pub jitter: Arc<dyn Jitter>,
     /// The limits.
     pub limits: Limits,
 }

@@ -160,6 +160,7 @@ impl Broker {
         };
 
         let lease = self.intend(task, provider, &order, now).await?;
+        self.still_wanted(task, &lease, &order).await?;
         let minted = match cloud.mint(&order).await {
             Ok(minted) => minted,
             Err(error) => {
@@ -228,12 +229,30 @@ impl Broker {
         }
     }
 
+    /// Looks again before anything is asked for: the journal may have been slow, and what was worth asking for then may not
+    /// be now. The intent is forgotten where nothing came of it.
+    async fn still_wanted(&self, task: &Task, lease: &LeaseId, order: &MintOrder) -> Result<(), MintError> {
+        let error = match task.ended() {
+            Some(reason) => MintError::TaskEnded(reason),
+            None if order.dead_by.since(self.now()) < SHORTEST_LIFE / 2 => {
+                MintError::NotRecorded("its intent was durable too late".into())
+            }
+            None => return Ok(()),
+        };
+        self.forget_intent(task, lease).await;
+        Err(error)
+    }
+
     /// Forgets an intent that certainly came to nothing. One whose answer was lost stays until it must be dead.
     async fn discard(&self, task: &Task, id: &LeaseId, error: &ExchangeError) {
         match error {
             ExchangeError::Refused { .. } | ExchangeError::Inexpressible { .. } | ExchangeError::NoSvid { .. } => {}
             ExchangeError::Unavailable { .. } | ExchangeError::Unusable { .. } => return,
         }
+        self.forget_intent(task, id).await;
+    }
+
+    async fn forget_intent(&self, task: &Task, id: &LeaseId) {
         task.state().leases.retain(|lease| lease.id != *id);
         if let Err(error) = journal::record(&*self.parts.journal, vec![Change::ForgetLease(id.clone())]).await {
             tracing::error!(lease = %id, %error, "the journal is behind");

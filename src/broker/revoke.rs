@@ -12,7 +12,6 @@ use super::Broker;
 use super::end::is_unanswered;
 use crate::audit::{Event, Kind};
 use crate::clock::within;
-use crate::exchange::retry::{Jitter as _, SystemJitter};
 use crate::exchange::{ExchangeError, Provider, RevokeOrder, TakenBack};
 use crate::lease::life::Event as Happened;
 use crate::lease::revoke::{Queue, Tried, is_owed};
@@ -65,7 +64,7 @@ pub(super) async fn run(broker: Arc<Broker>) {
                     if let Some(owed) = owed.get_mut(&id) {
                         owed.failed = tried != Tried::Over;
                     }
-                    queue.done(provider, &id, tried, clock.boot(), SystemJitter.fraction());
+                    queue.done(provider, &id, tried, clock.boot(), broker.parts.jitter.fraction());
                 }
                 // A try that crashed is still marked as under way: begin anew with what the leases say.
                 Err(_) => (queue, look_at) = (Queue::default(), Duration::ZERO),

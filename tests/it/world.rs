@@ -18,7 +18,7 @@ use sidemint::broker::{Broker, Limits, Parts, reaper};
 use sidemint::clock::{Clock, ManualClock, Timestamp, TrustedClock};
 use sidemint::config::PodTaskSettings;
 use sidemint::exchange::aws::{AwsSts, Settings as AwsSettings};
-use sidemint::exchange::retry::Rate;
+use sidemint::exchange::retry::{Rate, SystemJitter};
 use sidemint::exchange::vault::{Settings as VaultSettings, Vault};
 use sidemint::exchange::{Cloud, Provider};
 use sidemint::identity::Authenticator;
@@ -258,6 +258,7 @@ impl World {
             journal: Arc::clone(&journal) as _,
             audit: Arc::new(self.open_audit(&state)),
             metrics: Arc::new(sidemint::app::metrics().unwrap()),
+            jitter: Arc::new(SystemJitter),
             limits,
         };
         let broker = Broker::new(parts, recovered);

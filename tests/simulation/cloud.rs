@@ -1,19 +1,25 @@
-//! The cloud: mints when the simulation says so, and keeps the first ledger.
+//! The clouds: one whose credentials die by themselves, one that can take each back. They mint and revoke when the
+//! simulation says so, hang, lose answers, and keep the first ledger.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde_json::json;
 use sidemint::clock::{Clock as _, ManualClock, Timestamp};
-use sidemint::exchange::{AwsCredential, Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, Revocation};
+use sidemint::exchange::{
+    AwsCredential, Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, Revocation, RevokeOrder, TakenBack,
+    VaultSecret,
+};
 use sidemint::lease::{LeaseId, LeaseState};
 use sidemint::secret::Secret;
 use tokio::sync::oneshot;
 
 use crate::journal::Books;
+use crate::planted::Planted;
 
-/// How a call is answered.
+/// How a call for a credential is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// A credential that lives as long as was ordered.
@@ -34,9 +40,31 @@ pub(crate) enum Answer {
     Throttled,
 }
 
+/// How a call to take one back is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Undo {
+    /// It is dead, and that is what is said.
+    Done,
+    /// The order is taken; it is dead at once, or at its own end.
+    Taken(bool),
+    /// It is dead, and nobody hears of it.
+    Lost,
+    /// None: refused.
+    Refused,
+    /// None: the answer makes no sense.
+    Garbled,
+    /// None: there is no SVID to ask with.
+    NoSvid,
+    /// None: out of order.
+    Broken,
+    /// None: come back later.
+    Throttled,
+}
+
 /// A credential as the cloud knows it.
 #[derive(Debug, Clone)]
 pub(crate) struct Mint {
+    pub(crate) provider: Provider,
     pub(crate) key: String,
     pub(crate) secrets: [String; 2],
     pub(crate) upstream: String,
@@ -53,25 +81,42 @@ pub(crate) struct Mint {
     pub(crate) behind: Duration,
     /// Nobody was told of it.
     pub(crate) lost: bool,
+    /// When it was taken back, true time.
+    pub(crate) revoked_at: Option<Timestamp>,
+}
+
+impl Mint {
+    /// Whether it can be used at the cloud for longer than clocks may differ.
+    pub(crate) fn works_after(&self, truth: Timestamp) -> bool {
+        self.revoked_at.is_none() && self.ends_at > truth
+    }
+}
+
+enum Work {
+    Mint(Box<MintOrder>, Option<LeaseId>, oneshot::Sender<Result<Minted, ExchangeError>>),
+    Revoke(RevokeOrder, oneshot::Sender<Result<TakenBack, ExchangeError>>),
 }
 
 struct Call {
-    number: usize,
-    order: MintOrder,
-    intent: Option<LeaseId>,
+    provider: Provider,
+    limit: Duration,
     asked_at: Duration,
-    done: oneshot::Sender<Result<Minted, ExchangeError>>,
+    work: Work,
 }
 
 #[derive(Default)]
 struct State {
     calls: Vec<Call>,
-    asked: usize,
+    /// Of each call for a credential: when it was decided on.
+    asked: Vec<Timestamp>,
+    revocations: usize,
     mints: Vec<Mint>,
     /// Intents that a call was made on.
     used: Vec<LeaseId>,
     /// Calls that no durable intent came before.
     bare: usize,
+    /// What was to be taken back and is nobody's, or another one's.
+    odd: Vec<RevokeOrder>,
 }
 
 /// The model. It outlives every sidecar.
@@ -81,6 +126,7 @@ pub(crate) struct SimCloud {
     /// The sidecar's clock.
     pub(crate) machine: ManualClock,
     pub(crate) books: Arc<Mutex<Books>>,
+    planted: Planted,
     state: Mutex<State>,
 }
 
@@ -91,8 +137,18 @@ impl fmt::Debug for SimCloud {
 }
 
 impl SimCloud {
-    pub(crate) fn new(truth: ManualClock, machine: ManualClock, books: Arc<Mutex<Books>>) -> Arc<Self> {
-        Arc::new(Self { truth, machine, books, state: Mutex::default() })
+    pub(crate) fn new(
+        truth: ManualClock,
+        machine: ManualClock,
+        books: Arc<Mutex<Books>>,
+        planted: Planted,
+    ) -> Arc<Self> {
+        Arc::new(Self { truth, machine, books, planted, state: Mutex::default() })
+    }
+
+    /// It as one of the providers.
+    pub(crate) fn face(self: &Arc<Self>, provider: Provider) -> (Provider, Arc<dyn Cloud>) {
+        (provider, Arc::new(Face { cloud: Arc::clone(self), provider }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -106,7 +162,22 @@ impl SimCloud {
 
     /// How many calls were ever made.
     pub(crate) fn asked(&self) -> usize {
-        self.state().asked
+        self.state().asked.len()
+    }
+
+    /// Of those calls from the `first`th on: when each was decided on.
+    pub(crate) fn asked_since(&self, first: usize) -> Vec<Timestamp> {
+        self.state().asked[first..].to_vec()
+    }
+
+    /// How many calls to take one back were ever made.
+    pub(crate) fn revocations(&self) -> usize {
+        self.state().revocations
+    }
+
+    /// Calls to take back what is nobody's, or another one's.
+    pub(crate) fn odd(&self) -> Vec<RevokeOrder> {
+        self.state().odd.clone()
     }
 
     /// How many calls no durable intent came before.
@@ -124,7 +195,7 @@ impl SimCloud {
         let calls = std::mem::take(&mut self.state().calls);
         for call in calls {
             if acts() {
-                self.mint(&call, Answer::Lost);
+                self.reply(call, Answer::Lost, Undo::Lost);
             }
         }
     }
@@ -134,117 +205,212 @@ impl SimCloud {
         let boot = self.machine.boot();
         let late: Vec<_> = {
             let mut state = self.state();
-            let late = |call: &mut Call| boot.saturating_sub(call.asked_at) >= call.order.limit;
+            let late = |call: &mut Call| boot.saturating_sub(call.asked_at) >= call.limit;
             state.calls.extract_if(.., late).collect()
         };
         let any = !late.is_empty();
         for call in late {
-            let answer = if acts() { Answer::Lost } else { Answer::Broken };
-            self.reply(call, answer);
+            let (answer, undo) = if acts() { (Answer::Lost, Undo::Lost) } else { (Answer::Broken, Undo::Broken) };
+            self.reply(call, answer, undo);
         }
         any
     }
 
-    /// Answers the `index`th of the calls that wait.
-    pub(crate) fn answer(&self, index: usize, answer: Answer) {
-        let call = {
-            let mut state = self.state();
-            state.calls.sort_by_key(|call| call.number);
-            state.calls.remove(index)
-        };
-        self.reply(call, answer);
+    /// Answers the `index`th of the calls that wait: by `answer` where it wants a credential, else by `undo`.
+    pub(crate) fn answer(&self, index: usize, answer: Answer, undo: Undo) {
+        let call = self.state().calls.remove(index);
+        self.reply(call, answer, undo);
     }
 
-    fn reply(&self, call: Call, answer: Answer) {
-        let detail = || "the model was told so".to_owned();
-        let unavailable = |wait: Option<u64>| {
-            Err(ExchangeError::Unavailable { detail: detail(), retry_after: wait.map(Duration::from_secs) })
-        };
-        let result = match answer {
+    /// What the `index`th of the calls that wait wants.
+    pub(crate) fn wants(&self, index: usize) -> &'static str {
+        match self.state().calls[index].work {
+            Work::Mint(..) => "a credential",
+            Work::Revoke(..) => "one taken back",
+        }
+    }
+
+    fn reply(&self, call: Call, answer: Answer, undo: Undo) {
+        match call.work {
+            Work::Mint(order, intent, done) => {
+                let _ = done.send(self.give(call.provider, &order, intent, answer));
+            }
+            Work::Revoke(order, done) => {
+                let _ = done.send(self.take_back(call.provider, &order, undo));
+            }
+        }
+    }
+
+    fn give(
+        &self,
+        provider: Provider,
+        order: &MintOrder,
+        intent: Option<LeaseId>,
+        answer: Answer,
+    ) -> Result<Minted, ExchangeError> {
+        match answer {
             Answer::Refused => Err(ExchangeError::Refused { detail: detail() }),
-            Answer::Broken => unavailable(None),
-            Answer::Throttled => unavailable(Some(20)),
-            Answer::Give | Answer::Sooner(_) | Answer::Dead => Ok(self.mint(&call, answer)),
+            Answer::Broken => Err(unavailable(None)),
+            Answer::Throttled => Err(unavailable(Some(20))),
+            Answer::Give | Answer::Sooner(_) | Answer::Dead => Ok(self.mint(provider, order, intent, answer)),
             Answer::Lost => {
-                self.mint(&call, answer);
-                unavailable(None)
+                self.mint(provider, order, intent, answer);
+                Err(unavailable(None))
             }
             Answer::Garbled => {
-                self.mint(&call, answer);
+                self.mint(provider, order, intent, answer);
                 Err(ExchangeError::Unusable { detail: detail() })
             }
+        }
+    }
+
+    fn take_back(&self, provider: Provider, order: &RevokeOrder, undo: Undo) -> Result<TakenBack, ExchangeError> {
+        let truth = self.truth.now();
+        let mut state = self.state();
+        let own = |mint: &&mut Mint| {
+            mint.upstream == order.upstream && mint.provider == provider && mint.caller == order.caller.as_str()
         };
-        let _ = call.done.send(result);
+        let Some(mint) = state.mints.iter_mut().find(own) else {
+            state.odd.push(order.clone());
+            return Err(ExchangeError::Refused { detail: detail() });
+        };
+        let effect = matches!(undo, Undo::Done | Undo::Taken(true) | Undo::Lost);
+        if effect && self.planted != Planted::LieAboutRevoking {
+            mint.revoked_at.get_or_insert(truth);
+        }
+        match undo {
+            Undo::Done => Ok(TakenBack::Revoked),
+            Undo::Taken(_) => Ok(TakenBack::Requested),
+            Undo::Refused => Err(ExchangeError::Refused { detail: detail() }),
+            Undo::Garbled => Err(ExchangeError::Unusable { detail: detail() }),
+            Undo::NoSvid => Err(ExchangeError::NoSvid { detail: detail(), passing: true }),
+            Undo::Lost | Undo::Broken => Err(unavailable(None)),
+            Undo::Throttled => Err(unavailable(Some(20))),
+        }
     }
 
     /// Mints for the order, whoever hears of it.
-    fn mint(&self, call: &Call, answer: Answer) -> Minted {
+    fn mint(&self, provider: Provider, order: &MintOrder, intent: Option<LeaseId>, answer: Answer) -> Minted {
         let (truth, wall) = (self.truth.now(), self.machine.now());
         let mut state = self.state();
         let number = state.mints.len();
         let ends_at = match answer {
-            Answer::Sooner(by) => call.order.dead_by - by,
-            Answer::Dead => truth.min(call.order.dead_by),
-            _ => call.order.dead_by,
+            Answer::Sooner(by) => order.dead_by - by,
+            Answer::Dead => truth.min(order.dead_by),
+            _ if self.planted == Planted::LongLives => order.dead_by + Duration::from_secs(3600),
+            _ => order.dead_by,
         };
         let told = if answer == Answer::Dead { wall.min(truth) - Duration::from_secs(60) } else { ends_at };
-        let exact = call.order.grant.id.as_str().starts_with("exact");
+        let (key, upstream, revocation) = match provider {
+            Provider::Aws => (
+                format!("ASIASIM{number:013}"),
+                format!("arn:aws:sts::111122223333:assumed-role/tests/{}#{number}", order.session_name),
+                Revocation::Expire,
+            ),
+            Provider::Vault => {
+                let lease = format!("database/creds/{}/{number:08}", order.grant.id);
+                (lease.clone(), lease, Revocation::Exact)
+            }
+        };
         let mint = Mint {
-            key: format!("ASIASIM{number:013}"),
+            provider,
+            key,
             secrets: [format!("secret-of-{number:08}"), format!("token-of-{number:08}")],
-            upstream: format!("arn:aws:sts::111122223333:assumed-role/tests/{}#{number}", call.order.session_name),
-            caller: call.order.caller.to_string(),
-            session_name: call.order.session_name.clone(),
-            grant: call.order.grant.id.as_str().to_owned(),
-            intent: call.intent.clone(),
+            upstream,
+            caller: order.caller.to_string(),
+            session_name: order.session_name.clone(),
+            grant: order.grant.id.as_str().to_owned(),
+            intent,
             minted_at: truth,
             ends_at,
             behind: truth.since(wall),
             lost: matches!(answer, Answer::Lost | Answer::Garbled),
+            revoked_at: None,
         };
         state.mints.push(mint.clone());
         let [secret, token] = mint.secrets;
-        Minted {
-            credential: Credential::Aws(AwsCredential {
+        let credential = match provider {
+            Provider::Aws => Credential::Aws(AwsCredential {
                 access_key_id: Secret::new(mint.key),
                 secret_access_key: Secret::new(secret),
                 session_token: Secret::new(token),
                 account_id: None,
             }),
-            usable_until: told,
-            revocation: if exact { Revocation::Exact } else { Revocation::Expire },
-            upstream: mint.upstream,
-        }
+            Provider::Vault => {
+                let data = Secret::new(json!({ "username": secret, "password": token }).to_string());
+                Credential::Vault(VaultSecret { lease_id: mint.key, data })
+            }
+        };
+        Minted { credential, usable_until: told, revocation, upstream: mint.upstream }
+    }
+
+    /// The intent that a call for a credential was made on: of its own, and durable before it.
+    fn intent_of(&self, provider: Provider, order: &MintOrder) -> Option<LeaseId> {
+        let books = self.books.lock().unwrap();
+        let mut state = self.state();
+        let open = |lease: &&sidemint::lease::LeaseRecord| {
+            *lease.session_name == *order.session_name
+                && lease.provider == provider
+                && lease.state == LeaseState::Intent
+                && !state.used.contains(&lease.id)
+        };
+        let intent = books.promised.leases.values().find(open).map(|lease| (lease.id.clone(), lease.opened_at));
+        let (id, decided_at) = intent.unzip();
+        state.asked.push(decided_at.unwrap_or_else(|| self.machine.now()));
+        state.used.extend(id.clone());
+        state.bare += usize::from(id.is_none());
+        id
+    }
+
+    fn call(&self, provider: Provider, limit: Duration, work: Work) {
+        let asked_at = self.machine.boot();
+        self.state().calls.push(Call { provider, limit, asked_at, work });
+    }
+}
+
+fn detail() -> String {
+    "the model was told so".to_owned()
+}
+
+fn unavailable(wait: Option<u64>) -> ExchangeError {
+    ExchangeError::Unavailable { detail: detail(), retry_after: wait.map(Duration::from_secs) }
+}
+
+/// One provider of the cloud.
+#[derive(Debug)]
+struct Face {
+    cloud: Arc<SimCloud>,
+    provider: Provider,
+}
+
+/// An answer, or none ever where the sidecar is no more.
+async fn answer<T>(answer: oneshot::Receiver<T>) -> T {
+    match answer.await {
+        Ok(result) => result,
+        Err(_) => std::future::pending().await,
     }
 }
 
 #[async_trait]
-impl Cloud for SimCloud {
+impl Cloud for Face {
     fn provider(&self) -> Provider {
-        Provider::Aws
+        self.provider
     }
 
     async fn mint(&self, order: &MintOrder) -> Result<Minted, ExchangeError> {
-        let answer = {
-            let books = self.books.lock().unwrap();
-            let mut state = self.state();
-            // Each call has an intent of its own, durable before it.
-            let open = |lease: &&sidemint::lease::LeaseRecord| {
-                *lease.session_name == *order.session_name && lease.state == LeaseState::Intent
-            };
-            let fresh = |lease: &&sidemint::lease::LeaseRecord| !state.used.contains(&lease.id);
-            let intent = books.promised.leases.values().filter(open).find(fresh).map(|lease| lease.id.clone());
-            state.used.extend(intent.clone());
-            state.bare += usize::from(intent.is_none());
-            let (done, answer) = oneshot::channel();
-            let number = state.asked;
-            state.asked += 1;
-            state.calls.push(Call { number, order: order.clone(), intent, asked_at: self.machine.boot(), done });
-            answer
-        };
-        match answer.await {
-            Ok(result) => result,
-            Err(_) => std::future::pending().await,
+        let intent = self.cloud.intent_of(self.provider, order);
+        let (done, told) = oneshot::channel();
+        self.cloud.call(self.provider, order.limit, Work::Mint(Box::new(order.clone()), intent, done));
+        answer(told).await
+    }
+
+    async fn revoke(&self, order: &RevokeOrder) -> Result<TakenBack, ExchangeError> {
+        let (done, told) = oneshot::channel();
+        if self.cloud.planted == Planted::NeverRevoke {
+            return answer(told).await;
         }
+        self.cloud.state().revocations += 1;
+        self.cloud.call(self.provider, order.limit, Work::Revoke(order.clone(), done));
+        answer(told).await
     }
 }

@@ -1,11 +1,14 @@
 //! One history: a sidecar, the models around it, and what the seed lets happen.
 
+mod every_step;
 mod faults;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
@@ -19,8 +22,11 @@ use serde_json::{Value, json};
 use sidemint::audit::Audit;
 use sidemint::broker::{Broker, Limits, Parts, reaper};
 use sidemint::clock::{Clock, ManualClock, Timestamp, TrustedClock};
-use sidemint::exchange::{Cloud, Provider};
+use sidemint::exchange::Provider;
+use sidemint::exchange::retry::Jitter;
 use sidemint::identity::Authenticator;
+use sidemint::identity::jwt_svid::JwtBundle;
+use sidemint::identity::workload_api::WorkloadApi as _;
 use sidemint::identity::workload_api::testing::FakeWorkloadApi;
 use sidemint::lease::journal::{DiskJournal, Journal as _};
 use sidemint::policy::LoadOptions;
@@ -31,12 +37,12 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 
 use crate::Failure;
-use crate::cloud::{Answer, SimCloud};
+use crate::cloud::{Answer, SimCloud, Undo};
 use crate::disk::{Disk, Fault, Stop};
 use crate::journal::{Books, Release, SimJournal};
 use crate::ledger::{ClientTask, Ended, Inside, Ledger, Now, Received};
 use crate::planted::{Planted, WallOnly};
-use crate::policy::{Mood, Permits, SCOPES, Source, WHO};
+use crate::policy::{Content, DOMAINS, FOREIGN, Kill, Mood, PARTNER, Permits, SCOPES, Shape, Source, Target, WHO};
 use crate::random::Random;
 
 const START: Timestamp = Timestamp::from_millis(1_795_435_200_250);
@@ -51,6 +57,8 @@ const KEYS: usize = 4;
 #[derive(Debug, Default)]
 pub(crate) struct Told {
     pub(crate) steps: Vec<String>,
+    /// A digest of all that was seen after each step.
+    pub(crate) trace: Vec<u64>,
     counts: BTreeMap<&'static str, u64>,
 }
 
@@ -91,7 +99,7 @@ pub(crate) static EMPTY: LazyLock<Vec<u8>> = LazyLock::new(|| {
 #[derive(Debug, Clone)]
 enum Ask {
     Begin { who: usize, scope: usize, key: Option<usize>, life: u64 },
-    Serve { task: usize, token: String },
+    Serve { task: usize, token: String, provider: Provider },
     End { task: usize },
     Foreign { task: usize },
     Show,
@@ -137,8 +145,12 @@ struct History {
     api: Arc<FakeWorkloadApi>,
     cloud: Arc<SimCloud>,
     source: Arc<Source>,
-    permits: Permits,
+    content: Content,
     issued: BTreeSet<usize>,
+    /// The keys of the other trust domain.
+    partner: Arc<JwtBundle>,
+    /// When the sidecar last looked at the policy source, by the time the machine has been up.
+    looked: Duration,
     disk: Arc<Disk>,
     books: Arc<Mutex<Books>>,
     directory: TempDir,
@@ -146,24 +158,41 @@ struct History {
     ledger: Ledger,
     heard: Arc<Mutex<Vec<Heard>>>,
     /// Answers that a planted bug serves again.
-    cached: BTreeMap<String, Vec<u8>>,
+    cached: BTreeMap<(String, Provider), Vec<u8>>,
+    /// Up to which call to the cloud the ledgers were joined.
+    asked: usize,
+    /// What was heard since the last step, for the trace.
+    noted: Vec<String>,
     sidecar: Option<Sidecar>,
 }
 
 /// Runs the history of `seed`.
 pub(crate) fn run(seed: u64, planted: Planted) -> Result<Told, Failure> {
+    // Ids are ordered by, so they too must follow from the seed.
+    sidemint::id::testing::foresee(Some(seed << 32));
     let mut history = History::new(seed, planted);
     let steps = history.random.between(STEPS.0, STEPS.1);
-    let outcome = history.start().and_then(|()| (0..steps).try_for_each(|_| history.step()));
-    let outcome = outcome.and_then(|()| history.finish());
+    // What surprises the product or the models fails this history, with its seed, and no other.
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        history.start()?;
+        (0..steps).try_for_each(|_| history.step())?;
+        history.finish()
+    }));
+    let outcome = outcome.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+        Err(("nothing panics", text.unwrap_or("without a word").to_owned()))
+    });
     history.drop_sidecar();
+    sidemint::id::testing::foresee(None);
     let (mints, received) = (history.cloud.mints().len(), history.ledger.received.len());
     for (what, by) in [
         ("steps", history.told.steps.len()),
         ("tasks", history.ledger.tasks.len()),
         ("mints", mints),
         ("credentials received", received),
-        ("calls to the cloud", history.cloud.asked()),
+        ("calls to the cloud", history.cloud.asked() + history.cloud.revocations()),
+        ("calls to take one back", history.cloud.revocations()),
+        ("taken back", history.cloud.mints().iter().filter(|mint| mint.revoked_at.is_some()).count()),
         ("restarts", history.restarts),
     ] {
         history.told.count(what, by);
@@ -175,6 +204,16 @@ pub(crate) fn run(seed: u64, planted: Planted) -> Result<Told, Failure> {
     }
 }
 
+/// The same number each time: half of the longest wait.
+#[derive(Debug)]
+struct NoJitter;
+
+impl Jitter for NoJitter {
+    fn fraction(&self) -> f64 {
+        0.5
+    }
+}
+
 type Verdict = Result<(), (&'static str, String)>;
 
 impl History {
@@ -182,10 +221,12 @@ impl History {
         let mut random = Random::new(seed);
         let (clock, truth) = (ManualClock::at(START), ManualClock::at(START));
         let books = Arc::new(Mutex::new(Books::default()));
-        let cloud = SimCloud::new(truth.clone(), clock.clone(), Arc::clone(&books));
-        let everything: Permits =
+        let cloud = SimCloud::new(truth.clone(), clock.clone(), Arc::clone(&books), planted);
+        let permits: Permits =
             (0..WHO.len()).flat_map(|who| (0..SCOPES.len()).map(move |scope| (who, scope))).collect();
-        let api = FakeWorkloadApi::new(Arc::new(truth.clone()), &WHO[..2]);
+        let content = Content { permits, shapes: [Shape::Whole; SCOPES.len()] };
+        let api = FakeWorkloadApi::new(Arc::new(truth.clone()), &WHO);
+        let partner = Arc::clone(&api.identities().jwt_bundles[&DOMAINS[1].parse().unwrap()]);
         let mut history = Self {
             planted,
             told: Told::default(),
@@ -195,9 +236,11 @@ impl History {
             reaper: random.chance(75),
             api,
             cloud,
-            source: Source::new(everything.clone()),
-            permits: everything,
-            issued: [0, 1].into(),
+            source: Source::new(&content, truth.clone(), planted),
+            content,
+            issued: [0, 1, PARTNER].into(),
+            partner,
+            looked: Duration::ZERO,
             disk: Disk::holding(EMPTY.clone()),
             books,
             directory: tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap(),
@@ -205,6 +248,8 @@ impl History {
             ledger: Ledger::default(),
             heard: Arc::default(),
             cached: BTreeMap::new(),
+            asked: 0,
+            noted: Vec::new(),
             sidecar: None,
             random,
             clock,
@@ -219,7 +264,15 @@ impl History {
         let ids: Vec<_> = self.issued.iter().map(|who| WHO[*who]).collect();
         self.api.set_identities(&ids);
         let expires_at = self.truth.now() + Duration::from_secs(90 * 24 * 3600);
-        self.api.update(|identities| identities.svids.iter_mut().for_each(|svid| svid.expires_at = expires_at));
+        self.api.update(|identities| {
+            identities.svids.iter_mut().for_each(|svid| svid.expires_at = expires_at);
+            // A trust domain comes and goes with its workloads.
+            let domain = DOMAINS[1].parse().unwrap();
+            match self.issued.contains(&PARTNER) {
+                true => drop(identities.jwt_bundles.insert(domain, Arc::clone(&self.partner))),
+                false => drop(identities.jwt_bundles.remove(&domain)),
+            }
+        });
     }
 
     fn say(&mut self, what: impl Into<String>) {
@@ -236,6 +289,7 @@ impl History {
 
     fn start(&mut self) -> Verdict {
         const NAME: &str = "I4 the journal keeps its promises";
+        self.source.started();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let (journal, recovered) =
             SimJournal::open(&self.disk, &self.books, self.planted).map_err(|detail| (NAME, detail))?;
@@ -252,23 +306,20 @@ impl History {
             workload_api: Arc::clone(&self.api) as _,
             authenticator: Authenticator::new(Arc::clone(&self.api) as _, AUDIENCE.into()),
             policy: Arc::clone(&policy),
-            clouds: BTreeMap::from([(Provider::Aws, Arc::clone(&self.cloud) as Arc<dyn Cloud>)]),
+            clouds: Provider::ALL.map(|provider| self.cloud.face(provider)).into(),
             journal: Arc::clone(&journal) as _,
             audit: Arc::new(Audit::off()),
             metrics: Arc::new(sidemint::app::metrics().unwrap()),
+            jitter: Arc::new(NoJitter),
             limits: Limits { mint: Duration::from_secs(15), wait: Duration::from_secs(10), ..Limits::default() },
         };
         let broker = Broker::new(parts, recovered);
         let server = Arc::new(Server::new(Arc::clone(&broker), SocketAddr::from(([127, 0, 0, 1], 9870))).unwrap());
         let now = self.clock.now();
         runtime.block_on(policy.reload_now(now));
+        self.looked = self.up;
         if self.reaper {
-            let changes = (self.api.clone(), policy.subscribe());
-            let reaper = reaper::run(
-                Arc::clone(&broker),
-                sidemint::identity::workload_api::WorkloadApi::watch(&*changes.0),
-                changes.1,
-            );
+            let reaper = reaper::run(Arc::clone(&broker), self.api.watch(), policy.subscribe());
             runtime.spawn(reaper);
         }
         self.sidecar = Some(Sidecar { runtime, broker, server, journal, policy, trusted, holds: Vec::new() });
@@ -312,6 +363,7 @@ impl History {
     fn listen(&mut self) {
         let all = std::mem::take(&mut *self.heard.lock().unwrap());
         for heard in all {
+            self.noted.push(format!("{} for {:?}", heard.status, heard.ask.what()));
             self.told.count(
                 match heard.status {
                     200..300 => "answers of success",
@@ -322,7 +374,7 @@ impl History {
             );
             match (&heard.ask, heard.status) {
                 (Ask::Begin { who, scope, key, life }, 201) => self.begun(*who, *scope, *key, *life, &heard.body),
-                (Ask::Serve { task, token }, 200) => self.received(*task, token, &heard.body),
+                (Ask::Serve { task, token, provider }, 200) => self.received(*task, token, *provider, &heard.body),
                 (Ask::End { task }, 200) => self.ended(*task, &heard.body),
                 (Ask::Foreign { task }, 200..300) => panic!("a stranger ended {task}"),
                 (_, 500..600) if heard.status != 503 => panic!("{} for {:?}", heard.status, heard.ask),
@@ -355,31 +407,64 @@ impl History {
         });
     }
 
-    fn received(&mut self, task: usize, token: &str, body: &[u8]) {
-        if self.planted == Planted::ServeAfterEnd {
-            self.cached.insert(token.to_owned(), body.to_vec());
+    fn received(&mut self, task: usize, token: &str, provider: Provider, body: &[u8]) {
+        if matches!(self.planted, Planted::ServeAfterEnd | Planted::ServeWithdrawn) {
+            self.cached.insert((token.to_owned(), provider), body.to_vec());
         }
         if self.planted == Planted::CrossServe {
-            self.cached.insert(SCOPES[self.ledger.tasks[task].scope].id.to_owned(), body.to_vec());
+            self.cached.insert((SCOPES[self.ledger.tasks[task].scope].id.to_owned(), provider), body.to_vec());
         }
         let body: Value = serde_json::from_slice(body).unwrap();
-        let text = |name: &str| body[name].as_str().unwrap().to_owned();
+        let text = |of: &Value, name: &str| of[name].as_str().unwrap().to_owned();
         let sidecar = self.sidecar();
-        let policy = sidecar.policy.current().and_then(|policy| self.source.known(policy.version()));
+        let now = sidecar.broker.now();
+        let (key, secrets, expiration) = match provider {
+            Provider::Aws => {
+                let secrets = [text(&body, "SecretAccessKey"), text(&body, "Token")];
+                (text(&body, "AccessKeyId"), secrets, text(&body, "Expiration").parse().unwrap())
+            }
+            Provider::Vault => {
+                let secrets = ["username", "password"].map(|name| text(&body["data"], name));
+                let life = Duration::from_secs(body["lease_duration"].as_u64().unwrap());
+                (text(&body, "lease_id"), secrets, now + life)
+            }
+        };
+        let client = &self.ledger.tasks[task];
         let received = Received {
             step: self.number(),
             task,
+            provider,
             token: token.to_owned(),
-            key: text("AccessKeyId"),
-            secrets: [text("SecretAccessKey"), text("Token")],
-            expiration: text("Expiration").parse().unwrap(),
+            key,
+            secrets,
+            expiration,
             wall: self.clock.now(),
-            now: sidecar.broker.now(),
+            now,
             up: self.up,
             restarts: self.restarts,
-            policy,
+            policy: sidecar.policy.current().and_then(|policy| self.source.known(policy.version())),
+            killed: self.killed(client.who, client.scope, &client.id),
+            issued: self.issued.contains(&client.who),
         };
         self.ledger.received.push(received);
+    }
+
+    /// Whether the kill list in force stops this task, told from what was published under its epoch.
+    fn killed(&self, who: usize, scope: usize, task: &str) -> bool {
+        let Some(policy) = self.sidecar().policy.current() else { return false };
+        let now = self.sidecar().broker.now();
+        let epoch = policy.kill_list().epoch().unwrap();
+        self.source.kill_list(epoch).iter().any(|kill| kill.stops(who, scope, task, now))
+    }
+
+    /// The tasks that something speaks against: policy, kill list or identities, as they are now.
+    fn spoken_against(&self) -> Vec<usize> {
+        let policy = self.sidecar().policy.current().and_then(|policy| self.source.known(policy.version()));
+        let against = |task: &ClientTask| {
+            let permitted = policy.as_ref().is_none_or(|(_, permits)| permits.contains(&(task.who, task.scope)));
+            !permitted || !self.issued.contains(&task.who) || self.killed(task.who, task.scope, &task.id)
+        };
+        (0..self.ledger.tasks.len()).filter(|at| against(&self.ledger.tasks[*at])).collect()
     }
 
     fn ended(&mut self, task: usize, body: &[u8]) {
@@ -393,26 +478,41 @@ impl History {
         let ended = Ended { step: self.number(), truth: self.truth.now(), durable, report };
         match &self.ledger.tasks[task].ended {
             Some(first) if first.durable => {
-                assert_eq!(first.report, ended.report, "an end that is told again is told the same");
+                assert!(goes_on(&first.report, &ended.report), "told another end: {first:?}, {ended:?}");
+                let (step, durable) = (first.step, first.durable);
+                self.ledger.tasks[task].ended = Some(Ended { step, durable, ..ended });
             }
             _ => self.ledger.tasks[task].ended = Some(ended),
         }
     }
 
     fn check(&mut self) -> Verdict {
+        self.join(|ledger, step, now| ledger.check(step, now))
+    }
+
+    /// Joins the ledgers.
+    fn join(&mut self, check: impl FnOnce(&mut Ledger, usize, &Now<'_>) -> Verdict) -> Verdict {
         let mints = self.cloud.mints();
+        let asked = self.cloud.asked_since(self.asked);
+        self.asked += asked.len();
+        let (disk, spoken_against) = (Arc::clone(&self.disk), self.reaper && self.sidecar.is_some());
+        let spoken_against = if spoken_against { self.spoken_against() } else { Vec::new() };
         let books = self.books.lock().unwrap();
-        let sidecar = self.sidecar.as_ref().filter(|_| !self.disk.is_dead()).map(|sidecar| {
+        let sidecar = self.sidecar.as_ref().filter(|_| !disk.is_dead()).map(|sidecar| {
             let tasks = sidecar.broker.tasks().all().into_iter().map(|task| {
                 let state = task.state();
                 (task.id().as_str().to_owned(), (state.ending.is_some(), state.leases.clone()))
             });
             // Health answers whatever happens.
             sidecar.broker.census();
+            let policy = sidecar.policy.current();
             Inside {
                 tasks: tasks.collect(),
                 at_rest: sidecar.journal.healthy() && !sidecar.journal.is_waited_for(),
-                policy: sidecar.policy.current().and_then(|policy| Some(self.source.known(policy.version())?.0)),
+                epoch: policy.as_ref().and_then(|policy| policy.kill_list().epoch()),
+                policy: policy.and_then(|policy| Some(self.source.known(policy.version())?.0)),
+                start: self.restarts,
+                spoken_against,
             }
         });
         let now = Now {
@@ -420,10 +520,14 @@ impl History {
             up: self.up,
             mints: &mints,
             bare_calls: self.cloud.bare_calls(),
+            asked,
+            odd: self.cloud.odd(),
+            speaks: self.source.speaks(),
             books: &books,
             sidecar,
         };
-        self.ledger.check(self.told.steps.len(), &now)
+        self.told.trace.push(trace(&now, &mut self.noted));
+        check(&mut self.ledger, self.told.steps.len(), &now)
     }
 
     fn step(&mut self) -> Verdict {
@@ -436,7 +540,8 @@ impl History {
             56..=67 => self.pass(),
             68..=72 => self.turn_the_clock(),
             73..=77 => self.answer(),
-            78..=81 => self.change_policy(),
+            78..=80 => self.change_policy(),
+            81 => self.change_kill_list(),
             82..=84 => self.change_identities(),
             85 => self.break_disk(),
             86..=89 => self.show(),
@@ -450,23 +555,42 @@ impl History {
         self.check()
     }
 
-    /// At the end all clocks are right, the disk is whole, and what lives is asked for once more.
+    /// At the end all clocks are right, the disk is whole, what lives is asked for once more, and what is left of ended
+    /// tasks is taken back.
     fn finish(&mut self) -> Verdict {
         self.say("finish");
         self.clock.set_wall(self.truth.now());
+        self.reaper = true;
         if !self.resets {
             self.restart_in_order()?;
         }
         for task in 0..self.ledger.tasks.len() {
             let token = self.ledger.tasks[task].token.clone();
-            self.ask_for(task, token);
+            for provider in SCOPES[self.ledger.tasks[task].scope].at {
+                self.ask_for(task, token.clone(), *provider);
+            }
         }
+        self.all_is_well();
+        self.check()?;
+        if self.resets {
+            return Ok(());
+        }
+        // Together more than the longest pause between two tries at a provider.
+        for seconds in [1; 10].into_iter().chain([10; 12]) {
+            self.go_on(Duration::from_secs(seconds));
+            self.all_is_well();
+        }
+        self.check()?;
+        self.join(|ledger, _, now| ledger.taken_back(now))
+    }
+
+    /// Settles, with clouds that do what they are asked.
+    fn all_is_well(&mut self) {
         self.settle();
         while self.cloud.waiting() > 0 {
-            self.cloud.answer(0, Answer::Give);
+            self.cloud.answer(0, Answer::Give, Undo::Done);
             self.settle();
         }
-        self.check()
     }
 
     // What clients do.
@@ -481,7 +605,7 @@ impl History {
     }
 
     fn begin(&mut self) {
-        let who = *self.random.pick(&[0, 0, 0, 0, 0, 1, 1, 1, 1, 2]);
+        let who = *self.random.pick(&[0, 0, 0, 0, 1, 1, 1, PARTNER, PARTNER, FOREIGN]);
         let scope = self.random.below(SCOPES.len());
         // A key goes with one body.
         let key = self.random.chance(30).then(|| self.random.below(KEYS));
@@ -523,8 +647,8 @@ impl History {
             _ => {
                 self.settle();
                 while self.cloud.waiting() > 0 && !self.disk.is_dead() && self.random.chance(80) {
-                    let answer = self.any_answer();
-                    self.cloud.answer(0, answer);
+                    let (answer, undo) = (self.any_answer(), self.any_undo());
+                    self.cloud.answer(0, answer, undo);
                     self.settle();
                 }
             }
@@ -551,32 +675,32 @@ impl History {
             Some((dead, _)) if self.random.chance(20) => dead.clone(),
             _ => known.token,
         };
-        self.say(format!("serve task {task}"));
-        self.ask_for(task, token);
+        let provider = *self.random.pick(SCOPES[known.scope].at);
+        self.say(format!("serve task {task} at {provider}"));
+        self.ask_for(task, token, provider);
         self.maybe_settle();
     }
 
-    fn ask_for(&mut self, task: usize, token: String) {
-        let scope = SCOPES[self.ledger.tasks[task].scope].id;
-        if let Some(body) = self.cached.get(&token).or_else(|| self.cached.get(scope)).cloned() {
-            self.heard.lock().unwrap().push(Heard { ask: Ask::Serve { task, token }, status: 200, body });
+    fn ask_for(&mut self, task: usize, token: String, provider: Provider) {
+        let scope = SCOPES[self.ledger.tasks[task].scope].id.to_owned();
+        let cached = self.cached.get(&(token.clone(), provider)).or_else(|| self.cached.get(&(scope, provider)));
+        if let Some(body) = cached.cloned() {
+            self.heard.lock().unwrap().push(Heard { ask: Ask::Serve { task, token, provider }, status: 200, body });
             return;
         }
-        let ask = Ask::Serve { task, token: token.clone() };
-        let call = Call {
-            method: Method::GET,
-            path: "/v1/aws/credentials".into(),
-            bearer: token,
-            key: None,
-            body: String::new(),
+        let ask = Ask::Serve { task, token: token.clone(), provider };
+        let path = match provider {
+            Provider::Aws => "/v1/aws/credentials".to_owned(),
+            Provider::Vault => format!("/v1/tasks/{}/credentials?provider=vault", self.ledger.tasks[task].id),
         };
+        let call = Call { method: Method::GET, path, bearer: token, key: None, body: String::new() };
         self.send(ask, call);
     }
 
     fn end(&mut self) {
         let Some(task) = self.task() else { return self.begin() };
         let known = self.ledger.tasks[task].clone();
-        let by_owner = known.who < 2 && self.random.chance(30);
+        let by_owner = known.who != FOREIGN && self.random.chance(30);
         self.say(format!("end task {task}{}", if by_owner { " by its owner" } else { "" }));
         let bearer = if by_owner { self.api.issue(WHO[known.who], AUDIENCE) } else { known.token };
         let call = Call {
@@ -647,6 +771,8 @@ impl History {
 
     fn pass(&mut self) {
         let millis = match self.random.below(10) {
+            // So that policies lapse.
+            0..=3 if self.source.is_silent() => self.random.between(1_200_000, 9_000_000),
             0..=3 => self.random.between(1, 2_000),
             4..=6 => self.random.between(2_000, 60_000),
             7..=8 => self.random.between(60_000, 900_000),
@@ -667,6 +793,10 @@ impl History {
         self.clock.advance(time);
         self.tick();
         self.settle();
+        // As the poll does.
+        if self.up - self.looked >= Duration::from_secs(30) && !self.disk.is_dead() {
+            self.look();
+        }
         let mut fate = self.random.fork();
         if self.cloud.time_out(|| fate.chance(50)) {
             self.settle();
@@ -734,19 +864,49 @@ impl History {
         }
     }
 
+    fn any_undo(&mut self) -> Undo {
+        match self.random.below(20) {
+            0 => Undo::Refused,
+            1 | 2 => Undo::Broken,
+            3 => Undo::Throttled,
+            4..=6 => Undo::Lost,
+            7 => Undo::Garbled,
+            8 => Undo::NoSvid,
+            9 => Undo::Taken(self.random.chance(50)),
+            _ => Undo::Done,
+        }
+    }
+
     fn answer(&mut self) {
         let waiting = self.cloud.waiting();
         if waiting == 0 {
             return self.serve();
         }
-        let (index, answer) = (self.random.below(waiting), self.any_answer());
-        self.say(format!("the cloud answers call {index}: {answer:?}"));
-        self.cloud.answer(index, answer);
+        let (index, answer, undo) = (self.random.below(waiting), self.any_answer(), self.any_undo());
+        let wants = self.cloud.wants(index);
+        self.say(format!("the cloud answers call {index}, {wants}: {answer:?} or {undo:?}"));
+        self.cloud.answer(index, answer, undo);
         self.maybe_settle();
     }
 
+    /// Lets what is decided be told before something changes.
+    fn rest(&mut self) {
+        self.idle();
+        self.listen();
+    }
+
+    /// The sidecar looks at the policy source.
+    fn look(&mut self) {
+        self.rest();
+        self.looked = self.up;
+        let now = self.clock.now();
+        let sidecar = self.sidecar();
+        sidecar.runtime.block_on(sidecar.policy.reload_now(now));
+        self.settle();
+    }
+
     fn change_policy(&mut self) {
-        match self.random.below(8) {
+        match self.random.below(12) {
             0 => {
                 self.say("the policy source is away");
                 self.source.mood(Mood::Away);
@@ -755,29 +915,75 @@ impl History {
                 self.say("the policy source tells nonsense");
                 self.source.mood(Mood::Nonsense);
             }
+            2 | 6 | 7 => {
+                self.say("nobody signs heartbeats any more");
+                self.source.mood(Mood::Silent);
+            }
+            3 => {
+                self.say("the policy source gives an older kill list");
+                self.source.mood(Mood::OldKill);
+            }
+            4 | 5 => {
+                let at = self.random.below(SCOPES.len());
+                let shape = *self.random.pick(&[Shape::Gone, Shape::Changed, Shape::Whole, Shape::Whole]);
+                self.content.shapes[at] = shape;
+                self.say(format!("policy: the scope {} is {shape:?}", SCOPES[at].id));
+                self.source.publish(&self.content, None);
+                self.source.mood(Mood::Well);
+            }
             _ => {
                 let (who, scope) = (self.random.below(WHO.len()), self.random.below(SCOPES.len()));
                 let one = (who, scope);
-                let had = self.permits.remove(&one);
+                let had = self.content.permits.remove(&one);
                 if !had || self.random.chance(60) {
-                    self.permits.insert(one);
+                    self.content.permits.insert(one);
                 }
-                self.say(format!("policy: {who} may {}: {}", SCOPES[scope].id, self.permits.contains(&one)));
-                self.source.publish(self.permits.clone());
+                self.say(format!("policy: {who} may {}: {}", SCOPES[scope].id, self.content.permits.contains(&one)));
+                self.source.publish(&self.content, None);
                 self.source.mood(Mood::Well);
             }
         }
         if self.random.chance(80) {
-            let now = self.clock.now();
-            let sidecar = self.sidecar();
-            sidecar.runtime.block_on(sidecar.policy.reload_now(now));
-            self.settle();
+            self.look();
+        }
+    }
+
+    fn change_kill_list(&mut self) {
+        let mut kills = self.source.kills();
+        if !kills.is_empty() && self.random.chance(60) {
+            self.say("the kill list is emptied");
+            kills.clear();
+        } else {
+            let scope = self.random.below(SCOPES.len());
+            let provider = *self.random.pick(SCOPES[scope].at);
+            let task = self.task().map(|at| self.ledger.tasks[at].id.clone());
+            let target = match self.random.below(8) {
+                0 => Target::Scope(scope),
+                1 => Target::Who(self.random.below(WHO.len())),
+                2 => Target::Domain(self.random.below(DOMAINS.len())),
+                3 => Target::Grant(scope, provider),
+                4 => Target::Provider(provider),
+                5 => Target::All,
+                _ => task.map_or(Target::Scope(scope), Target::Task),
+            };
+            let life = Duration::from_secs(self.random.between(30, 3600));
+            let until = self.random.chance(50).then(|| (self.truth.now() + life).floor_to_second());
+            self.say(format!("killed: {target:?} until {until:?}"));
+            kills.push(Kill { target, until });
+        }
+        self.source.publish(&self.content, Some(kills));
+        if self.random.chance(70) {
+            self.source.mood(Mood::Well);
+        }
+        if self.random.chance(80) {
+            self.look();
         }
     }
 
     fn change_identities(&mut self) {
-        let who = self.random.below(2);
-        match self.random.below(if self.issued.len() < 2 { 8 } else { 4 }) {
+        self.rest();
+        let who = *self.random.pick(&[0, 1, PARTNER]);
+        match self.random.below(if self.issued.len() < 3 { 8 } else { 4 }) {
             0 => {
                 self.say(format!("the Workload API withdraws {who}"));
                 self.issued.remove(&who);
@@ -785,6 +991,10 @@ impl History {
             1 => {
                 self.say("the Workload API answers that there is nothing");
                 self.issued.clear();
+            }
+            2 => {
+                self.say("the other trust domain is gone");
+                self.issued.remove(&PARTNER);
             }
             _ => {
                 self.say(format!("the Workload API issues {who}"));
@@ -879,6 +1089,39 @@ impl History {
         }
         self.start()
     }
+}
+
+impl Ask {
+    /// What was asked, without what no seed foresees.
+    fn what(&self) -> String {
+        match self {
+            Self::Serve { task, provider, .. } => format!("task {task} at {provider}"),
+            other => format!("{other:?}"),
+        }
+    }
+}
+
+/// Whether the report `next` of an end goes on from `first`: the same, but for what was taken back since.
+fn goes_on(first: &Value, next: &Value) -> bool {
+    let mut first = first.clone();
+    for (line, new) in first["leases"].as_array_mut().unwrap().iter_mut().zip(next["leases"].as_array().unwrap()) {
+        if line["id"] == new["id"] && line["outcome"] == "expires" && new["outcome"] == "revoked" {
+            *line = new.clone();
+        }
+    }
+    first == *next
+}
+
+/// A digest of the three ledgers, but for tokens, which no seed foresees.
+fn trace(now: &Now<'_>, noted: &mut Vec<String>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    noted.sort();
+    std::mem::take(noted).hash(&mut hasher);
+    let tasks: Vec<_> = now.books.promised.tasks.values().map(|task| (&task.id, &task.ending, task.deadline)).collect();
+    let inside = now.sidecar.as_ref().map(|inside| (&inside.tasks, inside.policy, inside.epoch, inside.at_rest));
+    format!("{tasks:?} {:?} {:?} {inside:?}", now.books.promised.leases, now.mints).hash(&mut hasher);
+    (now.truth, now.up).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// One request over a connection of its own; `None` when it was cut off.

@@ -122,6 +122,9 @@ impl SimJournal {
         let (inner, mut recovered) =
             DiskJournal::on(Backend::on(disk), "simulated").map_err(|error| error.to_string())?;
         books.lock().unwrap().reopen(Content::of(&recovered))?;
+        if planted == Planted::ForgetKeys {
+            recovered.tasks.iter_mut().for_each(|task| task.idempotency = None);
+        }
         if planted == Planted::ForgetLeases {
             recovered.leases.retain(|lease| lease.state.is_over());
         }
@@ -187,8 +190,17 @@ fn rank(change: &Change) -> (u8, u64, u64) {
 #[async_trait]
 impl Journal for SimJournal {
     async fn write(&self, changes: Vec<Change>) -> Result<(), JournalError> {
-        let is_intent = |change: &Change| matches!(change, Change::Lease(lease) if lease.state == LeaseState::Intent);
-        if self.planted == Planted::SkipIntent && changes.iter().all(is_intent) {
+        let is_lease = |state| move |change: &Change| matches!(change, Change::Lease(lease) if lease.state == state);
+        let ends = |change: &Change| matches!(change, Change::Task(task) if task.ending.is_some());
+        let begins = |change: &Change| matches!(change, Change::Task(task) if task.ending.is_none());
+        let lost = match self.planted {
+            Planted::SkipIntent => changes.iter().all(is_lease(LeaseState::Intent)),
+            Planted::SkipIssued => changes.iter().all(is_lease(LeaseState::Issued)),
+            Planted::LoseBegins => changes.iter().all(begins),
+            Planted::LoseEnds => changes.iter().any(ends),
+            _ => false,
+        };
+        if lost {
             return Ok(());
         }
         let (done, told) = oneshot::channel();

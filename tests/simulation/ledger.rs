@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 use sidemint::clock::Timestamp;
-use sidemint::lease::LeaseRecord;
+use sidemint::exchange::{Provider, Revocation, RevokeOrder};
+use sidemint::lease::{LeaseRecord, LeaseState};
 
 use crate::cloud::Mint;
 use crate::journal::Books;
-use crate::policy::{Permits, SCOPES, WHO};
+use crate::policy::{MAX_STALENESS, Permits, SCOPES, WHO};
 
 /// How far a clock that is believed may be from the true time, and a second for rounding.
 const SKEW: Duration = Duration::from_secs(31);
@@ -48,6 +49,7 @@ pub(crate) struct Ended {
 pub(crate) struct Received {
     pub(crate) step: usize,
     pub(crate) task: usize,
+    pub(crate) provider: Provider,
     pub(crate) token: String,
     pub(crate) key: String,
     pub(crate) secrets: [String; 2],
@@ -58,6 +60,10 @@ pub(crate) struct Received {
     pub(crate) restarts: usize,
     /// The policy in force: its place in the order of publication, and whom it permits what.
     pub(crate) policy: Option<(usize, Permits)>,
+    /// Whether the kill list in force stops the task.
+    pub(crate) killed: bool,
+    /// Whether its owner's identity is issued.
+    pub(crate) issued: bool,
 }
 
 /// What is known of the sidecar between two steps.
@@ -67,6 +73,12 @@ pub(crate) struct Now<'a> {
     pub(crate) mints: &'a [Mint],
     /// Calls to the cloud without an intent.
     pub(crate) bare_calls: usize,
+    /// Of the calls to the cloud since the last look: when each was decided on.
+    pub(crate) asked: Vec<Timestamp>,
+    /// Calls to take back what is not there.
+    pub(crate) odd: Vec<RevokeOrder>,
+    /// Until when the policy's signers speak, by the latest that they ever signed.
+    pub(crate) speaks: Timestamp,
     pub(crate) books: &'a Books,
     pub(crate) sidecar: Option<Inside>,
 }
@@ -78,6 +90,12 @@ pub(crate) struct Inside {
     /// Whether its journal works and nothing waits for it.
     pub(crate) at_rest: bool,
     pub(crate) policy: Option<usize>,
+    /// The epoch of the kill list in force.
+    pub(crate) epoch: Option<u64>,
+    /// How often a sidecar was started.
+    pub(crate) start: usize,
+    /// Tasks that policy, kill list or identity speak against: by index in the ledger. Only where the reaper runs.
+    pub(crate) spoken_against: Vec<usize>,
 }
 
 /// The clients' ledger, and what the checkers remember.
@@ -92,6 +110,8 @@ pub(crate) struct Ledger {
     /// Tasks whose end is durable, and since which step.
     ended_durably: BTreeMap<String, usize>,
     policy: usize,
+    /// The start of the sidecar, and the epoch of its kill list.
+    epoch: (usize, Option<u64>),
 }
 
 /// A checker's name and its complaint.
@@ -111,6 +131,7 @@ impl Ledger {
     pub(crate) fn check(&mut self, step: usize, now: &Now<'_>) -> Verdict {
         self.mint_up.resize(now.mints.len(), now.up);
         intent_before_exchange(now)?;
+        nothing_minted_on_an_expired_policy(now)?;
         for at in self.checked..self.received.len() {
             let received = &self.received[at];
             let task = &self.tasks[received.task];
@@ -118,6 +139,8 @@ impl Ledger {
             self.nothing_after_the_end(received, task)?;
             no_clock_lengthens(received, task, &now.mints[number], self.mint_up[number])?;
             no_older_revision(received, task)?;
+            hold!("I11 nothing that is killed", !received.killed, "{received:?} for {task:?}");
+            hold!("G21 nothing for an identity that is gone", received.issued, "{received:?} for {task:?}");
             issued_before_served(received, &now.mints[number], now)?;
         }
         self.checked = self.received.len();
@@ -127,7 +150,10 @@ impl Ledger {
         self.a_key_opens_one_task()?;
         self.reports_are_honest(now)?;
         self.revisions_never_go_back(now)?;
+        self.epochs_never_go_back(now)?;
         ends_are_recorded(now)?;
+        self.triggers_end_tasks(now)?;
+        revoked_is_revoked(now)?;
         for (id, task) in &now.books.promised.tasks {
             if task.ending.is_some() {
                 self.ended_durably.entry(id.as_str().to_owned()).or_insert(step);
@@ -173,19 +199,33 @@ impl Ledger {
         Ok(())
     }
 
-    /// I16: nothing is called revoked that the cloud has not revoked (this cloud revokes nothing), and the report of an
-    /// end names each credential that could still be used, until when.
+    /// G21: where a reaper runs, whatever policy, kill list or identities speak against has ended by now.
+    fn triggers_end_tasks(&self, now: &Now<'_>) -> Verdict {
+        let Some(inside) = &now.sidecar else { return Ok(()) };
+        for task in inside.spoken_against.iter().map(|at| &self.tasks[*at]) {
+            let runs = inside.tasks.get(&task.id).is_some_and(|(ended, _)| !ended);
+            hold!("G21 what is spoken against ends", !runs, "{task:?}");
+        }
+        Ok(())
+    }
+
+    /// I16: nothing is called revoked that the cloud has not revoked, and the report of an end names each credential that
+    /// could still be used, until when.
     fn reports_are_honest(&self, now: &Now<'_>) -> Verdict {
         const NAME: &str = "I16 honest about what is left";
         for task in &self.tasks {
             let Some(ended) = &task.ended else { continue };
             let lines = ended.report["leases"].as_array().unwrap();
-            let revoked = lines.iter().any(|line| line["outcome"] == "revoked");
-            hold!(NAME, !revoked, "nothing was revoked: {ended:?}");
             let mints = now.mints.iter().filter(|mint| mint.session_name.ends_with(&task.id));
-            for mint in mints.filter(|mint| mint.ends_at > ended.truth + SKEW && ended.durable) {
+            for mint in mints {
                 let Some(intent) = &mint.intent else { continue };
                 let line = lines.iter().find(|line| line["id"] == intent.as_str());
+                let told = line.is_some_and(|line| line["outcome"] == "revoked");
+                hold!(NAME, !told || mint.revoked_at.is_some(), "{mint:?} is called revoked in {ended:?}");
+                let worked = mint.revoked_at.is_none_or(|at| at > ended.truth) && mint.ends_at > ended.truth + SKEW;
+                if told || !worked || !ended.durable {
+                    continue;
+                }
                 let until: Option<Timestamp> = line.map(|line| line["usable_until"].as_str().unwrap().parse().unwrap());
                 hold!(NAME, until.is_some_and(|until| until + SKEW >= mint.ends_at), "{mint:?} is not in {ended:?}");
             }
@@ -201,6 +241,51 @@ impl Ledger {
         self.policy = policy;
         Ok(())
     }
+
+    /// I6, of the kill list while one sidecar runs. (What a start may take for the newest is the real source's to say,
+    /// which remembers on disk; it is a model here.)
+    fn epochs_never_go_back(&mut self, now: &Now<'_>) -> Verdict {
+        let Some(inside) = &now.sidecar else { return Ok(()) };
+        let (start, before) = std::mem::replace(&mut self.epoch, (inside.start, inside.epoch));
+        let back = start == inside.start && inside.epoch < before;
+        hold!("I6 nothing goes back", !back, "kill list {:?} after {before:?}", inside.epoch);
+        Ok(())
+    }
+
+    /// I12: with disk and provider well, what an ended task left and can be taken back, is. Asked at the end, when both
+    /// were well for longer than any pause between two tries.
+    pub(crate) fn taken_back(&self, now: &Now<'_>) -> Verdict {
+        for lease in now.books.promised.leases.values() {
+            let ended = now.books.promised.tasks.get(&lease.task).is_none_or(|task| task.ending.is_some());
+            if !ended || lease.state.is_over() || lease.revocation != Revocation::Exact || lease.requested {
+                continue;
+            }
+            let mint = now.mints.iter().find(|mint| mint.intent.as_ref() == Some(&lease.id));
+            let works = mint.is_some_and(|mint| mint.works_after(now.truth + SKEW));
+            hold!("I12 what can be taken back is", !works, "{mint:?} still works: {lease:?}");
+        }
+        Ok(())
+    }
+}
+
+/// I5: nothing is asked for on the word of a policy that has expired when it was decided on.
+fn nothing_minted_on_an_expired_policy(now: &Now<'_>) -> Verdict {
+    let end = now.speaks + MAX_STALENESS;
+    for decided_at in &now.asked {
+        hold!("I5 nothing minted on an expired policy", *decided_at < end, "at {decided_at}, expired {end}");
+    }
+    Ok(())
+}
+
+/// I16 in the journal, and T17: what it calls revoked is, and nobody takes back what is another one's.
+fn revoked_is_revoked(now: &Now<'_>) -> Verdict {
+    const NAME: &str = "I16 honest about what is left";
+    for lease in now.books.promised.leases.values().filter(|lease| lease.state == LeaseState::Revoked) {
+        let mint = now.mints.iter().find(|mint| mint.intent.as_ref() == Some(&lease.id));
+        hold!(NAME, mint.is_some_and(|mint| mint.revoked_at.is_some()), "{mint:?} is called revoked: {lease:?}");
+    }
+    hold!("I2 only one's own", now.odd.is_empty(), "to be taken back, and nobody's: {:?}", now.odd);
+    Ok(())
 }
 
 /// I3: an intent of its own is durable before each call to the cloud.
@@ -225,7 +310,8 @@ fn only_ones_own(received: &Received, task: &ClientTask, now: &Now<'_>) -> Resul
     let mint = &now.mints[number];
     let own = mint.caller == WHO[task.who]
         && mint.session_name.ends_with(&task.id)
-        && mint.grant == format!("{}-aws", SCOPES[task.scope].id)
+        && mint.provider == received.provider
+        && mint.grant == SCOPES[task.scope].grant(received.provider)
         && mint.secrets == received.secrets;
     hold!(NAME, own, "{received:?} of {mint:?} for {task:?}");
     hold!(NAME, !mint.lost, "served, and nobody was told of it: {mint:?}");
@@ -255,7 +341,7 @@ fn no_clock_lengthens(received: &Received, task: &ClientTask, mint: &Mint, mint_
 /// I7 and the law of life: what is minted is dead at the cloud within its decision's `max_residual`.
 fn law_of_life(now: &Now<'_>) -> Verdict {
     for mint in now.mints {
-        let most = SCOPES.iter().find(|scope| mint.grant == format!("{}-aws", scope.id)).unwrap().max_residual;
+        let most = SCOPES.iter().find(|scope| mint.grant == scope.grant(mint.provider)).unwrap().max_residual;
         let lives = mint.ends_at.since(mint.minted_at);
         hold!("I7 the law of life", lives <= Duration::from_secs(most) + SKEW, "{lives:?}: {mint:?}");
     }
@@ -266,7 +352,7 @@ fn law_of_life(now: &Now<'_>) -> Verdict {
 /// in the memory of a sidecar that runs.
 fn every_lease_accounted_for(now: &Now<'_>) -> Verdict {
     const NAME: &str = "I4 every lease accounted for";
-    for mint in now.mints.iter().filter(|mint| mint.ends_at > now.truth + SKEW) {
+    for mint in now.mints.iter().filter(|mint| mint.works_after(now.truth + SKEW)) {
         let Some(intent) = &mint.intent else { continue };
         let open = |lease: &LeaseRecord| !lease.state.is_over() && lease.usable_until + SKEW >= mint.ends_at;
         let written = now.books.promised.leases.get(intent);

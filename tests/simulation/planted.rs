@@ -20,6 +20,28 @@ pub(crate) enum Planted {
     CrossServe,
     /// Nothing but the wall clock is looked at.
     WallClockOnly,
+    /// That a credential was issued is said to be durable and is not written.
+    SkipIssued,
+    /// A task is said to be durable and is not written.
+    LoseBegins,
+    /// An end is said to be durable and is not written.
+    LoseEnds,
+    /// A start does not take over which keys have begun which tasks.
+    ForgetKeys,
+    /// Credentials live longer than was ordered.
+    LongLives,
+    /// What is said to be revoked works on.
+    LieAboutRevoking,
+    /// Nothing is ever taken back.
+    NeverRevoke,
+    /// The policy is taken to speak for ever.
+    EndlessPolicy,
+    /// Kill lists do not reach the sidecar.
+    LoseKills,
+    /// An older policy is taken for the newest.
+    RollBack,
+    /// What was served once is served again, though the identity is gone.
+    ServeWithdrawn,
 }
 
 /// A clock that knows nothing but the time on the wall.
@@ -85,6 +107,61 @@ fn a_lease_that_is_forgotten_is_caught() {
 #[test]
 fn a_credential_that_is_served_to_another_workload_is_caught() {
     caught_by(Planted::CrossServe, "I2 only one's own");
+}
+
+#[test]
+fn a_credential_that_is_served_before_it_is_recorded_is_caught() {
+    caught_by(Planted::SkipIssued, "I3 issued before served");
+}
+
+#[test]
+fn a_task_that_is_told_and_not_recorded_is_caught() {
+    caught_by(Planted::LoseBegins, "I4 what was acknowledged is durable");
+}
+
+#[test]
+fn an_end_that_is_told_and_not_recorded_is_caught() {
+    caught_by(Planted::LoseEnds, "I12 ends are recorded at once");
+}
+
+#[test]
+fn a_key_that_begins_a_second_task_is_caught() {
+    caught_by(Planted::ForgetKeys, "I8 one use is one use");
+}
+
+#[test]
+fn a_credential_that_lives_longer_than_the_law_is_caught() {
+    caught_by(Planted::LongLives, "I7 the law of life");
+}
+
+#[test]
+fn a_revocation_without_effect_is_caught() {
+    caught_by(Planted::LieAboutRevoking, "I16 honest about what is left");
+}
+
+#[test]
+fn a_revocation_that_is_never_tried_is_caught() {
+    caught_by(Planted::NeverRevoke, "I12 what can be taken back is");
+}
+
+#[test]
+fn a_policy_that_has_expired_and_still_mints_is_caught() {
+    caught_by(Planted::EndlessPolicy, "I5 nothing minted on an expired policy");
+}
+
+#[test]
+fn a_kill_list_that_is_withheld_is_caught() {
+    caught_by(Planted::LoseKills, "I11 nothing that is killed");
+}
+
+#[test]
+fn a_policy_that_goes_back_is_caught() {
+    caught_by(Planted::RollBack, "I6 nothing goes back");
+}
+
+#[test]
+fn a_credential_that_is_served_to_a_withdrawn_identity_is_caught() {
+    caught_by(Planted::ServeWithdrawn, "G21 nothing for an identity that is gone");
 }
 
 #[test]

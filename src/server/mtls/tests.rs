@@ -109,6 +109,7 @@ impl World {
             journal: Arc::new(journal),
             audit: Arc::new(Audit::to(Box::new(audit.clone())).unwrap()),
             metrics: Arc::new(crate::app::metrics().unwrap()),
+            jitter: Arc::new(crate::exchange::retry::SystemJitter),
             limits: Limits { tasks: 100, mint: HOUR, wait: HOUR, ..Limits::default() },
             clock: Arc::clone(&shared),
         };

@@ -10,7 +10,7 @@ impl History {
         self.sidecar().runtime.spawn(async move { *told.lock().unwrap() = exchange(server, call).await });
         self.settle();
         while self.cloud.waiting() > 0 {
-            self.cloud.answer(0, Answer::Give);
+            self.cloud.answer(0, Answer::Give, Undo::Done);
             self.settle();
         }
         let (status, body) = answer.lock().unwrap().take().expect("an answer");
