@@ -293,8 +293,8 @@ pub struct Decision {
     pub accept_residual: bool,
     /// The digest of the scope file decided on; `None` while nobody decided.
     pub scope: Option<Digest>,
-    /// The grants decided on, each with the digest of its file; `None` while nobody decided.
-    pub grants: BTreeMap<GrantId, Option<Digest>>,
+    /// The grants decided on in order, each with the digest of its file; `None` while nobody decided.
+    pub grants: Box<[(GrantId, Option<Digest>)]>,
 }
 
 #[derive(Deserialize)]
