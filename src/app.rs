@@ -253,7 +253,8 @@ fn policy(
     clock: &SharedClock,
     workload_api: Arc<dyn WorkloadApi>,
 ) -> Result<Arc<PolicyCache>, StartError> {
-    let options = LoadOptions { scopes: config.policy.scopes.iter().cloned().collect() };
+    let scopes = config.policy.scopes.iter().cloned().collect();
+    let options = LoadOptions { scopes, without_warnings: true };
     let source: Arc<dyn PolicySource> = match &config.policy.place {
         PolicyPlace::Unsigned(directory) => {
             tracing::warn!(

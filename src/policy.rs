@@ -10,12 +10,15 @@
 //! - [`standing`]: until when the signatures speak: fresh, stale, expired.
 //! - [`publish`]: how owners sign and publish a version: the working repository behind `sidemint policy`.
 //! - [`rules`]: Cedar: the schema, the guardrails, one slice of rules per scope.
+//! - `slices`: those slices that are in use.
+//! - `aside`: where a policy is verified and loaded, out of the way of what serves.
 //! - `params`: what an ask's parameters are kept in.
 //! - `load`: files → [`Policy`], where a bad file suspends its scope.
 //! - `lint`: what is allowed and still worth a second look.
 //!
 //! A decision is a pure function of (policy snapshot, caller, ask, now).
 
+mod aside;
 pub mod cache;
 pub mod charter;
 mod denial;
@@ -30,6 +33,7 @@ pub mod repository;
 pub mod rules;
 pub mod secret_path;
 pub mod session_policy;
+mod slices;
 pub mod standing;
 
 use std::collections::{BTreeMap, HashMap};
@@ -46,13 +50,14 @@ use crate::identity::Caller;
 
 use charter::Charter;
 pub use denial::{Denial, DenialReason};
-use document::{Decision, Digest, Grant, GrantProvider, Scope};
+use document::{Decision, Digest, Grant, GrantProvider, ParamSpec};
 pub use document::{GrantId, ParamName, Provider, ScopeId, Tier};
 use kill::{KillList, Stop, Subject};
 pub use load::LoadOptions;
 use outliving::Outlives;
 pub use params::Params;
-use rules::{Engine, Slice, Verdict};
+use rules::{Engine, Rule, Slice, Verdict};
+use slices::{Slices, Source};
 use standing::{Freshness, Lapse, PolicyState, RoleName, Signers, Standing};
 
 /// What a caller asks for when it begins a task. Everything in it is the caller's word (`context.asserted`).
@@ -264,6 +269,8 @@ pub struct Policy {
 struct Content {
     version: PolicyVersion,
     engine: Engine,
+    boundaries: Vec<Rule>,
+    slices: Slices,
     charter: Charter,
     active: BTreeMap<ScopeId, Arc<ActiveScope>>,
     /// The same, for decisions: among 10,000 names a tree compares some thirty, scattered over memory.
@@ -278,9 +285,11 @@ struct Content {
 #[derive(Debug)]
 struct ActiveScope {
     decision: Decision,
-    scope: Scope,
-    grants: Vec<(GrantId, Arc<Grant>)>,
-    slice: Slice,
+    business_owner: Box<str>,
+    /// What an ask must give; shared by all scopes that want the same.
+    params: Arc<BTreeMap<ParamName, ParamSpec>>,
+    grants: Box<[(GrantId, Arc<Grant>)]>,
+    rules: Arc<Source>,
     ends: Ends,
     digests: Arc<Digests>,
     /// Whose word it rests on, beside the roles that everything rests on; empty where nobody signs.
@@ -317,7 +326,7 @@ impl kill::Parts for &ActiveScope {
     }
 
     fn owners(&self) -> [&str; 2] {
-        [&self.decision.decision_owner, &self.scope.business_owner]
+        [&self.decision.decision_owner, &self.business_owner]
     }
 }
 
@@ -486,19 +495,20 @@ impl Policy {
         now: Timestamp,
     ) -> Result<Vec<String>, Denial> {
         let engine = &self.content.engine;
+        let broken = |detail| Denial::new(DenialReason::EvaluationError, detail);
+        let slice = self.content.slice(active).map_err(broken)?;
         active.check_params(ask).map_err(|detail| {
-            let reason = match active.slice.names(engine, caller) {
+            let reason = match slice.names(engine, caller) {
                 true => DenialReason::InvalidParameters,
                 false => DenialReason::NotPermitted,
             };
             Denial::new(reason, detail)
         })?;
         let ttl = ask.ttl.unwrap_or(active.decision.caps.max_task);
-        let question = engine.question(&active.slice, caller, ask, whole_seconds(ttl), now);
-        let question = question.map_err(|detail| Denial::new(DenialReason::EvaluationError, detail))?;
-        let rule_ids = match engine.ask_all(&active.slice, &question) {
+        let question = engine.question(&slice, caller, ask, whole_seconds(ttl), now).map_err(broken)?;
+        let rule_ids = match engine.ask_all(&slice, &question) {
             Verdict::Permit(rule_ids) => rule_ids,
-            Verdict::Deny(_) | Verdict::Error(_) => return Err(self.why_not(active, &question)),
+            Verdict::Deny(_) | Verdict::Error(_) => return Err(self.why_not(active, &slice, &question)),
         };
         active.check_ttl(ttl)?;
         Ok(rule_ids)
@@ -532,8 +542,8 @@ impl Policy {
     }
 
     /// Why rules and guardrails together did not permit: first the scope's own rules, then the guardrails.
-    fn why_not(&self, active: &ActiveScope, question: &rules::Question) -> Denial {
-        match self.content.engine.ask_rules(&active.slice, question) {
+    fn why_not(&self, active: &ActiveScope, slice: &Slice, question: &rules::Question) -> Denial {
+        match self.content.engine.ask_rules(slice, question) {
             Verdict::Permit(_) => {}
             Verdict::Deny(rule_ids) if rule_ids.is_empty() => {
                 return Denial::new(DenialReason::NotPermitted, "no rule permits it");
@@ -541,7 +551,7 @@ impl Policy {
             Verdict::Deny(rule_ids) => return Denial::by_rules(DenialReason::Forbidden, rule_ids),
             Verdict::Error(detail) => return Denial::new(DenialReason::EvaluationError, detail),
         }
-        match self.content.engine.ask_guardrails(&active.slice, question) {
+        match self.content.engine.ask_guardrails(slice, question) {
             // Only what an approval would mend is told as such.
             Ok(ids) if !ids.is_empty() && ids.iter().all(|id| id == rules::APPROVAL_REQUIRED) => {
                 Denial::by_rules(DenialReason::ApprovalRequired, ids)
@@ -606,6 +616,17 @@ impl Policy {
     }
 }
 
+impl Content {
+    /// What decides on a scope: kept, or made now.
+    fn slice(&self, active: &ActiveScope) -> Result<Arc<Slice>, String> {
+        let make = |text: &str| {
+            let rules = rules::own_rules(text.as_bytes()).map_err(rules::first)?;
+            self.engine.slice(&active.digests.id, &active.decision, &active.ends, &rules, &self.boundaries)
+        };
+        self.slices.of(&active.rules, make).map_err(|problem| problem.message)
+    }
+}
+
 impl ActiveScope {
     /// A guardrail's id, with what of this scope it speaks of.
     fn told(&self, id: &str) -> String {
@@ -621,10 +642,10 @@ impl ActiveScope {
     }
 
     fn check_params(&self, ask: &Ask) -> Result<(), String> {
-        if let Some(name) = ask.params.keys().find(|name| !self.scope.params.contains_key(*name)) {
+        if let Some(name) = ask.params.keys().find(|name| !self.params.contains_key(*name)) {
             return Err(format!("unknown parameter {name}"));
         }
-        for (name, spec) in &self.scope.params {
+        for (name, spec) in &*self.params {
             match ask.params.get(name) {
                 None => return Err(format!("parameter {name} is missing")),
                 Some(value) if !spec.accepts(value) => {

@@ -117,6 +117,7 @@ impl House {
                 ..Limits::default()
             },
             clock,
+            jitter: Arc::new(sidemint::exchange::retry::SystemJitter),
         };
         let broker = Broker::new(parts, recovered);
         let reaper = tokio::spawn(reaper::run(Arc::clone(&broker), api.watch(), policy.subscribe()));

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use sidemint::clock::SystemClock;
-use sidemint::policy::Policy;
 use sidemint::policy::repository::fetch::{Answer, Fetch, FetchError, Tag};
 use sidemint::policy::repository::sample::MemoryFetch;
 use sidemint::policy::repository::signed::{SignedSettings, SignedSource};
 use sidemint::policy::repository::{Fetched, PolicySource as _};
+use sidemint::policy::{LoadOptions, Policy};
 
 use crate::load::{Client, Load, request};
 use crate::over_rounds;
@@ -59,7 +59,9 @@ pub(crate) fn load() -> Outcome {
     for _ in 0..ROUNDS {
         let began = Instant::now();
         let files = fetched(source(Arc::new(Nobody))?)?;
-        let policy = Policy::load(&files)?;
+        // As the sidecar does.
+        let options = LoadOptions { without_warnings: true, ..LoadOptions::default() };
+        let policy = Policy::load_with(&files, &options)?;
         rounds.push(began.elapsed().as_secs_f64());
         if policy.active() != SCOPES {
             return Err(format!("{} of {SCOPES} scopes are active", policy.active()).into());
@@ -82,34 +84,39 @@ pub(crate) fn rss() -> Outcome {
 pub(crate) fn reload_serving() -> Outcome {
     const RATE: f64 = 2_000.0;
     const ROUND: Duration = Duration::from_secs(4);
+    const LONGEST: Duration = Duration::from_secs(60);
     const PATH: &str = "/v1/aws/credentials";
     let stage = Stage::signed(SCOPES)?;
     let sidecar = Sidecar::start(&stage, None)?;
     let token = sidecar.begin(&mut Client::connect(sidecar.http)?, &stage.svid()?)?;
     Client::connect(sidecar.http)?.send("GET", PATH, &[("authorization", &token)], "")?;
     let bytes = request("GET", sidecar.http, PATH, &[("authorization", &token)], "");
-    let serve = || -> Fallible<f64> {
-        let mut load = Load::open(sidecar.http, 16, &bytes)?;
-        let latencies = load.fixed_rate(RATE, ROUND)?;
-        Ok(latencies.get((latencies.len() as f64 * 0.99) as usize).copied().unwrap_or(f64::NAN))
+    let serve = || -> Fallible<Vec<f64>> { Ok(Load::open(sidecar.http, 16, &bytes)?.fixed_rate(RATE, ROUND)?) };
+    let p99 = |mut latencies: Vec<f64>| {
+        latencies.sort_by(f64::total_cmp);
+        latencies.get((latencies.len() as f64 * 0.99) as usize).copied().unwrap_or(f64::NAN)
     };
     let loaded = || sidecar.counted("sidemint_policy_refreshes_total{outcome=\"loaded\"} ");
-    let (mut rounds, mut versions) = (Vec::new(), 0.0);
+    let mut rounds = Vec::new();
     for _ in 0..ROUNDS {
-        let quiet = serve()?;
+        let quiet = p99(serve()?);
         let before = loaded()?;
         // Signing takes a core too, so it is done before; the sidecar looks twice a second and loads under load.
         stage.publish_change()?;
-        let busy = serve()?;
-        versions += loaded()? - before;
-        rounds.push((busy, quiet));
-    }
-    if versions < ROUNDS as f64 {
-        return Err(format!("only {versions} of {ROUNDS} new versions were loaded under load").into());
+        let began = Instant::now();
+        let mut busy = Vec::new();
+        // Served until the version is in force, however long that takes on this machine.
+        while busy.is_empty() || loaded()? <= before {
+            if began.elapsed() > LONGEST {
+                return Err(format!("a new version was not loaded within {LONGEST:?} under load").into());
+            }
+            busy.extend(serve()?);
+        }
+        rounds.push((p99(busy), quiet));
     }
     let (busy, quiet) = rounds.iter().copied().unzip();
     let note = format!(
-        "p99 {:.0} µs beside {:.0} µs at {RATE}/s, one new version of {SCOPES} scopes in each round",
+        "p99 {:.0} µs beside {:.0} µs at {RATE}/s, one new version of {SCOPES} scopes loaded in each round",
         crate::median(busy),
         crate::median(quiet)
     );

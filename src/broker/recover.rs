@@ -58,7 +58,11 @@ fn placeholder(id: TaskId, leases: &[LeaseRecord], now: Timestamp) -> Option<Tas
     // No one is told this token.
     let (_, token) = task_token::generate().ok()?;
     let begun_at = leases.iter().map(|lease| lease.opened_at).min().unwrap_or(now);
-    let ending = Ending { reason: EndReason::IdentityWithdrawn, ended_at: now, leases: report(leases.iter().map(|lease| &**lease)) };
+    let ending = Ending {
+        reason: EndReason::IdentityWithdrawn,
+        ended_at: now,
+        leases: report(leases.iter().map(|lease| &**lease)),
+    };
     Some(TaskRecord {
         id,
         owner: NOBODY.parse().ok()?,
@@ -90,8 +94,8 @@ mod tests {
 
     use super::*;
     use crate::exchange::{Provider, Revocation};
-    use crate::lease::{LeaseFacts, LeaseId};
     use crate::lease::revoke::is_owed;
+    use crate::lease::{LeaseFacts, LeaseId};
 
     const NOW: Timestamp = Timestamp::from_secs(1_795_435_200);
 

@@ -11,7 +11,7 @@ use super::kill::KillList;
 use super::repository::schedule::{self, Looked, Schedule};
 use super::repository::{Fetched, PolicyFiles, PolicySource, PolicySourceError, Previous, Use};
 use super::standing::Standing;
-use super::{LoadOptions, Policy, PolicyVersion, Problem, kind, load};
+use super::{LoadOptions, Policy, PolicyVersion, Problem, aside, kind, load};
 use crate::clock::{SharedClock, Timestamp};
 
 /// Where a problem lies that the version before the newest has.
@@ -177,10 +177,10 @@ impl PolicyCache {
         let previous = self.source.previous().await.map_err(|error| vec![told(error.to_string())])?;
         let Some(Previous { files, kill }) = previous else { return Ok(()) };
         let options = self.options.clone();
-        let work = tokio::task::spawn_blocking(move || previous_policy(&files, kill.as_ref(), &options));
+        let work = aside::run(move || previous_policy(&files, kill.as_ref(), &options));
         let (policy, lent) = work
             .await
-            .map_err(|_| vec![told("loading it was cut off".to_owned())])?
+            .ok_or_else(|| vec![told("loading it was cut off".to_owned())])?
             .map_err(|problems| problems.iter().map(|problem| told(problem.to_string())).collect::<Vec<_>>())?;
         let newest = known.kill.iter().chain(&lent).chain([policy.kill_list()]).max_by_key(|kill| kill.epoch());
         let newest = newest.map_or_else(|| Arc::clone(policy.kill_list()), Arc::clone);
@@ -268,14 +268,14 @@ impl PolicyCache {
             Fetched::New(files) => files,
         };
         let options = self.options.clone();
-        let work = tokio::task::spawn_blocking(move || match Policy::load_with(&files, &options) {
+        let work = aside::run(move || match Policy::load_with(&files, &options) {
             Ok(policy) => Loaded::Good(policy),
             Err(error) => {
                 let kill = load::kill_list(&files).ok().map(Arc::new);
                 Loaded::Bad(files.version.clone(), error.problems, kill)
             }
         });
-        work.await.map_err(|_| PolicySourceError::unavailable("loading the policy was cut off"))
+        work.await.ok_or_else(|| PolicySourceError::unavailable("loading the policy was cut off"))
     }
 
     fn record(&self, now: Timestamp, outcome: RefreshOutcome, problems: Vec<Problem>) {

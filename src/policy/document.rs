@@ -295,8 +295,8 @@ pub struct Decision {
     pub accept_residual: bool,
     /// The digest of the scope file decided on; `None` while nobody decided.
     pub scope: Option<Digest>,
-    /// The grants decided on, each with the digest of its file; `None` while nobody decided.
-    pub grants: BTreeMap<GrantId, Option<Digest>>,
+    /// The grants decided on in order, each with the digest of its file; `None` while nobody decided.
+    pub grants: Box<[(GrantId, Option<Digest>)]>,
 }
 
 #[derive(Deserialize)]
@@ -379,7 +379,7 @@ impl Decision {
             GrantProvider::Aws(aws) => aws.session_policy.as_ref(),
             GrantProvider::Vault(_) => None,
         };
-        let actions = policy.map(|policy| outliving_actions(policy.template())).unwrap_or_default();
+        let actions = policy.map(|policy| outliving_actions(&policy.template())).unwrap_or_default();
         let breaking = |known: &&Outliving| known.alone().leave(self.caps.max_residual, MIN_RESIDUAL).is_none();
         let left: Vec<_> =
             actions.iter().filter(breaking).map(|known| format!("{} leaves {}", known.action, known.leaves)).collect();
@@ -674,7 +674,7 @@ impl Grant {
             )),
             _ => Ok(Self {
                 max_session,
-                outlives: session_policy.as_ref().map(|policy| Outlives::of(policy.template())).unwrap_or_default(),
+                outlives: session_policy.as_ref().map(|policy| Outlives::of(&policy.template())).unwrap_or_default(),
                 provider: GrantProvider::Aws(AwsGrantFile {
                     role_arn: raw.role_arn,
                     session_policy,

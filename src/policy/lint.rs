@@ -1,12 +1,13 @@
 //! What is allowed and still worth a second look. Nothing here denies anything.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cedar_policy::{Effect, Policy as Rule};
 use serde_json::{Map, Value};
 
-use super::document::{Decision, Grant, GrantId, GrantProvider, Scope, ScopeId};
+use super::document::{Decision, Grant, GrantId, GrantProvider, ParamName, ParamSpec, ScopeId};
 use super::outliving::outliving_actions;
 use super::rules::Rules;
 use super::session_policy::SessionPolicy;
@@ -17,7 +18,7 @@ use crate::clock::Timestamp;
 pub(super) fn scope(
     id: &ScopeId,
     decision: &Decision,
-    scope: &Scope,
+    params: &BTreeMap<ParamName, ParamSpec>,
     grants: &[(GrantId, Arc<Grant>)],
     rules: &Rules,
 ) -> Vec<Problem> {
@@ -25,7 +26,7 @@ pub(super) fn scope(
     let warn = |message: String| Problem::new(file.clone(), kind::WARNING, message);
     let mut warnings: Vec<Problem> = rules.warnings.iter().cloned().map(warn).collect();
     for rule in rules.rules.iter().filter(|rule| rule.effect() == Effect::Permit) {
-        warnings.extend(permit(rule, scope).into_iter().map(warn));
+        warnings.extend(permit(rule, params).into_iter().map(warn));
     }
     for (name, grant) in grants {
         warnings.extend(of_grant(name, grant, decision));
@@ -61,13 +62,13 @@ pub(super) fn leaving(id: &ScopeId, leaver: Option<&Leaver>, now: Timestamp) -> 
 }
 
 /// A permit on identity alone (requirement G14), or one that leaves a parameter to the caller.
-fn permit(rule: &Rule, scope: &Scope) -> Vec<String> {
+fn permit(rule: &Rule, params: &BTreeMap<ParamName, ParamSpec>) -> Vec<String> {
     let id = rule.id();
     if !rule.has_non_scope_constraint() {
         return vec![format!("{id}: permits on identity alone; a condition would make it narrower")];
     }
     let Ok(json) = rule.to_json() else { return Vec::new() };
-    let free = scope.params.keys().filter(|name| !looks_at(&json, name.as_str()));
+    let free = params.keys().filter(|name| !looks_at(&json, name.as_str()));
     free.map(|name| format!("{id}: permits every value of the parameter {name}, which is the caller's word")).collect()
 }
 
@@ -103,13 +104,13 @@ fn of_grant(id: &GrantId, grant: &Grant, decision: &Decision) -> Vec<Problem> {
 }
 
 fn of_session_policy(policy: &SessionPolicy) -> Vec<String> {
-    let outliving = outliving_actions(policy.template());
+    let outliving = outliving_actions(&policy.template());
     let outliving = outliving.iter().map(|known| {
         let (action, leaves) = (known.action, known.leaves);
         format!("{action} lets access outlive the task: it leaves {leaves}, which is not cut")
     });
     let mut messages: Vec<_> = outliving.collect();
-    for statement in policy.allows() {
+    for statement in &policy.allows() {
         for member in ["NotAction", "NotResource"] {
             if statement.contains_key(member) {
                 messages.push(format!("allows by {member}, which is everything else"));

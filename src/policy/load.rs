@@ -1,17 +1,19 @@
 //! Policy files → [`Policy`]. A bad decision, scope or grant suspends its scope; a bad boundary, owner or kill list, which
 //! must work everywhere, refuses the whole.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cedar_policy::Policy as Rule;
 
 use super::charter::{self, Owners};
-use super::document::{Decision, Digest, DocumentError, Grant, GrantId, ParamName, Provider, Scope, ScopeId};
+use super::document::{
+    Decision, Digest, DocumentError, Grant, GrantId, ParamName, ParamSpec, Provider, Scope, ScopeId,
+};
 use super::kill::{self, KillList};
 use super::repository::{PolicyFiles, Signed, TESTS};
-use super::rules::{Engine, RuleProblem, Rules, Validators};
+use super::rules::{Engine, Rule, RuleProblem, Rules, Validators};
+use super::slices::{Slices, Source};
 use super::standing::{RoleName, Signers, WHOLE};
 use super::{ActiveScope, Content, Digests, Ends, Leaver, Policy, PolicyError, Problem, kind, lint};
 
@@ -20,6 +22,8 @@ use super::{ActiveScope, Content, Digests, Ends, Leaver, Policy, PolicyError, Pr
 pub struct LoadOptions {
     /// The scopes to load; empty loads all.
     pub scopes: BTreeSet<ScopeId>,
+    /// Leaves out [`Policy::warnings`], which cost a quarter of the time: a sidecar has nobody to tell them to.
+    pub without_warnings: bool,
 }
 
 impl LoadOptions {
@@ -32,6 +36,27 @@ impl LoadOptions {
 struct Parsed<T> {
     digest: Digest,
     content: Result<T, DocumentError>,
+}
+
+/// What a decision asks of a scope file. The rest of it is for people, and for those who publish.
+struct Expects {
+    business_owner: Box<str>,
+    params: Arc<BTreeMap<ParamName, ParamSpec>>,
+}
+
+/// Sets of parameters, each once: most scopes share one.
+#[derive(Default)]
+struct ParamSets(HashSet<Arc<BTreeMap<ParamName, ParamSpec>>>);
+
+impl ParamSets {
+    fn one(&mut self, params: BTreeMap<ParamName, ParamSpec>) -> Arc<BTreeMap<ParamName, ParamSpec>> {
+        if let Some(known) = self.0.get(&params) {
+            return Arc::clone(known);
+        }
+        let params = Arc::new(params);
+        self.0.insert(Arc::clone(&params));
+        params
+    }
 }
 
 /// The files by what they are, not yet joined.
@@ -48,8 +73,13 @@ struct Sorted<'a> {
 pub(super) fn load(files: &PolicyFiles, options: &LoadOptions) -> Result<Policy, PolicyError> {
     let sorted = sort(files);
     let (owners, kill) = everywhere(files)?;
-    let scopes: BTreeMap<ScopeId, Parsed<Scope>> =
-        sorted.scopes.iter().map(|(id, bytes)| (id.clone(), parsed(bytes, Scope::parse))).collect();
+    let mut sets = ParamSets::default();
+    let mut expects = |bytes: &[u8]| {
+        let Scope { business_owner, params, .. } = Scope::parse(bytes)?;
+        Ok(Expects { business_owner: business_owner.into(), params: sets.one(params) })
+    };
+    let scopes: BTreeMap<ScopeId, Parsed<Expects>> =
+        sorted.scopes.iter().map(|(id, bytes)| (id.clone(), parsed(bytes, &mut expects))).collect();
     let grants: BTreeMap<GrantId, Parsed<Arc<Grant>>> = sorted
         .grants
         .iter()
@@ -63,7 +93,19 @@ pub(super) fn load(files: &PolicyFiles, options: &LoadOptions) -> Result<Policy,
     let mut signers = files.signed.as_ref().map(|signed| Signers::new(signed.snapshot, &signed.publishers));
     warnings.extend(unknown_providers(&kill));
     let validators = Validators::default();
-    let mut loader = Loader { engine, sorted, scopes, grants, boundaries, owners, publishers, validators, warnings };
+    let mut loader = Loader {
+        engine,
+        sorted,
+        scopes,
+        grants,
+        boundaries,
+        owners,
+        publishers,
+        validators,
+        warnings,
+        without_warnings: options.without_warnings,
+        named: BTreeSet::new(),
+    };
     let mut active = BTreeMap::new();
     let mut suspended = BTreeMap::new();
     for id in loader.every_scope(options) {
@@ -79,10 +121,21 @@ pub(super) fn load(files: &PolicyFiles, options: &LoadOptions) -> Result<Policy,
     }
     let mut stray = loader.stray(options);
     stray.extend(files.signed.iter().flat_map(|signed| signed.stray.iter().cloned()));
-    let Loader { engine, warnings, owners: Owners { charter, .. }, .. } = loader;
+    let Loader { engine, boundaries, warnings, owners: Owners { charter, .. }, .. } = loader;
     let by_id = active.iter().map(|(id, scope)| (id.clone(), Arc::clone(scope))).collect();
-    let content =
-        Content { version: files.version.clone(), engine, charter, active, by_id, suspended, stray, warnings, signers };
+    let content = Content {
+        version: files.version.clone(),
+        engine,
+        boundaries,
+        slices: Slices::default(),
+        charter,
+        active,
+        by_id,
+        suspended,
+        stray,
+        warnings,
+        signers,
+    };
     Ok(Policy::new(content, files.signed.as_ref().map(|signed| signed.standing.clone()), kill))
 }
 
@@ -192,7 +245,7 @@ fn of_document(file: String, error: &DocumentError) -> Problem {
     Problem::new(file, error.kind, error.message.clone())
 }
 
-fn parsed<T>(bytes: &Bytes, parse: impl Fn(&[u8]) -> Result<T, DocumentError>) -> Parsed<T> {
+fn parsed<T>(bytes: &Bytes, parse: impl FnOnce(&[u8]) -> Result<T, DocumentError>) -> Parsed<T> {
     Parsed { digest: Digest::of(bytes), content: parse(bytes) }
 }
 
@@ -238,7 +291,7 @@ fn unplaced(path: &str) -> Problem {
 fn boundaries(
     engine: &Engine,
     sorted: &Sorted<'_>,
-    scopes: &BTreeMap<ScopeId, Parsed<Scope>>,
+    scopes: &BTreeMap<ScopeId, Parsed<Expects>>,
     warnings: &mut Vec<Problem>,
 ) -> Result<Vec<Rule>, PolicyError> {
     // Every name that any scope declares: a boundary may ask for any of them, and for names that no scope has (yet).
@@ -271,16 +324,19 @@ fn boundaries(
 struct Loader<'a> {
     engine: Engine,
     sorted: Sorted<'a>,
-    scopes: BTreeMap<ScopeId, Parsed<Scope>>,
+    scopes: BTreeMap<ScopeId, Parsed<Expects>>,
     grants: BTreeMap<GrantId, Parsed<Arc<Grant>>>,
     boundaries: Vec<Rule>,
     owners: Owners,
     publishers: Publishers<'a>,
     validators: Validators,
     warnings: Vec<Problem>,
+    without_warnings: bool,
+    /// The grants that some decision names.
+    named: BTreeSet<GrantId>,
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
     /// Every scope that some file names, or that configuration asks for.
     fn every_scope(&self, options: &LoadOptions) -> BTreeSet<ScopeId> {
         let sorted = &self.sorted;
@@ -298,7 +354,8 @@ impl Loader<'_> {
         }
         let mut grants = Vec::new();
         if let Some((_, decision)) = &decision {
-            grants = self.grants_of(id, decision, scope.as_ref().map(|(_, scope)| scope), &mut problems);
+            self.named.extend(decision.grants.iter().map(|(grant, _)| grant.clone()));
+            grants = self.grants_of(id, decision, scope.as_ref().map(|(_, scope)| &*scope.params), &mut problems);
         }
         let ends = self.ends(
             id,
@@ -307,17 +364,19 @@ impl Loader<'_> {
             &mut problems,
         );
         let rules = match &scope {
-            Some((_, scope)) => self.rules_of(id, scope, &mut problems),
+            Some((_, scope)) => self.rules_of(id, &scope.params, &mut problems),
             None => None,
         };
-        let (Some((scope_digest, scope)), Some((decision_digest, decision)), Some((rules_digest, rules))) =
+        let (Some((scope_digest, scope)), Some((decision_digest, decision)), Some((rules_digest, rules, source))) =
             (scope, decision, rules)
         else {
             return Err(problems);
         };
-        let slice = self.engine.slice(id, &decision, &ends, &rules, &self.boundaries);
-        let slice = keep(slice.map_err(|problem| of_rule(&rules_path(id), problem)), &mut problems);
-        let Some(slice) = slice.filter(|_| problems.is_empty()) else { return Err(problems) };
+        let joined = self.engine.join(&rules.rules, &self.boundaries).map(drop);
+        problems.extend(joined.err().map(|problem| of_rule(&rules_path(id), problem)));
+        if !problems.is_empty() {
+            return Err(problems);
+        }
         let digests = Digests {
             id: id.clone(),
             decision: decision_digest,
@@ -325,11 +384,15 @@ impl Loader<'_> {
             scope: scope_digest,
             grants: grants.iter().map(|(grant, digest, _)| (grant.clone(), *digest)).collect(),
         };
-        let grants: Vec<_> = grants.into_iter().map(|(id, _, grant)| (id, grant)).collect();
+        let grants: Box<[_]> = grants.into_iter().map(|(id, _, grant)| (id, grant)).collect();
         let own = [decision_path(id), rules_path(id), format!("scopes/{id}.toml")].into_iter();
         let roles = self.publishers.roles(own.chain(grants.iter().map(|(grant, _)| format!("grants/{grant}.toml"))));
-        self.warnings.extend(lint::scope(id, &decision, &scope, &grants, &rules));
-        Ok(ActiveScope { decision, scope, grants, slice, ends, digests: Arc::new(digests), roles })
+        if !self.without_warnings {
+            self.warnings.extend(lint::scope(id, &decision, &scope.params, &grants, &rules));
+        }
+        let Expects { business_owner, params } = scope;
+        let (digests, rules) = (Arc::new(digests), Source::new(source));
+        Ok(ActiveScope { decision, business_owner, params, grants, rules, ends, digests, roles })
     }
 
     /// When the first of a scope's owners leaves. Whoever it names must be an owner, where there are any.
@@ -337,12 +400,12 @@ impl Loader<'_> {
         &self,
         id: &ScopeId,
         decision: Option<&Decision>,
-        scope: Option<&Scope>,
+        scope: Option<&Expects>,
         problems: &mut Vec<Problem>,
     ) -> Ends {
         let Some(owners) = &self.owners.by_id else { return Ends::default() };
-        let governance = decision.map(|decision| (decision_path(id), "decision_owner", &decision.decision_owner));
-        let business = scope.map(|scope| (format!("scopes/{id}.toml"), "business_owner", &scope.business_owner));
+        let governance = decision.map(|decision| (decision_path(id), "decision_owner", &*decision.decision_owner));
+        let business = scope.map(|scope| (format!("scopes/{id}.toml"), "business_owner", &*scope.business_owner));
         let mut ends = Ends::default();
         for (file, key, name) in governance.into_iter().chain(business) {
             let Some(owner) = owners.get(name) else {
@@ -356,17 +419,18 @@ impl Loader<'_> {
             let (Some(active_until), Some(decision)) = (owner.active_until, decision) else { continue };
             let stops_at = active_until + self.owners.charter.orphan_grace(decision.tier);
             if ends.owner.as_ref().is_none_or(|other| stops_at < other.stops_at) {
-                ends.owner = Some(Leaver { id: name.clone(), active_until, stops_at });
+                ends.owner = Some(Leaver { id: name.to_owned(), active_until, stops_at });
             }
         }
         ends
     }
 
-    fn scope_file(&self, id: &ScopeId) -> Result<(Digest, Scope), Problem> {
+    fn scope_file(&mut self, id: &ScopeId) -> Result<(Digest, Expects), Problem> {
         let file = format!("scopes/{id}.toml");
-        match self.scopes.get(id) {
-            Some(Parsed { digest, content: Ok(scope) }) => Ok((*digest, scope.clone())),
-            Some(Parsed { content: Err(error), .. }) => Err(of_document(file, error)),
+        // Nobody else asks for it.
+        match self.scopes.remove(id) {
+            Some(Parsed { digest, content: Ok(scope) }) => Ok((digest, scope)),
+            Some(Parsed { content: Err(error), .. }) => Err(of_document(file, &error)),
             None => {
                 Err(Problem::new(file, kind::MISSING, "the file is not there: the scope's business owner writes it"))
             }
@@ -387,16 +451,22 @@ impl Loader<'_> {
         }
     }
 
-    fn rules_of(&mut self, id: &ScopeId, scope: &Scope, problems: &mut Vec<Problem>) -> Option<(Digest, Rules)> {
+    /// The rules of a scope, with the text that they were read from.
+    fn rules_of(
+        &mut self,
+        id: &ScopeId,
+        params: &BTreeMap<ParamName, ParamSpec>,
+        problems: &mut Vec<Problem>,
+    ) -> Option<(Digest, Rules, &'a str)> {
         let file = rules_path(id);
-        let Some(bytes) = self.sorted.rules.get(id) else {
+        let Some(bytes) = self.sorted.rules.get(id).copied() else {
             let message = "the file is not there, and without a rule nobody may begin this scope";
             problems.push(Problem::new(file, kind::MISSING, message));
             return None;
         };
-        let params = scope.params.keys().cloned().collect();
+        let params = params.keys().cloned().collect();
         match self.engine.decision(&mut self.validators, bytes, id, &params) {
-            Ok(rules) => Some((Digest::of(bytes), rules)),
+            Ok(rules) => Some((Digest::of(bytes), rules, std::str::from_utf8(bytes).ok()?)),
             Err(found) => {
                 problems.extend(found.into_iter().map(|problem| of_rule(&file, problem)));
                 None
@@ -408,7 +478,7 @@ impl Loader<'_> {
         &self,
         id: &ScopeId,
         decision: &Decision,
-        scope: Option<&Scope>,
+        params: Option<&BTreeMap<ParamName, ParamSpec>>,
         problems: &mut Vec<Problem>,
     ) -> Vec<(GrantId, Digest, Arc<Grant>)> {
         let mut resolved = Vec::new();
@@ -434,24 +504,22 @@ impl Loader<'_> {
                 problems.push(Problem::new(decision_path(id), kind::PROVIDER, message));
             }
             problems.extend(decision.check_residual(grant).err().map(|error| of_document(file.clone(), &error)));
-            if let Some(scope) = scope {
-                problems.extend(grant.check_params(&scope.params).err().map(|error| of_document(file, &error)));
+            if let Some(params) = params {
+                problems.extend(grant.check_params(params).err().map(|error| of_document(file, &error)));
             }
             resolved.push((name.clone(), *digest, Arc::clone(grant)));
         }
         resolved
     }
 
-    /// Problems that belong to no scope.
+    /// Problems that belong to no scope, once every scope was joined.
     fn stray(&mut self, options: &LoadOptions) -> Vec<Problem> {
         let mut stray = std::mem::take(&mut self.sorted.stray);
         if !options.scopes.is_empty() {
             // Which grants belong to scopes that configuration left out is not known: say nothing of them.
             return stray;
         }
-        let decisions = self.sorted.decisions.values().filter_map(|bytes| Decision::parse(bytes).ok());
-        let named: BTreeSet<GrantId> = decisions.flat_map(|decision| decision.grants.into_keys()).collect();
-        for (id, grant) in self.grants.iter().filter(|(id, _)| !named.contains(*id)) {
+        for (id, grant) in self.grants.iter().filter(|(id, _)| !self.named.contains(*id)) {
             let file = format!("grants/{id}.toml");
             match &grant.content {
                 Err(error) => stray.push(of_document(file, error)),

@@ -13,10 +13,12 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use cedar_policy::{
-    Authorizer, Context, Decision, Effect, Entities, Entity, EntityId, EntityTypeName, EntityUid, Policy as Rule,
-    PolicyId, PolicySet, PrincipalConstraint, Request, ResourceConstraint, Response, RestrictedExpression, Schema,
-    ValidationMode, Validator,
+    Authorizer, Context, Decision, Effect, Entities, Entity, EntityId, EntityTypeName, EntityUid, PolicyId, PolicySet,
+    PrincipalConstraint, Request, ResourceConstraint, Response, RestrictedExpression, Schema, ValidationMode,
+    Validator,
 };
+
+pub(super) use cedar_policy::Policy as Rule;
 
 use super::document::{self, ParamName, ScopeId};
 use super::{Ask, Ends, kind};
@@ -261,7 +263,7 @@ impl Engine {
         scope: &ScopeId,
         decision: &document::Decision,
         ends: &Ends,
-        rules: &Rules,
+        rules: &[Rule],
         boundaries: &[Rule],
     ) -> Result<Slice, RuleProblem> {
         let resource = self.names.scope(scope);
@@ -280,7 +282,7 @@ impl Engine {
         let broken = |error: &dyn std::fmt::Display| problem(error.to_string());
         let entity = Entity::new(resource.clone(), attributes, HashSet::new()).map_err(|error| broken(&error))?;
         let entities = Entities::from_entities([entity], None).map_err(|error| broken(&error))?;
-        let permits = || rules.rules.iter().filter(|rule| rule.effect() == Effect::Permit);
+        let permits = || rules.iter().filter(|rule| rule.effect() == Effect::Permit);
         let named = permits().filter_map(|rule| match rule.principal_constraint() {
             PrincipalConstraint::Eq(uid) => Some(uid),
             _ => None,
@@ -289,8 +291,16 @@ impl Engine {
             |rule: &Rule| matches!(rule.principal_constraint(), PrincipalConstraint::Any | PrincipalConstraint::Is(_));
         let anyone = permits().any(|rule| open(rule) && !rule.has_non_scope_constraint());
         let named = named.collect();
-        let all = policy_set(rules.rules.iter().chain(boundaries).chain([&self.folded]))?;
+        let all = self.join(rules, boundaries)?;
         Ok(Slice { all, resource, entities, named, anyone })
+    }
+
+    /// A decision's rules, the boundaries, and the folded guardrails: the part of a slice that can fail.
+    ///
+    /// # Errors
+    /// An `@id` that two of them use.
+    pub(super) fn join(&self, rules: &[Rule], boundaries: &[Rule]) -> Result<PolicySet, RuleProblem> {
+        policy_set(rules.iter().chain(boundaries).chain([&self.folded]))
     }
 
     /// Puts an ask whose parameters were accepted into Cedar's terms. `ttl` is what the task would get, in whole seconds.
@@ -364,7 +374,7 @@ impl Engine {
     }
 }
 
-fn first(problems: Vec<RuleProblem>) -> RuleProblem {
+pub(super) fn first(problems: Vec<RuleProblem>) -> RuleProblem {
     problems.into_iter().next().unwrap_or_else(|| problem("unknown"))
 }
 
@@ -438,7 +448,7 @@ fn parse(bytes: &[u8]) -> Result<Vec<Rule>, Vec<RuleProblem>> {
 }
 
 /// Parses a repository's rules, which may not take the names of the binary's own.
-fn own_rules(bytes: &[u8]) -> Result<Vec<Rule>, Vec<RuleProblem>> {
+pub(super) fn own_rules(bytes: &[u8]) -> Result<Vec<Rule>, Vec<RuleProblem>> {
     let rules = parse(bytes)?;
     let reserved = rules.iter().filter(|rule| AsRef::<str>::as_ref(rule.id()).starts_with(RESERVED));
     let problems: Vec<_> = reserved

@@ -21,8 +21,9 @@ const OPEN: &str = "${";
 /// A session policy, checked; parameters not yet filled in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SessionPolicy {
-    template: Value,
-    params: BTreeSet<ParamName>,
+    /// The tree as compact JSON: as a tree it takes ten times as much, and a policy may have thousands.
+    json: Box<str>,
+    params: Box<[ParamName]>,
 }
 
 impl SessionPolicy {
@@ -36,17 +37,18 @@ impl SessionPolicy {
         check_shape(&template)?;
         let mut params = BTreeSet::new();
         check_tree(&template, &mut params)?;
-        Ok(Self { template, params })
+        Ok(Self { json: template.to_string().into(), params: params.into_iter().collect() })
     }
 
-    /// The parameters it uses.
-    pub fn params(&self) -> &BTreeSet<ParamName> {
+    /// The parameters it uses, in order.
+    pub fn params(&self) -> &[ParamName] {
         &self.params
     }
 
     /// The tree as written, `${param.NAME}` and all.
-    pub fn template(&self) -> &Value {
-        &self.template
+    pub fn template(&self) -> Value {
+        // INVARIANT: parse() wrote it from such a tree. Were it ever none, whoever is to send it refuses it.
+        serde_json::from_str(&self.json).unwrap_or_default()
     }
 
     /// Checks that a scope declares every parameter used, and that the policy fits STS with each at its longest and the
@@ -72,28 +74,30 @@ impl SessionPolicy {
 
     /// The policy with `values` filled in. Values were accepted by their [`ParamSpec`] before.
     pub fn fill(&self, values: &Params) -> Value {
-        if self.params.is_empty() { self.template.clone() } else { fill(&self.template, values) }
+        let mut policy = self.template();
+        if !self.params.is_empty() {
+            fill(&mut policy, values);
+        }
+        policy
     }
 
     /// The statements as written.
-    pub fn statements(&self) -> impl Iterator<Item = &Map<String, Value>> {
-        statements(&self.template).into_iter()
+    pub fn statements(&self) -> Vec<Map<String, Value>> {
+        statements(&self.template()).into_iter().cloned().collect()
     }
 
     /// The Allow statements, for lint.
-    pub fn allows(&self) -> impl Iterator<Item = &Map<String, Value>> {
-        self.statements().filter(|statement| is_allow(statement))
+    pub fn allows(&self) -> Vec<Map<String, Value>> {
+        self.statements().into_iter().filter(is_allow).collect()
     }
 }
 
-fn fill(value: &Value, values: &Params) -> Value {
+fn fill(value: &mut Value, values: &Params) {
     match value {
-        Value::String(text) => Value::String(fill_text(text, values)),
-        Value::Array(items) => Value::Array(items.iter().map(|item| fill(item, values)).collect()),
-        Value::Object(members) => {
-            Value::Object(members.iter().map(|(key, member)| (key.clone(), fill(member, values))).collect())
-        }
-        other => other.clone(),
+        Value::String(text) => *text = fill_text(text, values),
+        Value::Array(items) => items.iter_mut().for_each(|item| fill(item, values)),
+        Value::Object(members) => members.values_mut().for_each(|member| fill(member, values)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 

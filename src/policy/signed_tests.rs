@@ -612,7 +612,7 @@ fn narrowed() -> Vec<(Policy, Vec<Policy>)> {
         let files = published(&sample);
         let narrowed = FILTERS.map(|filter| {
             let scopes = filter.iter().map(|id| id.parse().unwrap()).collect();
-            Policy::load_with(&files, &LoadOptions { scopes }).unwrap()
+            Policy::load_with(&files, &LoadOptions { scopes, ..LoadOptions::default() }).unwrap()
         });
         (Policy::load(&files).unwrap(), narrowed.into())
     });

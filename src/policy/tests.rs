@@ -376,7 +376,7 @@ fn versions_follow_paths_and_bytes() {
 #[test]
 fn configuration_loads_only_the_scopes_it_names_and_reports_one_that_is_not_there() {
     let scopes = ["ledger-read", "elsewhere"].map(|id| id.parse().unwrap()).into();
-    let policy = Policy::load_with(&fixture(), &LoadOptions { scopes }).unwrap();
+    let policy = Policy::load_with(&fixture(), &LoadOptions { scopes, ..LoadOptions::default() }).unwrap();
     assert_eq!(policy.scopes().map(ScopeId::as_str).collect::<Vec<_>>(), ["ledger-read"]);
     assert!(policy.suspended().contains_key(&"elsewhere".parse().unwrap()));
     let left_out = policy.decide(&caller(ON_CALL, Proof::JwtSvid), &ask("incident-response", &[]), now()).unwrap_err();
@@ -426,7 +426,7 @@ proptest! {
             static WHOLE: Policy = Policy::load(&fixture()).unwrap();
             static NARROWED: [Policy; 3] = FILTERS.map(|filter| {
                 let scopes = filter.iter().map(|id| id.parse().unwrap()).collect();
-                Policy::load_with(&fixture(), &LoadOptions { scopes }).unwrap()
+                Policy::load_with(&fixture(), &LoadOptions { scopes, ..LoadOptions::default() }).unwrap()
             });
         }
         let caller = caller(who, Proof::JwtSvid);

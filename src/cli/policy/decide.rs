@@ -76,7 +76,8 @@ impl Plan {
         for (id, decided) in &decision.grants {
             items.push(grant_item(files, id, *decided)?);
         }
-        let digests = decision.grants.keys().cloned().zip(items.iter().skip(1).map(|item| item.found)).collect();
+        let digests =
+            decision.grants.iter().map(|(id, _)| id.clone()).zip(items.iter().skip(1).map(|item| item.found)).collect();
         let text = std::str::from_utf8(old).map_err(|_| failed(format!("{file}: is not UTF-8 text")))?;
         let scope_digest = Digest::of(bytes(files, &format!("scopes/{scope}.toml"))?);
         let new = with_digests(text, scope_digest, &digests).ok_or_else(|| {
@@ -228,7 +229,8 @@ fn aws_summary(aws: &AwsGrantFile) -> Vec<String> {
         Some(policy) => summary.extend(
             policy
                 .statements()
-                .map(|statement| format!("narrowed by {}", serde_json::Value::Object(statement.clone()))),
+                .into_iter()
+                .map(|statement| format!("narrowed by {}", serde_json::Value::Object(statement))),
         ),
     }
     summary
@@ -238,7 +240,7 @@ fn aws_summary(aws: &AwsGrantFile) -> Vec<String> {
 fn check(files: &PolicyFiles, scope: &ScopeId, file: &str, new: &str) -> Result<(), CliError> {
     let mut candidate = files.files.clone();
     candidate.insert(file.to_owned(), new.to_owned().into());
-    let options = LoadOptions { scopes: [scope.clone()].into() };
+    let options = LoadOptions { scopes: [scope.clone()].into(), without_warnings: true };
     let problems = match Policy::load_with(&PolicyFiles::unsigned(candidate), &options) {
         Err(error) => error.problems,
         Ok(policy) => policy.suspended().get(scope).cloned().unwrap_or_default(),

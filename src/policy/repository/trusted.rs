@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 
 use super::super::document::Decision;
 use super::super::standing::{RoleName, Standing, TOP_ROLES};
-use super::super::{PolicyVersion, Problem, ScopeId, kind};
+use super::super::{PolicyVersion, Problem, ScopeId, aside, kind};
 use super::fault::{Fault, FaultKind};
 use super::fetch::{Answer, Fetch, FetchError};
 use super::high_water::{Mark, Marks};
@@ -49,8 +49,8 @@ pub const TIMESTAMP: &str = "metadata/timestamp.json";
 
 /// Runs what computes or blocks away from the runtime's threads.
 pub(super) async fn off<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Fault> {
-    let cut = |_| Fault::new(FaultKind::Unreachable, "looking at the policy repository was cut off");
-    tokio::task::spawn_blocking(work).await.map_err(cut)
+    let cut = || Fault::new(FaultKind::Unreachable, "looking at the policy repository was cut off");
+    aside::run(work).await.ok_or_else(cut)
 }
 
 fn end_of(role: &impl sigstore_tuf::Role) -> Timestamp {
@@ -306,6 +306,18 @@ impl Known {
         // What is held may have been damaged where it was kept.
         (Digest::of(&bytes) == *digest).then_some(bytes)
     }
+
+    /// Runs `work` on all of it away from the runtime's threads: digests of thousands of files take their time.
+    async fn off<T: Send + 'static>(&mut self, work: impl FnOnce(&mut Self) -> T + Send + 'static) -> Result<T, Fault> {
+        let mut known = std::mem::take(self);
+        let done = off(move || {
+            let done = work(&mut known);
+            (known, done)
+        });
+        let (known, done) = done.await?;
+        *self = known;
+        Ok(done)
+    }
 }
 
 /// A whole verified version.
@@ -344,6 +356,7 @@ struct Listed {
 
 /// The walk over the roles, moved to and from where it may compute.
 struct Walk {
+    /// Root, timestamp, snapshot, and those targets roles that delegate: what is judged further down rests on them.
     set: TrustedMetadataSet,
     judge: Option<Timestamp>,
     snapshot: (Mark, Bytes),
@@ -353,6 +366,15 @@ struct Walk {
     /// Every name with who lists it; whose it is can be said only once the whole tree is there.
     listed: Vec<(RoleName, String, Listed)>,
     left: u64,
+}
+
+/// What the walk came to: everything but the files.
+struct Outline {
+    snapshot: (Mark, Bytes),
+    roles: BTreeMap<RoleName, (Mark, Bytes)>,
+    ends: BTreeMap<RoleName, Timestamp>,
+    wanted: Arc<BTreeMap<String, Listed>>,
+    stray: Vec<Problem>,
 }
 
 /// Reads the version that `top` names, as far as it is not known: every role, and the files (of `scopes` alone and what
@@ -378,13 +400,9 @@ pub async fn complete(
         walk = judged.0;
         queue.extend(judged.1);
     }
-    let (walk, wanted, stray) = off(move || {
-        let (wanted, stray) = walk.names()?;
-        Ok::<_, Fault>((walk, wanted, stray))
-    })
-    .await??;
-    let files = files(fetch, known, &wanted, scopes).await?;
-    Ok(walk.verified(top, files, wanted, stray))
+    let outline = off(move || walk.outline()).await??;
+    let files = files(fetch, known, &outline.wanted, scopes).await?;
+    off(move || outline.verified(top, files)).await
 }
 
 /// Reads a metadata file, from what is known where its version and digest are.
@@ -407,13 +425,19 @@ async fn metadata(
         None => limit,
     };
     let name = format!("metadata/{}", metadata_name(role, pin.version));
-    let bytes = match digest.and_then(|digest| known.get(&digest)) {
+    let is_known = match digest {
+        Some(digest) => known.off(move |known| known.get(&digest)).await?,
+        None => None,
+    };
+    let bytes = match is_known {
         Some(bytes) => bytes,
         None => body(fetch.get(&name, limit, None).await, &name)?,
     };
-    not_below(role, floor, pin.version, Some(Digest::of(&bytes)))?;
+    // Megabytes: not on a thread that serves.
+    let (found, bytes) = off(move || (Digest::of(&bytes), bytes)).await?;
+    not_below(role, floor, pin.version, Some(found))?;
     if let Some(digest) = digest {
-        if Digest::of(&bytes) != digest {
+        if found != digest {
             return Err(Fault::new(FaultKind::Altered, format!("{name}: is not what was published")));
         }
         known.fetched.insert(digest, bytes.clone());
@@ -491,9 +515,10 @@ impl Walk {
         floor: Option<Mark>,
     ) -> Result<(Self, Children), Fault> {
         let epoch = Default::default();
+        let mut set = self.set.clone();
         let found = match &*role {
-            "targets" => self.set.update_targets(&bytes, epoch),
-            _ => self.set.update_delegated_targets(&bytes, &role, parent, epoch),
+            "targets" => set.update_targets(&bytes, epoch),
+            _ => set.update_delegated_targets(&bytes, &role, parent, epoch),
         };
         let found = found.map_err(|error| Fault::of_tuf(&role, &error))?;
         let (mark, end) = (Mark::of(found.version, &bytes), end_of(found));
@@ -513,50 +538,51 @@ impl Walk {
             self.listed.push((Arc::clone(&role), path.clone(), listed));
         }
         let children = self.tree.delegate(&role, found)?;
-        let children = children.into_iter().map(|child| (child, Arc::clone(&role))).collect();
+        let children: Children = children.into_iter().map(|child| (child, Arc::clone(&role))).collect();
+        // A role that lists thousands of files takes megabytes, and nobody asks for it again unless it delegates.
+        if !children.is_empty() {
+            self.set = set;
+        }
         self.roles.insert(Arc::clone(&role), (mark, bytes));
         self.ends.insert(role, end);
         Ok((self, children))
     }
 
     /// The files, each from the role that owns its name alone; other names are told.
-    fn names(&self) -> Result<(BTreeMap<String, Listed>, Vec<Problem>), Fault> {
+    fn outline(self) -> Result<Outline, Fault> {
         let (mut wanted, mut stray) = (BTreeMap::new(), Vec::new());
-        for (role, path, listed) in &self.listed {
-            if !delegation::is_file_name(path) || !(path.ends_with(".toml") || path.ends_with(".cedar")) {
+        for (role, path, listed) in self.listed {
+            if !delegation::is_file_name(&path) || !(path.ends_with(".toml") || path.ends_with(".cedar")) {
                 let message = format!("is not read, though {role} lists it: it is no name of a policy file");
                 stray.push(Problem::new(path, kind::FILE_NAME, message));
-            } else if self.tree.owner_of(path) != Some(&**role) {
-                let owner = self.tree.owner_of(path).unwrap_or("nobody");
+            } else if self.tree.owner_of(&path) != Some(&*role) {
+                let owner = self.tree.owner_of(&path).unwrap_or("nobody");
                 let message = format!("is not read from {role}, which lists it: it belongs to {owner}");
                 stray.push(Problem::new(path, kind::NOT_OWNER, message));
             } else if listed.length > MAX_FILE {
                 let message = format!("{path}: {} bytes, {MAX_FILE} may be", listed.length);
                 return Err(Fault::new(FaultKind::TooLarge, message));
             } else {
-                wanted.insert(path.clone(), listed.clone());
+                wanted.insert(path, listed);
             }
         }
-        Ok((wanted, stray))
+        let Walk { snapshot, roles, ends, .. } = self;
+        Ok(Outline { snapshot, roles, ends, wanted: Arc::new(wanted), stray })
     }
+}
 
-    fn verified(
-        self,
-        top: Top,
-        files: BTreeMap<String, Bytes>,
-        wanted: BTreeMap<String, Listed>,
-        stray: Vec<Problem>,
-    ) -> Verified {
+impl Outline {
+    fn verified(self, top: Top, files: BTreeMap<String, Bytes>) -> Verified {
         let (mark, bytes) = self.snapshot;
         let standing = Standing { ends: self.ends };
-        let publishers =
-            wanted.into_iter().filter(|(path, _)| files.contains_key(path)).map(|(path, l)| (path, l.publisher));
+        let wanted = Arc::unwrap_or_clone(self.wanted).into_iter();
+        let publishers = wanted.filter(|(path, _)| files.contains_key(path)).map(|(path, l)| (path, l.publisher));
         let signed = Signed {
             snapshot: mark.version,
             incident: self.roles.get("incident").map_or(0, |(mark, _)| mark.version),
             publishers: publishers.collect(),
             standing: standing.clone(),
-            stray,
+            stray: self.stray,
         };
         let version = version_of(mark);
         Verified {
@@ -580,15 +606,14 @@ pub fn version_of(snapshot: Mark) -> PolicyVersion {
 async fn files(
     fetch: &Arc<dyn Fetch>,
     known: &mut Known,
-    listed: &BTreeMap<String, Listed>,
+    listed: &Arc<BTreeMap<String, Listed>>,
     scopes: &BTreeSet<ScopeId>,
 ) -> Result<BTreeMap<String, Bytes>, Fault> {
     let everywhere = |path: &str| ["owners/", "boundaries/", "kill/"].iter().any(|folder| path.starts_with(folder));
-    let mut files = BTreeMap::new();
-    let mut left = MAX_TOTAL;
+    let mut wanted = Wanted { listed: Arc::clone(listed), left: MAX_TOTAL, files: BTreeMap::new() };
     if scopes.is_empty() {
-        load(fetch, known, listed.iter().collect(), &mut left, &mut files).await?;
-        return Ok(files);
+        wanted.load(fetch, known, None).await?;
+        return Ok(wanted.files);
     }
     let mut names: BTreeSet<String> = listed.keys().filter(|path| everywhere(path)).cloned().collect();
     for scope in scopes {
@@ -598,51 +623,93 @@ async fn files(
             format!("scopes/{scope}.toml"),
         ]);
     }
-    let of = |names: &BTreeSet<String>| names.iter().filter_map(|name| listed.get_key_value(name)).collect();
-    load(fetch, known, of(&names), &mut left, &mut files).await?;
-    let decisions = scopes.iter().filter_map(|scope| files.get(&format!("decisions/{scope}.toml")));
+    wanted.load(fetch, known, Some(names)).await?;
+    let decisions = scopes.iter().filter_map(|scope| wanted.files.get(&format!("decisions/{scope}.toml")));
     // A decision that cannot be read suspends its scope, with or without grants.
     let grants = decisions.filter_map(|bytes| Decision::parse(bytes).ok()).flat_map(|decision| decision.grants);
     let names: BTreeSet<String> = grants.map(|(grant, _)| format!("grants/{grant}.toml")).collect();
-    load(fetch, known, of(&names), &mut left, &mut files).await?;
-    Ok(files)
+    wanted.load(fetch, known, Some(names)).await?;
+    Ok(wanted.files)
 }
 
-/// Adds the files `wanted`, which may have `left` bytes together; what is not known is fetched, several at a time.
-async fn load(
-    fetch: &Arc<dyn Fetch>,
+/// The files that are taken of what is listed.
+struct Wanted {
+    listed: Arc<BTreeMap<String, Listed>>,
+    /// How many bytes more they may have together.
+    left: u64,
+    files: BTreeMap<String, Bytes>,
+}
+
+impl Wanted {
+    /// Adds the files of these names, or all; what is not known is fetched, several at a time.
+    async fn load(
+        &mut self,
+        fetch: &Arc<dyn Fetch>,
+        known: &mut Known,
+        names: Option<BTreeSet<String>>,
+    ) -> Result<(), Fault> {
+        let (listed, left) = (Arc::clone(&self.listed), self.left);
+        let take = move |known: &mut Known| take(known, &listed, names.as_ref(), left);
+        let Taken { files, mut missing, left } = known.off(take).await??;
+        self.left = left;
+        if self.files.is_empty() {
+            self.files = files;
+        } else {
+            self.files.extend(files);
+        }
+        let mut running = JoinSet::new();
+        loop {
+            while running.len() < AT_ONCE
+                && let Some((path, listed)) = missing.pop_front()
+            {
+                let fetch = Arc::clone(fetch);
+                running.spawn(async move {
+                    let bytes = target(&*fetch, &path, &listed).await?;
+                    Ok::<_, Fault>((path, listed.digest, bytes))
+                });
+            }
+            let Some(done) = running.join_next().await else { return Ok(()) };
+            let cut = |_| Fault::new(FaultKind::Unreachable, "fetching policy files was cut off");
+            let (path, digest, bytes) = done.map_err(cut)??;
+            known.fetched.insert(digest, bytes.clone());
+            self.files.insert(path, bytes);
+        }
+    }
+}
+
+/// The files that are known, and those that are to be fetched.
+struct Taken {
+    files: BTreeMap<String, Bytes>,
+    missing: VecDeque<(String, Listed)>,
+    left: u64,
+}
+
+/// Of the names, or of all that are listed, what is known. Together they may have `left` bytes.
+fn take(
     known: &mut Known,
-    wanted: Vec<(&String, &Listed)>,
-    left: &mut u64,
-    files: &mut BTreeMap<String, Bytes>,
-) -> Result<(), Fault> {
-    let mut missing: VecDeque<(String, Listed)> = VecDeque::new();
-    for (path, listed) in wanted {
-        *left = left.checked_sub(listed.length).ok_or_else(|| {
+    listed: &BTreeMap<String, Listed>,
+    names: Option<&BTreeSet<String>>,
+    left: u64,
+) -> Result<Taken, Fault> {
+    let mut taken = Taken { files: BTreeMap::new(), missing: VecDeque::new(), left };
+    let mut take = |path: &String, listed: &Listed| {
+        taken.left = taken.left.checked_sub(listed.length).ok_or_else(|| {
             Fault::new(FaultKind::TooLarge, format!("the policy files are together larger than {MAX_TOTAL} bytes"))
         })?;
         match known.get(&listed.digest).filter(|bytes| bytes.len() as u64 == listed.length) {
-            Some(bytes) => drop(files.insert(path.clone(), bytes)),
-            None => missing.push_back((path.clone(), listed.clone())),
+            Some(bytes) => drop(taken.files.insert(path.clone(), bytes)),
+            None => taken.missing.push_back((path.clone(), listed.clone())),
+        }
+        Ok::<_, Fault>(())
+    };
+    match names {
+        None => listed.iter().try_for_each(|(path, listed)| take(path, listed))?,
+        Some(names) => {
+            let mut named = names.iter().filter_map(|name| listed.get_key_value(name));
+            named.try_for_each(|(path, listed)| take(path, listed))?;
         }
     }
-    let mut running = JoinSet::new();
-    loop {
-        while running.len() < AT_ONCE
-            && let Some((path, listed)) = missing.pop_front()
-        {
-            let fetch = Arc::clone(fetch);
-            running.spawn(async move {
-                let bytes = target(&*fetch, &path, &listed).await?;
-                Ok::<_, Fault>((path, listed.digest, bytes))
-            });
-        }
-        let Some(done) = running.join_next().await else { return Ok(()) };
-        let cut = |_| Fault::new(FaultKind::Unreachable, "fetching policy files was cut off");
-        let (path, digest, bytes) = done.map_err(cut)??;
-        known.fetched.insert(digest, bytes.clone());
-        files.insert(path, bytes);
-    }
+    Ok(taken)
 }
 
 async fn target(fetch: &dyn Fetch, path: &str, listed: &Listed) -> Result<Bytes, Fault> {

@@ -31,7 +31,8 @@ fn ask(params: &[&str]) -> Ask {
 fn asked(text: &str, params: &[&str], ask: &Ask) -> Verdict {
     let engine = Engine::new().unwrap();
     let decision = DecisionFile::parse(DECISION.replace("TIER", "baseline").as_bytes()).unwrap();
-    let slice = engine.slice(&ask.scope, &decision, &Ends::default(), &rules(text, params).unwrap(), &[]).unwrap();
+    let slice =
+        engine.slice(&ask.scope, &decision, &Ends::default(), &rules(text, params).unwrap().rules, &[]).unwrap();
     let now = "2026-11-23T16:00:00.5Z".parse().unwrap();
     engine.ask_rules(&slice, &engine.question(&slice, &caller(), ask, 90, now).unwrap())
 }
@@ -66,7 +67,7 @@ fn what_is_asked_keeps_to_the_schema() {
     let (schema, _) = Schema::from_cedarschema_str(&schema_text(&names(&["customer"]), "")).unwrap();
     let decision = DecisionFile::parse(DECISION.replace("TIER", "elevated").as_bytes()).unwrap();
     let empty = Rules::default();
-    let slice = engine.slice(&"s".parse().unwrap(), &decision, &Ends::default(), &empty, &[]).unwrap();
+    let slice = engine.slice(&"s".parse().unwrap(), &decision, &Ends::default(), &empty.rules, &[]).unwrap();
     let mut ask = ask(&["customer"]);
     for _ in 0..2 {
         let question = engine.question(&slice, &caller(), &ask, 90, Timestamp::MAX).unwrap().request;
@@ -119,7 +120,7 @@ fn an_error_in_any_rule_is_an_error_even_when_another_permits() {
 fn guardrails_see_the_last_instant_before_the_end() {
     let engine = Engine::new().unwrap();
     let decision = DecisionFile::parse(DECISION.replace("TIER", "baseline").as_bytes()).unwrap();
-    let slice = engine.slice(&"s".parse().unwrap(), &decision, &Ends::default(), &Rules::default(), &[]).unwrap();
+    let slice = engine.slice(&"s".parse().unwrap(), &decision, &Ends::default(), &[], &[]).unwrap();
     let at =
         |now| engine.ask_guardrails(&slice, &engine.question(&slice, &caller(), &ask(&[]), 1, now).unwrap()).unwrap();
     let end = decision.review_until;
@@ -147,7 +148,7 @@ fn guardrails_folded_into_one_rule_say_what_they_say_one_by_one() {
         let decision = DecisionFile::parse(text.as_bytes()).unwrap();
         let leaver = Leaver { id: "g".to_owned(), active_until: gone, stops_at: gone };
         let ends = Ends { owner: leaves.then_some(leaver) };
-        let slice = engine.slice(&"s".parse().unwrap(), &decision, &ends, &permit, &[]).unwrap();
+        let slice = engine.slice(&"s".parse().unwrap(), &decision, &ends, &permit.rules, &[]).unwrap();
         for at in [expired, gone, overdue] {
             for (now, reason) in [at - Duration::from_secs(1), at]
                 .into_iter()
@@ -174,7 +175,7 @@ fn guardrails_folded_into_one_rule_say_what_they_say_one_by_one() {
 fn what_is_verified_is_told_of_this_caller_and_this_second_whoever_asked_before() {
     let engine = Engine::new().unwrap();
     let decision = DecisionFile::parse(DECISION.replace("TIER", "baseline").as_bytes()).unwrap();
-    let slice = engine.slice(&"s".parse().unwrap(), &decision, &Ends::default(), &Rules::default(), &[]).unwrap();
+    let slice = engine.slice(&"s".parse().unwrap(), &decision, &Ends::default(), &[], &[]).unwrap();
     let now: Timestamp = "2026-11-23T16:00:00Z".parse().unwrap();
     let id = |text: &str| text.parse::<SpiffeId>().unwrap();
     let (one, other) = (id("spiffe://example.org/a/b"), id("spiffe://example.org/a/c"));

@@ -150,7 +150,7 @@ proptest! {
     fn no_value_changes_the_structure(customer in any::<String>(), year in any::<String>()) {
         let policy = parse(GOOD).unwrap();
         let filled = policy.fill(&values(&customer, &year));
-        prop_assert_eq!(shape(&filled), shape(policy.template()));
+        prop_assert_eq!(shape(&filled), shape(&policy.template()));
         // And through text and back it is still the same.
         let again: Value = serde_json::from_str(&filled.to_string()).unwrap();
         prop_assert_eq!(&again, &filled);

@@ -36,7 +36,7 @@ pub(super) fn of_entry(
 ) -> Vec<Deny> {
     let (mut roles, mut residual) = (BTreeMap::<Role, BTreeSet<String>>::new(), Duration::ZERO);
     for scope in scopes(files).filter(|scope| concerns(files, scope, what)) {
-        for role in scope.decision.grants.keys().filter_map(|grant| aws_role(files, grant.as_str())) {
+        for role in scope.decision.grants.iter().filter_map(|(grant, _)| aws_role(files, grant.as_str())) {
             residual = residual.max(scope.decision.caps.max_residual);
             roles.entry(role).or_default().insert(pattern(&scope, what));
         }
@@ -68,7 +68,7 @@ fn aws_role(files: &BTreeMap<String, Bytes>, id: &str) -> Option<Role> {
 
 /// Whether the entry stops something of `scope`, as far as its files tell.
 fn concerns(files: &BTreeMap<String, Bytes>, scope: &Found, what: Option<(&str, &str)>) -> bool {
-    let mut grants = scope.decision.grants.keys();
+    let mut grants = scope.decision.grants.iter().map(|(grant, _)| grant);
     match what {
         Some(("scope", id)) => scope.id == id,
         Some(("grant", id)) => grants.any(|grant| grant.as_str() == id),
