@@ -87,14 +87,21 @@ impl TaskState {
         self.changes = self.changes.wrapping_add(1);
     }
 
+    /// Notes a change that whoever made it writes down alone: a write of the whole that is under way may land after that one, with
+    /// what was there before, and then does not count.
+    pub fn amend(&mut self) {
+        self.changes = self.changes.wrapping_add(1);
+    }
+
     /// Which change was the latest; to be told again to [`TaskState::written`].
     pub fn change(&self) -> u32 {
         self.changes
     }
 
-    /// What was there at `change` is durable; says whether nothing has changed since.
+    /// What was there at `change` is durable; says whether nothing has changed since. Otherwise this write may have landed after
+    /// one of what is there now: then the journal is behind again.
     pub fn written(&mut self, change: u32) -> bool {
-        self.journalled |= self.changes == change;
+        self.journalled = self.changes == change;
         self.journalled
     }
 }

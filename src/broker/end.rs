@@ -291,6 +291,9 @@ fn settle(state: &mut TaskState, now: crate::clock::Timestamp) -> Vec<Change> {
             changes.push(Change::Lease(Box::new(lease.clone())));
         }
     }
+    if !changes.is_empty() {
+        state.amend();
+    }
     if !ended {
         let latest = |lease: &LeaseRecord| {
             state.leases.iter().filter(|l| l.provider == lease.provider).map(|l| l.opened_at).max()

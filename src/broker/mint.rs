@@ -267,8 +267,10 @@ impl Broker {
         word: &Word,
         cloud: &dyn Cloud,
     ) -> Result<Receipt, MintError> {
+        let change;
         let record = match answered(task, id, word) {
-            Ok((record, ended_at)) => {
+            Ok((record, ended_at, at)) => {
+                change = at;
                 if let Some(ended_at) = ended_at.filter(|_| record.revocation == Revocation::Expire) {
                     let left = LeaseEnding::from(&*record).residual(ended_at);
                     self.parts.metrics.residual(record.provider.as_str(), left);
@@ -284,10 +286,13 @@ impl Broker {
         let recorded = journal::record(&*self.parts.journal, vec![Change::Lease(Box::new(record))]).await;
         // The task may have ended meanwhile: then this is taken back, whether or not it is recorded.
         self.to_revoke.notify_one();
-        // A credential that is there and not recorded: written with the task as soon as the journal can.
-        if recorded.is_err() {
-            task.state().touch();
+        // A credential that is there and not recorded, or recorded as it was before something else of the task was written: it is
+        // written with the task as soon as the journal can.
+        let mut state = task.state();
+        if recorded.is_err() || state.change() != change {
+            state.touch();
         }
+        drop(state);
         recorded.map_err(|error| MintError::NotRecorded(error.to_string()))
     }
 
@@ -336,8 +341,9 @@ impl Broker {
     }
 }
 
-/// Puts the provider's word into the lease of `id`; tells it as it is now, and when its task ended, where it has.
-fn answered(task: &Task, id: &LeaseId, word: &Word) -> Result<(LeaseRecord, Option<Timestamp>), MintError> {
+/// Puts the provider's word into the lease of `id`; tells it as it is now, when its task ended, where it has, and which
+/// change of the task this was.
+fn answered(task: &Task, id: &LeaseId, word: &Word) -> Result<(LeaseRecord, Option<Timestamp>, u32), MintError> {
     let mut state = task.state();
     let lease = state.leases.iter_mut().find(|lease| lease.id == *id);
     let lease = lease.ok_or_else(|| MintError::NotRecorded("its intent is gone".into()))?;
@@ -350,7 +356,8 @@ fn answered(task: &Task, id: &LeaseId, word: &Word) -> Result<(LeaseRecord, Opti
         ended_at = Some(ending.ended_at);
         state.touch();
     }
-    Ok((record, ended_at))
+    state.amend();
+    Ok((record, ended_at, state.change()))
 }
 
 /// Never 200 with an expired credential, whoever let it expire.

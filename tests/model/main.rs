@@ -5,7 +5,7 @@
 //! interleavings at the points where the broker waits, by replaying each prefix. The five operations together have tens of
 //! thousands of orders; the sets of [`orders::SETS`] are explored whole, the five by a sample, and whole with `MODEL=all`.
 //!
-//! [`threads`] is for what happens between two such points: real threads at the mutexes.
+//! [`late`] lets one write land after a later one. [`threads`] is for what happens between two such points: real threads at the mutexes.
 //!
 //! Why neither loom nor shuttle: both replace the primitives they schedule. The broker stands on tokio's `Mutex`, `Notify`,
 //! `watch` and `spawn` and on `std`'s locks, the policy on `spawn_blocking`, so its code would have to be built against
@@ -21,6 +21,7 @@
     reason = "a test ends by its first surprise; the lints see only #[test] functions as tests, not their helpers"
 )]
 
+mod late;
 mod orders;
 mod seams;
 mod threads;
