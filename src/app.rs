@@ -461,10 +461,7 @@ impl Bound {
         let workloads = [Some(listeners.http), unix, mutual];
         for listener in workloads.into_iter().flatten() {
             let server = Arc::clone(&server);
-            let handle = move |request, peer| {
-                let server = Arc::clone(&server);
-                async move { server.handle(request, peer).await }
-            };
+            let handle = move |request, peer| Arc::clone(&server).handle(request, peer);
             serving.spawn(serve(listener, limits.clone(), Arc::clone(&clock), stopping.clone(), handle));
         }
         let operators = [Some(listeners.admin), listeners.admin_unix.as_mut().and_then(|s| s.listener.take())];

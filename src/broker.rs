@@ -180,11 +180,8 @@ impl Broker {
                 let _ = self.mint(&task, provider, request_id);
                 Ok(issued)
             }
-            Served::Missing => {
-                let flight = self.mint(&task, provider, request_id)?;
-                let issued = self.await_flight(flight).await?;
-                self.still_good(&task, issued)
-            }
+            // Boxed, so that a request for a live one does not carry about the room that waiting needs.
+            Served::Missing => Box::pin(self.fresh(&task, provider, request_id)).await,
         }
     }
 
@@ -251,7 +248,8 @@ impl Broker {
     ) -> Result<(), EndReason> {
         match self.reason_to_end_at(task, now, boot) {
             None => Ok(()),
-            Some(stop) => Err(self.end(task, stop, None).await.reason),
+            // Boxed, as in `credentials`: nearly always nothing speaks against it.
+            Some(stop) => Err(Box::pin(self.end(task, stop, None)).await.reason),
         }
     }
 

@@ -62,10 +62,7 @@ impl Stage {
             let server =
                 Arc::new(Server::new(Broker::new(parts, recovered), "127.0.0.1:9870".parse().unwrap()).unwrap());
             let listener = Listener::Unix(UnixListener::bind(&socket).unwrap());
-            let handle = move |request, peer| {
-                let server = Arc::clone(&server);
-                async move { server.handle(request, peer).await }
-            };
+            let handle = move |request, peer| Arc::clone(&server).handle(request, peer);
             tokio::spawn(serve(listener, ListenerLimits::default(), clock, stopping, handle));
         });
         Self { runtime, socket, count: 0, _stop: stop, _directory: directory }

@@ -24,6 +24,18 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 impl Broker {
+    /// A credential for one who has to wait for it.
+    pub(super) async fn fresh(
+        self: &Arc<Self>,
+        task: &Arc<Task>,
+        provider: Provider,
+        request_id: &str,
+    ) -> Result<Arc<Issued>, CredentialsError> {
+        let flight = self.mint(task, provider, request_id)?;
+        let issued = self.await_flight(flight).await?;
+        self.still_good(task, issued)
+    }
+
     /// Joins the exchange under way for `task` at `provider`, or starts one.
     pub(super) fn mint(
         self: &Arc<Self>,
@@ -62,7 +74,7 @@ impl Broker {
     }
 
     /// Waits for an exchange under way, as long as a request may; the exchange itself goes on.
-    pub(super) async fn await_flight(&self, mut flight: Flight) -> Result<Arc<Issued>, CredentialsError> {
+    async fn await_flight(&self, mut flight: Flight) -> Result<Arc<Issued>, CredentialsError> {
         let landed = flight.wait_for(Option::is_some);
         let result = match within(&*self.parts.clock, self.parts.limits.wait, landed).await {
             Some(Ok(outcome)) => outcome.clone(),
@@ -74,7 +86,7 @@ impl Broker {
 
     /// Looks once more at what an exchange gave, for one who waited for it: meanwhile the task may have ended, or the
     /// machine slept.
-    pub(super) fn still_good(&self, task: &Task, issued: Arc<Issued>) -> Result<Arc<Issued>, CredentialsError> {
+    fn still_good(&self, task: &Task, issued: Arc<Issued>) -> Result<Arc<Issued>, CredentialsError> {
         if let Some(ending) = &task.state().ending {
             return Err(CredentialsError::TaskEnded(ending.reason));
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use http::Request;
 use http_body_util::Either;
 use hyper::body::{Body as _, Incoming};
@@ -225,15 +226,13 @@ async fn converse<H, F>(
             request.extensions_mut().insert(Arc::clone(who));
         }
         hear(&mut request, taken.seat.place());
-        let answer = handle(request, peer);
-        async {
-            let answer = answer.await;
+        handle(request, peer).map(|answer| {
             // A stream is ours to go on with; after any other answer it is the client's turn.
             if matches!(answer.body(), Either::Left(_)) {
                 taken.seat.wait();
             }
             Ok::<_, Infallible>(answer)
-        }
+        })
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -282,10 +282,7 @@ impl World {
         };
         let handle = {
             let server = Arc::clone(&server);
-            move |request, peer| {
-                let server = Arc::clone(&server);
-                async move { server.handle(request, peer).await }
-            }
+            move |request, peer| Arc::clone(&server).handle(request, peer)
         };
         let mut serving = vec![tokio::spawn(serve(
             Listener::Tcp(listener),

@@ -120,10 +120,7 @@ impl World {
         let mtls = Arc::new(Mtls::new(Arc::clone(&broker), &settings));
         let server = Arc::new(Server::new(Arc::clone(&broker), address).unwrap());
         let (stop, stopping) = watch::channel(false);
-        let handle = move |request, peer| {
-            let server = Arc::clone(&server);
-            async move { server.handle(request, peer).await }
-        };
+        let handle = move |request, peer| Arc::clone(&server).handle(request, peer);
         tokio::spawn(serve(Listener::Mtls(listener, mtls), ListenerLimits::default(), shared, stopping, handle));
         Self { clock, api, authority, broker, audit, address, _stop: stop, directory }
     }
