@@ -12,6 +12,7 @@ use sidemint::audit::Audit;
 use sidemint::broker::{Broker, Parts};
 use sidemint::clock::{ManualClock, SharedClock};
 use sidemint::config::Config;
+use sidemint::exchange::retry::SystemJitter;
 use sidemint::identity::Authenticator;
 use sidemint::lease::journal::DiskJournal;
 use sidemint::policy::LoadOptions;
@@ -57,6 +58,7 @@ impl Stage {
                 journal: Arc::new(journal),
                 audit: Arc::new(Audit::off()),
                 metrics: Arc::new(sidemint::app::metrics().unwrap()),
+                jitter: Arc::new(SystemJitter),
                 limits: sidemint::app::limits(&config()),
             };
             let server =
