@@ -112,6 +112,11 @@ pub struct Task {
     session_name: Arc<str>,
     deadline: Deadline,
     record: TaskRecord,
+    /// Which change the journal has, where it has the latest and no write of an older one is under way.
+    pub fn durable(&self) -> Option<u32> {
+        self.journalled.then_some(self.changes)
+    }
+
     state: Mutex<TaskState>,
     /// Made for the first who waits: few tasks are waited for.
     ended: OnceLock<watch::Sender<bool>>,

@@ -9,7 +9,7 @@ use crate::audit::{Event, Kind};
 use crate::clock::Timestamp;
 use crate::identity::task_token::{self, TokenHash};
 use crate::identity::{Caller, Evidence};
-use crate::lease::journal::{self, Change};
+use crate::lease::journal::{self, Change, JournalError};
 use crate::metrics::Limit;
 use crate::policy::{Ask, Permit};
 use crate::secret::Secret;
@@ -170,10 +170,7 @@ impl Broker {
         let decided = task.state().decided.clone();
         self.audit_permit(request, &record, decided.as_ref(), None, Some("idempotency_key")).await?;
         journal::record(&*self.parts.journal, vec![Change::Task(Box::new(record))]).await?;
-        self.tasks.replace_token(&task, hash);
         if task.ended().is_some() {
-            // The record above may have come after that of the end: a restart would find the task running.
-            self.journal_task(&task).await;
             return Err(BeginError::Conflict);
         }
         Ok(Some(Begun { task, token }))
@@ -184,6 +181,8 @@ impl Broker {
         request: &BeginRequest,
         record: &TaskRecord,
         decided: Option<&Decided>,
+        let before = task.state().durable();
+        // The task may end meanwhile: then the journal keeps its end, and takes no token.
         permit: Option<&Permit>,
         reason: Option<&str>,
     ) -> Result<(), BeginError> {
@@ -191,6 +190,12 @@ impl Broker {
             request_id: Some(&request.request_id),
             reason,
             task: Some(&record.id),
+        self.tasks.replace_token(&task, hash);
+        // Another write of the task, with the old token, may have landed after that one.
+        let alone = before.is_some() && task.state().durable() == before;
+        if !alone && !self.journal_task(&task).await {
+            return Err(JournalError::Write("whose token it has is not certain".into()).into());
+        }
             label: record.label.as_deref(),
             spiffe_id: Some(&record.owner),
             proof: Some(record.proof),

@@ -18,7 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use async_trait::async_trait;
 use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
-use serde::de::DeserializeOwned;
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::sync::{mpsc, oneshot};
 
 use super::life::LeaseRecord;
@@ -38,7 +39,8 @@ const CACHE_BYTES: usize = 2 * 1024 * 1024;
 /// One durable change.
 #[derive(Debug, Clone)]
 pub enum Change {
-    /// Writes or replaces a task.
+    /// Writes or replaces a task. One that has ended is not replaced by one that runs: which of two writes of a task reaches the
+    /// journal last is not for their writers to say, and an end that was acknowledged must not be undone.
     Task(Box<TaskRecord>),
     /// Writes or replaces a lease.
     Lease(Box<LeaseRecord>),
@@ -128,7 +130,8 @@ struct Write {
 }
 
 enum Encoded {
-    Task(TaskId, Vec<u8>),
+    EndedTask(TaskId, Vec<u8>),
+    RunningTask(TaskId, Vec<u8>),
     Lease(LeaseId, Vec<u8>),
     ForgetTask(TaskId),
     ForgetLease(LeaseId),
@@ -335,7 +338,10 @@ fn commit(database: &Database, batch: &[Write]) -> Result<(), String> {
         let mut leases = transaction.open_table(LEASES).map_err(|e| text(&e))?;
         for change in batch.iter().flat_map(|write| &write.changes) {
             match change {
-                Encoded::Task(id, bytes) => tasks.insert(id.as_str(), bytes.as_slice()).map(drop),
+                Encoded::EndedTask(id, bytes) => tasks.insert(id.as_str(), bytes.as_slice()).map(drop),
+                // INVARIANT: an end is never undone.
+                Encoded::RunningTask(id, _) if has_ended(&tasks, id)? => Ok(()),
+                Encoded::RunningTask(id, bytes) => tasks.insert(id.as_str(), bytes.as_slice()).map(drop),
                 Encoded::Lease(id, bytes) => leases.insert(id.as_str(), bytes.as_slice()).map(drop),
                 Encoded::ForgetTask(id) => tasks.remove(id.as_str()).map(drop),
                 Encoded::ForgetLease(id) => leases.remove(id.as_str()).map(drop),
@@ -349,7 +355,11 @@ fn commit(database: &Database, batch: &[Write]) -> Result<(), String> {
 fn encode(change: Change) -> Result<Encoded, JournalError> {
     let bytes = |r: serde_json::Result<Vec<u8>>| r.map_err(|e| JournalError::Write(e.to_string()));
     Ok(match change {
-        Change::Task(task) => Encoded::Task(task.id.clone(), bytes(serde_json::to_vec(&task))?),
+        Change::Task(task) => {
+            let record = bytes(serde_json::to_vec(&task))?;
+            let encoded = if task.ending.is_some() { Encoded::EndedTask } else { Encoded::RunningTask };
+            encoded(task.id.clone(), record)
+        }
         Change::Lease(lease) => Encoded::Lease(lease.id.clone(), bytes(serde_json::to_vec(&lease))?),
         Change::ForgetTask(id) => Encoded::ForgetTask(id),
         Change::ForgetLease(id) => Encoded::ForgetLease(id),
@@ -378,3 +388,14 @@ impl Journal for DiskJournal {
         !self.status.failed.load(Ordering::Acquire) && !self.queue.is_closed()
     }
 }
+/// Whether there is a task of this id that has ended.
+fn has_ended(tasks: &impl ReadableTable<&'static str, &'static [u8]>, id: &TaskId) -> Result<bool, String> {
+    #[derive(Deserialize)]
+    struct Ended {
+        ending: Option<IgnoredAny>,
+    }
+    let Some(row) = tasks.get(id.as_str()).map_err(|e| e.to_string())? else { return Ok(false) };
+    let row: Ended = serde_json::from_slice(row.value()).map_err(|e| format!("record {id}: {e}"))?;
+    Ok(row.ending.is_some())
+}
+

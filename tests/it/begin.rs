@@ -335,3 +335,24 @@ pub(crate) async fn join_all<F: Future>(futures: impl IntoIterator<Item = F>) ->
     })
     .await
 }
+
+#[tokio::test]
+async fn an_acknowledged_end_is_not_undone_by_a_replayed_key_whose_write_lands_last() {
+    let mut w = World::new().await;
+    let call = || w.begin_call(&json!({ "scope": "archive" })).header("idempotency-key", "k-1");
+    let first = begun(&w.send(call()).await);
+    w.journal.hold("task");
+    let mut again = Connection::open(w.address).await;
+    again.send(&call().bytes(w.address)).await;
+    until("the replay is on its way to the journal", || w.journal.waiting() == 1).await;
+    let ending = w.end(&first).await;
+    assert_eq!(ending.get("durable"), None, "acknowledged");
+    w.log.take();
+    // Nothing comes after it that could put it right.
+    w.journal.hold("task ended");
+    w.journal.release("task");
+    until("it has landed", || w.log.all() == ["task"]).await;
+    w.crash().await;
+    assert!(w.is_ended(&first));
+    assert_eq!(w.end(&first).await, ending, "and its token still finds the report");
+}

@@ -30,7 +30,13 @@ impl Content {
     fn apply(&mut self, changes: &[Change]) {
         for change in changes {
             match change {
-                Change::Task(task) => drop(self.tasks.insert(task.id.clone(), (**task).clone())),
+                Change::Task(task) => {
+                    // An end is never undone, whichever write comes last.
+                    let known = self.tasks.get(&task.id);
+                    if task.ending.is_some() || known.is_none_or(|known| known.ending.is_none()) {
+                        self.tasks.insert(task.id.clone(), (**task).clone());
+                    }
+                }
                 Change::Lease(lease) => drop(self.leases.insert(lease.id.clone(), (**lease).clone())),
                 Change::ForgetTask(id) => drop(self.tasks.remove(id)),
                 Change::ForgetLease(id) => drop(self.leases.remove(id)),
@@ -177,10 +183,10 @@ impl SimJournal {
     }
 }
 
-/// By time and kind, never by id.
+/// By time and kind, never by id. Of a task its end comes first: a write of it while it still ran may be the last to land.
 fn rank(change: &Change) -> (u8, u64, u64) {
     match change {
-        Change::Task(task) => (0, task.begun_at.as_millis(), task.ending.is_some().into()),
+        Change::Task(task) => (0, task.begun_at.as_millis(), task.ending.is_none().into()),
         Change::Lease(lease) => (1, lease.opened_at.as_millis(), lease.state as u64),
         Change::ForgetTask(_) => (2, 0, 0),
         Change::ForgetLease(_) => (3, 0, 0),
