@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use crate::clock::{Deadline, Timestamp};
 use crate::identity::task_token::TokenHash;
 use crate::identity::{Caller, SpiffeId};
-use crate::lease::LeaseRecord;
+use crate::lease::{LeaseId, LeaseRecord};
 use crate::policy::{Kept, Permit, PolicyVersion};
 
 pub use crate::id::TaskId;
@@ -93,9 +93,28 @@ impl TaskState {
         self.changes = self.changes.wrapping_add(1);
     }
 
+    /// Forgets a lease that certainly came to nothing, and no longer tells of it where the task has ended.
+    pub fn forget(&mut self, id: &LeaseId) {
+        self.leases.retain(|lease| lease.id != *id);
+        if let Some(ending) = &mut self.ending {
+            ending.leases.retain(|line| line.id != *id);
+            self.touch();
+        }
+    }
+
+    /// Whether nothing is left that could still be used, and all of it is durable: of an ended task, that it may be forgotten.
+    pub fn is_settled(&self) -> bool {
+        self.journalled && self.leases.iter().all(|lease| lease.state.is_over())
+    }
+
     /// Which change was the latest; to be told again to [`TaskState::written`].
     pub fn change(&self) -> u32 {
         self.changes
+    }
+
+    /// Which change the journal has, where it has the latest and no write of an older one is under way.
+    pub fn durable(&self) -> Option<u32> {
+        self.journalled.then_some(self.changes)
     }
 
     /// What was there at `change` is durable; says whether nothing has changed since. Otherwise this write may have landed after
@@ -112,11 +131,6 @@ pub struct Task {
     session_name: Arc<str>,
     deadline: Deadline,
     record: TaskRecord,
-    /// Which change the journal has, where it has the latest and no write of an older one is under way.
-    pub fn durable(&self) -> Option<u32> {
-        self.journalled.then_some(self.changes)
-    }
-
     state: Mutex<TaskState>,
     /// Made for the first who waits: few tasks are waited for.
     ended: OnceLock<watch::Sender<bool>>,

@@ -116,7 +116,12 @@ impl Broker {
             return Err(BeginError::NoProvider(grant.provider.provider()));
         }
         let (_opening, opening) = self.callers.open(caller.spiffe_id());
-        if self.tasks.running_of(caller.spiffe_id()) + opening > self.parts.limits.tasks_per_caller {
+        let (running, unsettled) = self.tasks.standing_of(caller.spiffe_id());
+        let limits = &self.parts.limits;
+        // Ended tasks that left access cannot be forgotten either: no caller has more than half of the room for those.
+        let too_many = running + opening > limits.tasks_per_caller
+            || running + unsettled + opening > limits.tasks_per_caller.max(limits.tasks / 2);
+        if too_many {
             return Err(BeginError::TooManyOfCaller);
         }
         if self.is_full() {

@@ -188,7 +188,7 @@ impl Broker {
             look.lapsed.extend(state.leases.iter().filter(over).map(|lease| (Arc::clone(&task), lease.clone())));
             look.changes.extend(settle(&mut state, surely));
             let owed = state.ending.as_ref().is_none_or(|ending| now.since(ending.ended_at) < REMEMBER);
-            let forget = !owed && is_settled(&state);
+            let forget = !owed && state.is_settled();
             if let Some(wait) = task.next_check(&state, now, boot) {
                 look.next = look.next.min(wait.max(Duration::from_millis(1)));
             }
@@ -242,7 +242,7 @@ impl Broker {
     pub(super) async fn make_room(&self) {
         let ended = |task: Arc<Task>| {
             let state = task.state();
-            let ended_at = state.ending.as_ref().filter(|_| is_settled(&state))?.ended_at;
+            let ended_at = state.ending.as_ref().filter(|_| state.is_settled())?.ended_at;
             drop(state);
             Some((ended_at, task))
         };
@@ -269,11 +269,6 @@ impl Broker {
             tracing::error!(%error, "the journal is behind");
         }
     }
-}
-
-/// Whether an ended task has nothing left that could still be used, and is durable as it is.
-fn is_settled(state: &TaskState) -> bool {
-    state.journalled && state.leases.iter().all(|lease| lease.state.is_over())
 }
 
 /// Whether its task ended before the provider answered, if it ever does: what is left of it is counted once that is known.

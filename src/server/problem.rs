@@ -170,7 +170,9 @@ impl From<&BeginError> for Problem {
                 "The idempotency key was used with another request, or its task has ended.",
             ),
             BeginError::TooMany => Self::rate_limited("Too many tasks.", LATER),
-            BeginError::TooManyOfCaller => Self::rate_limited("Too many tasks of this workload run.", LATER),
+            BeginError::TooManyOfCaller => {
+                Self::rate_limited("Too many tasks of this workload run, or have ended and left access.", LATER)
+            }
             BeginError::Journal(_) | BeginError::Audit(_) | BeginError::NoRandomness(_) => {
                 Self::unavailable("unavailable", "The task could not be recorded.", SOON)
             }

@@ -82,10 +82,19 @@ impl TaskTable {
         self.read().by_id.values().cloned().collect()
     }
 
-    /// How many tasks of `owner` run.
-    pub fn running_of(&self, owner: &SpiffeId) -> usize {
+    /// How many tasks of `owner` run, and how many have ended and cannot be forgotten yet.
+    pub fn standing_of(&self, owner: &SpiffeId) -> (usize, usize) {
         let maps = self.read();
-        maps.by_id.values().filter(|task| task.owner() == owner && task.ended().is_none()).count()
+        let (mut running, mut unsettled) = (0, 0);
+        for task in maps.by_id.values().filter(|task| task.owner() == owner) {
+            let state = task.state();
+            if state.ending.is_none() {
+                running += 1;
+            } else if !state.is_settled() {
+                unsettled += 1;
+            }
+        }
+        (running, unsettled)
     }
 
     /// How many tasks are remembered.

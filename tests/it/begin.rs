@@ -356,3 +356,28 @@ async fn an_acknowledged_end_is_not_undone_by_a_replayed_key_whose_write_lands_l
     assert!(w.is_ended(&first));
     assert_eq!(w.end(&first).await, ending, "and its token still finds the report");
 }
+
+#[tokio::test]
+async fn one_callers_ended_tasks_that_left_access_do_not_fill_the_house() {
+    let limits = |limits: &mut sidemint::broker::Limits| limits.tasks_per_caller = 2;
+    let w = World::with(Setup { tasks: 8, limits, reaper: true, ..Setup::default() }).await;
+    let call = |w: &World| w.begin_call(&json!({ "scope": "archive" }));
+    let mut ended = Vec::new();
+    for _ in 0..4 {
+        let task = begun(&w.send(call(&w)).await);
+        w.served(&task.token).await;
+        w.end(&task).await;
+        ended.push(w.broker.tasks().by_id(&task.id.parse().unwrap()).unwrap());
+    }
+    let reply = w.send(call(&w)).await;
+    assert_eq!((reply.status, reply.code().as_str(), reply.header("retry-after")), (429, "rate_limited", Some("30")));
+    assert_eq!(reply.json()["detail"], "Too many tasks of this workload run, or have ended and left access.");
+    assert_eq!(w.audited(reply.request_id()).await[0]["reason"], "too_many_tasks_of_caller");
+    assert_eq!(w.metric("sidemint_limited_total{limit=\"tasks_per_caller\"}").await, Some(1.0));
+    begun(&w.send(Call::post("/v1/tasks").bearer(&w.svid(OTHER)).json(&json!({ "scope": "archive" }))).await);
+    // What has died by itself is nobody's burden.
+    settle().await;
+    w.clock.advance(secs(1201));
+    until("nothing is left", || ended.iter().all(|task| task.state().is_settled())).await;
+    begun(&w.send(call(&w)).await);
+}
