@@ -48,7 +48,7 @@ use crate::timekeeper;
 
 /// How long requests under way may take once the sidecar stops.
 const DRAIN: Duration = Duration::from_millis(500);
-/// How long the tasks' ends may take to become durable once the sidecar stops.
+/// How long the tasks' ends may take to become durable, and what is under way to be taken back, once the sidecar stops.
 const END_TASKS: Duration = Duration::from_millis(1000);
 /// How long the audit log's last checkpoint may take to reach the disk.
 const CLOSE_AUDIT: Duration = Duration::from_millis(300);
@@ -497,11 +497,7 @@ impl Bound {
         clock.sleep(settings.shutdown.linger).await;
         background.abort_all();
         if !settings.shutdown.keep_tasks {
-            within(&*clock, END_TASKS, async {
-                end_all(&broker).await;
-                broker.revoke_all().await;
-            })
-            .await;
+            within(&*clock, END_TASKS, broker.close()).await;
         }
         stop.send_replace(true);
         within(&*clock, DRAIN, async { while serving.join_next().await.is_some() {} }).await;
@@ -528,14 +524,4 @@ async fn reload_on_demand(policy: Arc<PolicyCache>, clock: SharedClock, mut relo
         let outcome = policy.reload_now(clock.now()).await;
         tracing::info!(outcome = outcome.as_str(), "policy looked at on demand");
     }
-}
-
-/// Ends every task at once; their records share the journal's commits.
-async fn end_all(broker: &Arc<Broker>) {
-    let mut ends = tokio::task::JoinSet::new();
-    for task in broker.tasks().all() {
-        let broker = Arc::clone(broker);
-        ends.spawn(async move { broker.end(&task, EndReason::Shutdown, None).await });
-    }
-    while ends.join_next().await.is_some() {}
 }

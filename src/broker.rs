@@ -22,8 +22,10 @@ mod view;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::Duration;
+
+use tokio::sync::watch;
 
 use crate::audit::Audit;
 use crate::clock::{SharedClock, Timestamp};
@@ -114,6 +116,12 @@ pub struct Broker {
     /// How many are being opened: they count as tasks, so that a crowd does not pass the limit together.
     opening: AtomicUsize,
     callers: callers::Callers,
+    /// Whether there were identities and a policy once: until then nobody could hold a task.
+    ready: AtomicBool,
+    /// Whether the sidecar is being stopped, and its tasks with it: nothing begins any more.
+    closing: AtomicBool,
+    /// How many begins and exchanges are under way.
+    under_way: UnderWay,
     /// Woken when the next thing to end may have come nearer.
     pub(crate) changed: tokio::sync::Notify,
     /// Woken when there may be more to take back.
@@ -134,6 +142,9 @@ impl Broker {
             tasks,
             idempotent: tokio::sync::Mutex::default(),
             opening: AtomicUsize::new(0),
+            ready: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            under_way: UnderWay::default(),
             changed: tokio::sync::Notify::new(),
             to_revoke: tokio::sync::Notify::new(),
             revoked: tokio::sync::Notify::new(),
@@ -148,6 +159,7 @@ impl Broker {
     pub async fn begin(self: &Arc<Self>, request: BeginRequest) -> Result<Begun, BeginError> {
         let broker = Arc::clone(self);
         detached(async move {
+            let _under_way = broker.under_way.one();
             let now = broker.now();
             let caller = match broker.authenticate(&request, now) {
                 Ok(caller) => caller,
@@ -376,6 +388,32 @@ async fn detached<T: Send + 'static>(work: impl Future<Output = T> + Send + 'sta
             // Only a runtime that stops cancels it, and then nothing more is polled here either.
             Err(_) => std::future::pending().await,
         },
+    }
+}
+
+/// Counts what is under way apart from the requests that wait for it.
+#[derive(Debug, Default)]
+struct UnderWay(watch::Sender<usize>);
+
+impl UnderWay {
+    /// One more, until it is dropped.
+    fn one(&self) -> OneUnderWay {
+        self.0.send_modify(|count| *count = count.saturating_add(1));
+        OneUnderWay(self.0.clone())
+    }
+
+    /// Waits until there is none.
+    async fn over(&self) {
+        // The sender is ours, so there is always an answer.
+        let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
+    }
+}
+
+struct OneUnderWay(watch::Sender<usize>);
+
+impl Drop for OneUnderWay {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count = count.saturating_sub(1));
     }
 }
 

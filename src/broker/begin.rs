@@ -13,7 +13,7 @@ use crate::lease::journal::{self, Change, JournalError};
 use crate::metrics::Limit;
 use crate::policy::{Ask, Permit};
 use crate::secret::Secret;
-use crate::task::{Decided, Idempotency, Task, TaskId, TaskRecord};
+use crate::task::{Decided, EndReason, Idempotency, Task, TaskId, TaskRecord};
 
 /// Who wants to begin a task.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ impl Broker {
 
     /// Decides, makes the task durable, and only then lets it run.
     pub(super) async fn open(
-        &self,
+        self: &Arc<Self>,
         request: &BeginRequest,
         caller: &Caller,
         now: Timestamp,
@@ -110,6 +110,7 @@ impl Broker {
             return Ok(begun);
         }
         let _seat = Seat::take(&self.opening);
+        self.still_open()?;
         let policy = self.parts.policy.current().ok_or(BeginError::NoPolicy)?;
         let permit = policy.decide(caller, &request.ask, now).map_err(BeginError::Denied)?;
         if let Some(grant) = permit.grants().iter().find(|g| !self.parts.clouds.contains_key(&g.provider.provider())) {
@@ -137,7 +138,16 @@ impl Broker {
         self.audit_permit(request, &record, Some(&decided), Some(&permit), None).await?;
         journal::record(&*self.parts.journal, vec![Change::Task(Box::new(record.clone()))]).await?;
         let task = self.run(record, decided);
+        // Whoever closes has ended every task that it saw: this one it may have missed.
+        if let Err(closing) = self.still_open() {
+            self.end(&task, EndReason::Shutdown, Some(&request.request_id)).await;
+            return Err(closing);
+        }
         Ok(Begun { task, token })
+    }
+
+    fn still_open(&self) -> Result<(), BeginError> {
+        if self.closing.load(Ordering::Acquire) { Err(BeginError::Closing) } else { Ok(()) }
     }
 
     /// Whether there are more tasks, those that are being opened among them, than are allowed.
@@ -174,9 +184,17 @@ impl Broker {
         let record = TaskRecord { token: hash, ..task.begun().clone() };
         let decided = task.state().decided.clone();
         self.audit_permit(request, &record, decided.as_ref(), None, Some("idempotency_key")).await?;
+        let before = task.state().durable();
+        // The task may end meanwhile: then the journal keeps its end, and takes no token.
         journal::record(&*self.parts.journal, vec![Change::Task(Box::new(record))]).await?;
         if task.ended().is_some() {
             return Err(BeginError::Conflict);
+        }
+        self.tasks.replace_token(&task, hash);
+        // Another write of the task, with the old token, may have landed after that one.
+        let alone = before.is_some() && task.state().durable() == before;
+        if !alone && !self.journal_task(&task).await {
+            return Err(JournalError::Write("whose token it has is not certain".into()).into());
         }
         Ok(Some(Begun { task, token }))
     }
@@ -186,8 +204,6 @@ impl Broker {
         request: &BeginRequest,
         record: &TaskRecord,
         decided: Option<&Decided>,
-        let before = task.state().durable();
-        // The task may end meanwhile: then the journal keeps its end, and takes no token.
         permit: Option<&Permit>,
         reason: Option<&str>,
     ) -> Result<(), BeginError> {
@@ -195,12 +211,6 @@ impl Broker {
             request_id: Some(&request.request_id),
             reason,
             task: Some(&record.id),
-        self.tasks.replace_token(&task, hash);
-        // Another write of the task, with the old token, may have landed after that one.
-        let alone = before.is_some() && task.state().durable() == before;
-        if !alone && !self.journal_task(&task).await {
-            return Err(JournalError::Write("whose token it has is not certain".into()).into());
-        }
             label: record.label.as_deref(),
             spiffe_id: Some(&record.owner),
             proof: Some(record.proof),

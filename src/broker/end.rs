@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
@@ -182,6 +183,24 @@ impl Broker {
             let (now, boot) = (self.now(), self.parts.clock.boot());
             let mut state = task.state();
             let (due, behind) = (state.ending.is_none().then_some(reason).flatten(), !state.journalled);
+    /// Ends every task, lets none begin any more, and waits for what is under way to be recorded and for what can be taken back to
+    /// be: for the end of the sidecar, when the reaper is gone. Whoever waits for it says for how long.
+    pub async fn close(self: &Arc<Self>) {
+        self.closing.store(true, Ordering::Release);
+        let mut ends = JoinSet::new();
+        // All at once: their records share the journal's commits.
+        for task in self.tasks.all() {
+            let broker = Arc::clone(self);
+            ends.spawn(async move { broker.end(&task, EndReason::Shutdown, None).await });
+        }
+        let more = async {
+            while ends.join_next().await.is_some() {}
+            // An exchange under way may still give what is to be taken back.
+            self.under_way.over().await;
+        };
+        self.revoke_all(more).await;
+    }
+
             // The earlier clock: one that is set forward lets nothing lapse at its provider.
             let surely = self.parts.clock.earliest();
             let over = |lease: &&LeaseRecord| over_at(lease) <= surely && (is_owed(lease) || is_unanswered(lease));

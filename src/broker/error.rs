@@ -33,6 +33,9 @@ pub enum BeginError {
     /// No policy is loaded.
     #[error("no policy is loaded")]
     NoPolicy,
+    /// The sidecar is being stopped.
+    #[error("the sidecar is being stopped")]
+    Closing,
     /// A provider of the scope is not configured here.
     #[error("the provider {0} of this scope is not configured")]
     NoProvider(Provider),
@@ -61,13 +64,14 @@ pub enum BeginError {
 
 impl BeginError {
     /// The words of `sidemint_denials_total{reason}` beside those of [`crate::policy::DenialReason`].
-    pub const KINDS: [&'static str; 13] = [
+    pub const KINDS: [&'static str; 14] = [
         "not_ready",
         "unauthenticated",
         "parent_gone",
         "foreign_parent",
         "identity_not_served",
         "no_policy",
+        "closing",
         "no_provider",
         "conflict",
         "too_many_tasks",
@@ -87,6 +91,7 @@ impl BeginError {
             Self::NotServed(_) => "identity_not_served",
             Self::Denied(denial) => denial.reason.as_str(),
             Self::NoPolicy => "no_policy",
+            Self::Closing => "closing",
             Self::NoProvider(_) => "no_provider",
             Self::Conflict => "conflict",
             Self::TooMany => "too_many_tasks",

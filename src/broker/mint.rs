@@ -63,9 +63,12 @@ impl Broker {
         }
         let (outcome, flight) = watch::channel(None);
         slot.flight = Some(flight.clone());
+        // Before the task can end: whoever ends it sees what it must wait for.
+        let under_way = self.under_way.one();
         drop(state);
         let (broker, task, request_id) = (Arc::clone(self), Arc::clone(task), request_id.to_owned());
         tokio::spawn(async move {
+            let _under_way = under_way;
             let result = broker.fly(&task, provider, &request_id).await;
             broker.land(&task, provider, &result);
             outcome.send_replace(Some(result));

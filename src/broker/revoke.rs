@@ -224,12 +224,15 @@ impl Broker {
         task.state().ending.as_deref().cloned().unwrap_or(ending)
     }
 
-    /// Takes back what can be, for as long as whoever waits for it waits; for the end of the sidecar, when the reaper is
-    /// gone.
-    pub async fn revoke_all(self: &Arc<Self>) {
+    /// Takes back what can be, once `more` says that no more will come, for as long as whoever waits for it waits.
+    pub(super) async fn revoke_all(self: &Arc<Self>, more: impl Future<Output = ()>) {
+        let all = async {
+            more.await;
+            self.until_revoked(|| self.tasks.all().iter().any(|task| owes(task))).await;
+        };
         tokio::select! {
             () = run(Arc::clone(self)) => {}
-            () = self.until_revoked(|| self.tasks.all().iter().any(|task| owes(task))) => {}
+            () = all => {}
         }
     }
 

@@ -161,6 +161,7 @@ impl From<&BeginError> for Problem {
             BeginError::NotReady | BeginError::NoPolicy => {
                 Self::unavailable("unavailable", "The sidecar is not ready yet.", SOON)
             }
+            BeginError::Closing => Self::unavailable("unavailable", "The sidecar is being stopped.", SOON),
             BeginError::NoProvider(_) => {
                 Self::unavailable("unavailable", "A provider of this scope is not configured.", LATER)
             }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::begin::join_all;
 use crate::http::{Call, Connection};
 use crate::policy_files::{OTHER, REPORT, Scope};
-use crate::world::{Begun, START, World, begun, secs, settle, time, until};
+use crate::world::{Begun, START, Setup, World, begun, secs, settle, time, until};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 
@@ -397,4 +397,61 @@ async fn an_ended_task_is_forgotten_after_a_day_and_its_token_with_it() {
     until("also on disk", || w.log.all().iter().any(|event| event.starts_with("forget task"))).await;
     w.restart().await;
     assert!(w.broker.tasks().is_empty());
+}
+
+#[tokio::test]
+async fn nothing_begins_once_the_sidecar_is_being_stopped() {
+    let w = World::new().await;
+    let task = w.begin_scope("archive").await;
+    w.served(&task.token).await;
+    w.broker.close().await;
+    assert_eq!(w.show(&task).await["reason"], "shutdown");
+    let reply = w.send(w.begin_call(&json!({ "scope": "archive" }))).await;
+    assert_eq!((reply.status, reply.code().as_str(), reply.header("retry-after")), (503, "unavailable", Some("1")));
+    assert_eq!(reply.json()["detail"], "The sidecar is being stopped.");
+    assert_eq!(w.audited(reply.request_id()).await[0]["reason"], "closing");
+    assert_eq!(w.metric("sidemint_denials_total{reason=\"closing\"}").await, Some(1.0));
+    assert_eq!((w.credentials(&task.token).await.status, w.cloud.calls()), (401, 1));
+}
+
+#[tokio::test]
+async fn what_was_about_to_begin_when_the_sidecar_was_stopped_has_ended_when_it_is() {
+    let w = World::new().await;
+    w.journal.hold("task");
+    let begin = w.send(w.begin_call(&json!({ "scope": "archive" })));
+    let close = async {
+        until("it is on its way to the journal", || w.journal.waiting() == 1).await;
+        let broker = std::sync::Arc::clone(&w.broker);
+        let closing = tokio::spawn(async move { broker.close().await });
+        settle().await;
+        assert!(!closing.is_finished());
+        w.journal.release("task");
+        closing.await.unwrap();
+        let tasks = w.broker.tasks().all();
+        tasks.iter().map(|task| task.ended().unwrap().as_str()).collect::<Vec<_>>()
+    };
+    let (reply, ended) = tokio::join!(begin, close);
+    assert_eq!((reply.status, reply.code().as_str()), (503, "unavailable"));
+    assert_eq!((ended, w.cloud.calls()), (vec!["shutdown"], 0));
+    assert!(w.log.all().contains(&"task ended".to_owned()), "a restart does not bring it back");
+}
+
+#[tokio::test]
+async fn what_a_provider_gives_while_the_sidecar_is_stopped_is_taken_back_before_it_has() {
+    let w = World::with(Setup { vault: true, ..Setup::default() }).await;
+    crate::vault::scope(&w.policy_directory(), "db", "5m", &["vault"]);
+    w.reload().await;
+    let task = w.begin_scope("db").await;
+    let vault = w.vault.as_deref().unwrap();
+    // Asked again a moment later, when the task has ended.
+    vault.next("creds", crate::fake_vault::On::Status(503));
+    let mut caller = Connection::open(w.address).await;
+    let ask = Call::get(&format!("/v1/tasks/{}/credentials", task.id)).bearer(&task.token);
+    caller.send(&ask.bytes(w.address)).await;
+    until("it was asked", || vault.count("creds") == 1).await;
+    crate::vault::passing(&w, w.broker.close()).await;
+    assert_eq!((vault.count("creds"), vault.live().len(), vault.live_tokens()), (2, 0, 0));
+    assert_eq!(w.show(&task).await["leases"][0]["state"], "revoked");
+    let found = w.broker.tasks().by_id(&task.id.parse().unwrap()).unwrap();
+    assert_eq!(found.state().leases[0].place.as_deref(), Some(&*format!("http://{}", vault.address)));
 }
