@@ -8,6 +8,7 @@ use super::Broker;
 use crate::clock::Timestamp;
 use crate::exchange::{Provider, Revocation};
 use crate::identity::SpiffeId;
+use crate::lease::revoke::is_owed;
 use crate::lease::{LeaseFacts, LeaseId, LeaseState};
 use crate::policy::{GrantId, ScopeId, Tier};
 use crate::task::{EndReason, Task, TaskId};
@@ -151,11 +152,7 @@ impl Broker {
             for lease in state.leases.iter().filter(|lease| !lease.state.is_over() && lease.usable_until > surely) {
                 *leases.entry((lease.provider.as_str(), lease.revocation.as_str())).or_default() += 1;
             }
-            for lease in state
-                .leases
-                .iter()
-                .filter(|lease| lease.state == LeaseState::Ending && lease.revocation == Revocation::Exact)
-            {
+            for lease in state.leases.iter().filter(|lease| is_owed(lease)) {
                 *outstanding.entry(lease.provider.as_str()).or_default() += 1;
             }
             for (provider, slot) in state.slots.iter() {

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 use sidemint::task::EndReason;
 
-use crate::fakes::{OnMint, unavailable};
+use crate::fakes::{OnMint, refused, unavailable};
 use crate::http::Call;
 use crate::policy_files::{OTHER, REPORT, Scope, kill, write};
 use crate::vault::{passing, scope};
@@ -342,4 +342,22 @@ async fn an_exchange_that_never_answers_is_counted_when_its_credential_must_be_d
     assert_eq!(residual(&w, "aws").await, (1.0, left(&ending, "aws")));
     assert_eq!(w.show(&task).await["leases"][0]["state"], "expired");
     assert_eq!(w.end(&task).await, ending);
+}
+
+#[tokio::test]
+async fn what_its_provider_was_told_to_take_back_is_listed_and_waits_for_nothing_more() {
+    let w = World::with(Setup { vault: true, reaper: true, ..Setup::default() }).await;
+    scope(&w.policy_directory(), "db", "5m", &["vault"]);
+    w.reload().await;
+    let vault = w.vault.as_deref().unwrap();
+    // The token goes, and when the lease does nobody may say.
+    vault.role(|role| role.may_revoke = false);
+    let task = w.begin_scope("db").await;
+    assert_eq!(asked(&w, &task, "vault").await.status, 200);
+    let ending = passing(&w, w.end(&task)).await;
+    assert_eq!(ending["leases"][0]["outcome"], "expires");
+    assert_eq!(w.metric("sidemint_revocations_outstanding{provider=\"vault\"}").await, Some(0.0));
+    let status = w.ask_admin("/status").await.json();
+    assert_eq!(status["leases"], json!({ "active": 1, "outstanding": 1, "to_revoke": 0 }));
+    assert_eq!(status["outstanding"][0]["to_revoke"], false);
 }
