@@ -13,7 +13,7 @@ use crate::lease::journal::{self, Change};
 use crate::lease::life::Event as Happened;
 use crate::lease::record::report;
 use crate::lease::revoke::{is_owed, over_at};
-use crate::lease::{LeaseFacts, LeaseRecord, LeaseState};
+use crate::lease::{LeaseFacts, LeaseId, LeaseRecord, LeaseState};
 use crate::policy::{Denial, DenialReason};
 use crate::task::{EndReason, Ending, REMEMBER, Task, TaskState};
 
@@ -129,14 +129,25 @@ impl Broker {
     /// Writes the task and its leases as they are now; says whether they are durable. What fails is tried again by the
     /// reaper.
     pub(crate) async fn journal_task(&self, task: &Task) -> bool {
-        let (change, changes) = {
+        let (change, ids, changes) = {
             let state = task.state();
+            let ids: Vec<_> = state.leases.iter().map(|lease| lease.id.clone()).collect();
             let leases = state.leases.iter().map(|lease| Change::Lease(Box::new(lease.clone())));
             let task = Change::Task(Box::new(task.snapshot(&state)));
-            (state.change(), std::iter::once(task).chain(leases).collect())
+            (state.change(), ids, std::iter::once(task).chain(leases).collect())
         };
         match journal::record(&*self.parts.journal, changes).await {
-            Ok(_) => task.state().written(change),
+            Ok(_) => {
+                let (is_latest, forgotten) = {
+                    let mut state = task.state();
+                    let gone = |id: &LeaseId| state.leases.iter().all(|lease| lease.id != *id);
+                    let forgotten: Vec<_> = ids.into_iter().filter(gone).map(Change::ForgetLease).collect();
+                    (state.written(change), forgotten)
+                };
+                // What was forgotten meanwhile may have been written after that.
+                self.catch_up(forgotten).await;
+                is_latest
+            }
             Err(error) => {
                 tracing::error!(task = %task.id(), %error, "the end of a task is not durable yet");
                 false

@@ -268,7 +268,7 @@ impl Broker {
     }
 
     async fn forget_intent(&self, task: &Task, id: &LeaseId) {
-        task.state().leases.retain(|lease| lease.id != *id);
+        task.state().forget(id);
         if let Err(error) = journal::record(&*self.parts.journal, vec![Change::ForgetLease(id.clone())]).await {
             tracing::error!(lease = %id, %error, "the journal is behind");
         }

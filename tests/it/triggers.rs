@@ -361,3 +361,29 @@ async fn what_its_provider_was_told_to_take_back_is_listed_and_waits_for_nothing
     assert_eq!(status["leases"], json!({ "active": 1, "outstanding": 1, "to_revoke": 0 }));
     assert_eq!(status["outstanding"][0]["to_revoke"], false);
 }
+
+#[tokio::test]
+async fn an_exchange_that_is_refused_after_the_end_leaves_no_line_and_no_lease() {
+    let mut w = World::new().await;
+    let task = w.begin_scope("archive").await;
+    w.cloud.next([OnMint::Fail(refused())]);
+    w.cloud.gate.shut();
+    w.journal.hold("task ended");
+    let ends = async {
+        until("STS is asked", || w.cloud.calls() == 1).await;
+        let refusal = async {
+            // The end is written as it was when it came, and lands after what was forgotten meanwhile.
+            until("the end is on its way", || w.journal.waiting() == 1).await;
+            w.cloud.gate.release();
+            until("the intent is forgotten", || w.log.all().contains(&"forget lease".to_owned())).await;
+            w.journal.release("task ended");
+        };
+        tokio::join!(w.end(&task), refusal).0
+    };
+    let (reply, ending) = tokio::join!(w.credentials(&task.token), ends);
+    assert_eq!(reply.status, 403);
+    assert_eq!(ending["leases"], json!([]));
+    assert_eq!((w.end(&task).await, residual(&w, "aws").await), (ending.clone(), (0.0, 0.0)));
+    w.crash().await;
+    assert_eq!((w.show(&task).await["leases"].clone(), w.end(&task).await), (json!([]), ending));
+}
