@@ -18,7 +18,7 @@ mod writer;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -256,12 +256,14 @@ pub struct Audit {
 struct Shared {
     /// Noted lines that were not written.
     lost: AtomicU64,
+    /// Whether the last try to write failed.
+    failing: AtomicBool,
     head: Mutex<Head>,
 }
 
 impl Default for Shared {
     fn default() -> Self {
-        Self { lost: AtomicU64::new(0), head: Mutex::new(Head::START) }
+        Self { lost: AtomicU64::new(0), failing: AtomicBool::new(false), head: Mutex::new(Head::START) }
     }
 }
 
@@ -382,6 +384,18 @@ impl Audit {
         let line = Message::Line(encode(event)?, event.time, Some(done));
         queue.send(line).await.map_err(|_| stopped())?;
         answer.await.map_err(|_| stopped())?
+    }
+
+    /// Whether lines can be written, as far as is known: what must be recorded once it has happened asks first. Where the last one
+    /// could not be written, tries to say so.
+    ///
+    /// # Errors
+    /// When they still cannot.
+    pub async fn writable(&self, now: Timestamp) -> Result<(), AuditError> {
+        if !self.shared.failing.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.record(&Event::new(now, Kind::Recovery, "resumed")).await
     }
 
     /// Writes a line without waiting. When too many come it is dropped and counted; the log then says how many.

@@ -284,7 +284,7 @@ impl Verifier {
         let what = line.outcome.as_deref().unwrap_or_default();
         // A line that was broken off when the machine stopped was never believed by anyone: it is told, not held
         // against the log.
-        if what != "torn_line" {
+        if !matches!(what, "torn_line" | "resumed") {
             let detail =
                 format!("the sidecar found at its start: {what}: {}", line.detail.as_deref().unwrap_or_default());
             self.problem(Kind::Recovery, Some(seq), detail);

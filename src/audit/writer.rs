@@ -88,7 +88,11 @@ impl Writer {
                 Message::Stop(time, done) => stops.push((time, done)),
             }
         }
+        let tried = !batch.bytes.is_empty();
         let written = self.write(batch);
+        if tried {
+            self.shared.failing.store(written.is_err(), Ordering::Release);
+        }
         for done in answers {
             // A caller that went away no longer needs the answer.
             let _ = done.send(written.clone());

@@ -147,6 +147,8 @@ impl Broker {
     async fn exchange(self: &Arc<Self>, task: &Arc<Task>, provider: Provider, request_id: &str) -> FlightResult {
         self.parts.clock.trusted().map_err(MintError::ClockUntrusted)?;
         let now = self.now();
+        // What could not be audited would not be served either, and live on at its provider.
+        self.parts.audit.writable(now).await.map_err(|error| MintError::NotRecorded(error.to_string()))?;
         let policy = self.parts.policy.current().ok_or(MintError::NoPolicy)?;
         // Decided anew for every credential: what depends on the date alone must not wait for a new policy version.
         let permit = match policy.decide_for(&task.caller(), &task.begun().ask, Some(task.id()), now) {

@@ -462,3 +462,22 @@ async fn a_wall_clock_that_is_set_back_makes_no_dead_credential_serve() {
     w.clock.set_wall(START);
     assert_eq!(w.credentials(&task.token).await.status, 401, "an end is for good");
 }
+
+#[tokio::test]
+async fn an_audit_log_that_fails_costs_one_credential_and_not_one_for_each_try() {
+    let w = World::new().await;
+    let task = w.begin_scope("archive").await;
+    w.audit.fail(true);
+    for _ in 0..5 {
+        let refused = w.credentials(&task.token).await;
+        assert_eq!((refused.status, refused.code().as_str()), (503, "ServiceUnavailable"));
+        assert_eq!(w.cloud.calls(), 1, "the first found out");
+        w.clock.advance(secs(2));
+    }
+    w.audit.fail(false);
+    w.served(&task.token).await;
+    assert_eq!(w.cloud.calls(), 2);
+    let lines = w.audit.lines();
+    let resumed = lines.iter().position(|line| line["event"] == "recovery" && line["outcome"] == "resumed").unwrap();
+    assert_eq!(lines[resumed + 1]["outcome"], "minted");
+}
