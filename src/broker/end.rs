@@ -183,17 +183,6 @@ impl Broker {
         if self.carry_out(look).await { Duration::ZERO } else { next }
     }
 
-    /// Looks at every task: what is due is no longer served when this returns. What is to be written down about it stands in
-    /// the answer, for [`Broker::carry_out`], which waits for the disk.
-    pub(super) fn look(&self) -> Look {
-        /// A look at least this often, so that a clock that was set, or a policy that changed, is noticed.
-        const AT_LEAST_EVERY: Duration = Duration::from_secs(1);
-        let mut look = Look { next: AT_LEAST_EVERY, ..Look::default() };
-        for task in self.tasks.all() {
-            let reason = self.reason_to_end(&task);
-            let (now, boot) = (self.now(), self.parts.clock.boot());
-            let mut state = task.state();
-            let (due, behind) = (state.ending.is_none().then_some(reason).flatten(), !state.journalled);
     /// Ends every task, lets none begin any more, and waits for what is under way to be recorded and for what can be taken back to
     /// be: for the end of the sidecar, when the reaper is gone. Whoever waits for it says for how long.
     pub async fn close(self: &Arc<Self>) {
@@ -212,6 +201,22 @@ impl Broker {
         self.revoke_all(more).await;
     }
 
+    /// Looks at every task: what is due is no longer served when this returns. What is to be written down about it stands in
+    /// the answer, for [`Broker::carry_out`], which waits for the disk.
+    pub(super) fn look(&self) -> Look {
+        /// A look at least this often, so that a clock that was set, or a policy that changed, is noticed.
+        const AT_LEAST_EVERY: Duration = Duration::from_secs(1);
+        let mut look = Look { next: AT_LEAST_EVERY, ..Look::default() };
+        let was_ready = self.was_ready();
+        for task in self.tasks.all() {
+            if !was_ready {
+                // Whoever holds it may wait for that: the grace counts from then.
+                task.state().unheld_since = self.parts.clock.boot();
+            }
+            let reason = self.reason_to_end(&task);
+            let (now, boot) = (self.now(), self.parts.clock.boot());
+            let mut state = task.state();
+            let (due, behind) = (state.ending.is_none().then_some(reason).flatten(), !state.journalled);
             // The earlier clock: one that is set forward lets nothing lapse at its provider.
             let surely = self.parts.clock.earliest();
             let over = |lease: &&LeaseRecord| over_at(lease) <= surely && (is_owed(lease) || is_unanswered(lease));
@@ -235,6 +240,12 @@ impl Broker {
             }
         }
         look
+    }
+
+    /// Whether identities and a policy were known at the look before this one, or earlier.
+    fn was_ready(&self) -> bool {
+        let ready = self.parts.workload_api.identities().known && self.parts.policy.current().is_some();
+        self.ready.fetch_or(ready, Ordering::AcqRel)
     }
 
     /// Writes down and counts what a look found; says whether anything may have become due by it.

@@ -191,3 +191,28 @@ async fn what_was_refused_for_a_failing_journal_is_not_there_after_a_restart() {
     assert!(w.broker.tasks().is_empty());
     w.begin_scope("archive").await;
 }
+
+#[tokio::test]
+async fn a_hold_counts_its_ten_seconds_from_when_the_sidecar_is_ready() {
+    let mut w = World::with_reaper().await;
+    let task = w.begin(json!({ "scope": "archive", "hold": true })).await;
+    w.stop().await;
+    w.api.update(|identities| *identities = Default::default());
+    w.start_again().await;
+    for _ in 0..60 {
+        settle().await;
+        until("the reaper sleeps", || w.clock.sleepers() > 0).await;
+        w.clock.advance(secs(1));
+    }
+    settle().await;
+    assert!(!w.is_ended(&task), "nobody could be sure yet of what they hold");
+    w.api.set_identities(&[REPORT]);
+    settle().await;
+    for (millis, ended) in [(9900, false), (100, true)] {
+        until("the reaper sleeps", || w.clock.sleepers() > 0).await;
+        w.clock.advance(Duration::from_millis(millis));
+        settle().await;
+        assert!(ended || !w.is_ended(&task));
+    }
+    assert_eq!(w.ended(&task).await, "hold_gone");
+}
