@@ -356,8 +356,11 @@ fn abandoned(
     now: Timestamp,
 ) -> Result<Vec<Stranded>, StartError> {
     let reached = |lease: &LeaseRecord| {
-        let cloud = clouds.get(&lease.provider);
-        cloud.is_some_and(|cloud| lease.upstream.as_deref().is_none_or(|upstream| cloud.reaches(upstream)))
+        clouds.get(&lease.provider).is_some_and(|cloud| match &lease.upstream {
+            Some(upstream) => cloud.reaches(upstream),
+            // Nobody answered: what it may have given is where it was asked.
+            None => lease.place.is_none() || lease.place == cloud.place(),
+        })
     };
     let stranded = stranded(leases, now, reached);
     if let Some(refused) = stranded.iter().find(|stranded| !config.abandon.contains(&stranded.provider)) {

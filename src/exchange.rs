@@ -5,6 +5,7 @@ pub mod retry;
 pub mod vault;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -201,6 +202,11 @@ pub trait Cloud: Send + Sync + fmt::Debug {
     /// answers `Ok`, so it must do no harm twice.
     async fn revoke(&self, _order: &RevokeOrder) -> Result<TakenBack, ExchangeError> {
         Err(ExchangeError::Inexpressible { detail: "this provider takes nothing back".to_owned() })
+    }
+
+    /// Which of several it is that could be configured under the provider's name; `None` where there is but one.
+    fn place(&self) -> Option<Arc<str>> {
+        None
     }
 
     /// Whether the credential that [`Minted::upstream`] names came from the very provider that is configured now.

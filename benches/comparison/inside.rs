@@ -233,6 +233,7 @@ fn a_lease() -> Fallible<LeaseFacts> {
         opened_at: now,
         usable_until: now + Duration::from_secs(900),
         open_ended: false,
+        place: None,
         upstream: Some("ASIAQWERTYUIOPASDFGH".into()),
         requested: false,
     })

@@ -224,6 +224,7 @@ impl Broker {
             opened_at: now,
             usable_until: order.dead_by + outlives.lasts,
             open_ended: outlives.open_ended,
+            place: self.parts.clouds.get(&provider).and_then(|cloud| cloud.place()),
             upstream: None,
             requested: false,
         });

@@ -110,6 +110,7 @@ mod tests {
             revocation: Revocation::Exact,
             opened_at: NOW,
             usable_until: NOW + Duration::from_secs(300),
+            place: None,
             upstream: Some("database/creds/ro/x".into()),
             requested: false,
             open_ended: false,

@@ -560,6 +560,10 @@ impl Cloud for Vault {
         }
     }
 
+    fn place(&self) -> Option<Arc<str>> {
+        Some(self.settings.address.trim_end_matches('/').into())
+    }
+
     fn reaches(&self, upstream: &str) -> bool {
         serde_json::from_str::<Handle>(upstream).is_ok_and(|handle| self.is_ours(&handle))
     }

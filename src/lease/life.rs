@@ -174,6 +174,7 @@ mod tests {
             opened_at: OPENED,
             usable_until: ALLOWED,
             open_ended: false,
+            place: None,
             upstream: None,
             requested: false,
         }

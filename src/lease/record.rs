@@ -70,6 +70,9 @@ pub struct LeaseFacts {
     /// Whether it may have opened or created what has no end that anybody told (a connection, a key).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub open_ended: bool,
+    /// Where its provider was asked, where there can be several ([`Cloud::place`](crate::exchange::Cloud::place)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Arc<str>>,
     /// The provider's name for it, once known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upstream: Option<String>,

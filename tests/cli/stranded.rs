@@ -19,16 +19,25 @@ const VAULT: &str = "http://127.0.0.1:1";
 /// The journal of a sidecar that ended a task and could not reach its Vault: the secret works for another hour. Returns
 /// until when.
 async fn journal(directory: &Path) -> String {
+    journal_with(directory, json!({})).await
+}
+
+/// The same, with these members in the lease instead; those that are null are left out.
+async fn journal_with(directory: &Path, members: Value) -> String {
     let now = SystemClock.now().floor_to_second();
     let (soon, later) = (now + Duration::from_secs(1800), now + Duration::from_secs(3600));
     let (_, hash) = task_token::generate().unwrap();
     let upstream = json!({
         "lease": "database/creds/ro/x", "accessor": "a", "address": VAULT, "mount": "jwt", "role": "ledger", "audience": "vault",
     });
-    let lease = json!({
+    let mut lease = json!({
         "id": LEASE, "task": TASK, "provider": "vault", "grant": "db", "session_name": "report.db.t", "state": "ending",
         "revocation": "exact", "opened_at": now, "usable_until": later, "upstream": upstream.to_string(),
     });
+    for (name, value) in members.as_object().unwrap() {
+        lease[name] = value.clone();
+    }
+    lease.as_object_mut().unwrap().retain(|_, value| !value.is_null());
     let line = json!({ "id": LEASE, "provider": "vault", "outcome": "expires", "usable_until": later });
     let task = json!({
         "id": TASK, "owner": "spiffe://example.org/report", "proof": "jwt-svid", "proved_until": later,
@@ -107,5 +116,17 @@ async fn with_its_provider_configured_as_it_was_serve_starts() {
     // with the lock gone for sure
     refused(directory.path(), &[]);
     let (_serve, _, admin) = serve(directory, &[("SIDEMINT_VAULT_ADDRESS", "http://127.0.0.1:1/")]);
+    assert!(answered(admin, "/livez").starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn what_another_vault_was_asked_for_and_never_answered_is_out_of_reach_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let unanswered = json!({ "upstream": null, "revocation": "expire", "place": VAULT });
+    let until = journal_with(directory.path(), unanswered).await;
+    let (code, said) = refused(directory.path(), &[("SIDEMINT_VAULT_ADDRESS", "http://127.0.0.1:2")]);
+    let told = format!("sidemint: vault: 1 credential can be used there until {until}");
+    assert!(code == Some(2) && said.lines().last().unwrap().starts_with(&told), "{said}");
+    let (_serve, _, admin) = serve(directory, &[("SIDEMINT_VAULT_ADDRESS", VAULT)]);
     assert!(answered(admin, "/livez").starts_with("HTTP/1.1 200"));
 }

@@ -62,6 +62,7 @@ fn lease(task: &TaskRecord, state: LeaseState) -> LeaseRecord {
         opened_at: task.begun_at,
         usable_until: task.begun_at,
         open_ended: false,
+        place: None,
         upstream: None,
     })
 }
