@@ -6,14 +6,15 @@
 //!
 //! INVARIANT: no secret is ever written here; a task's token only as its SHA-256.
 
+mod place;
+
 use std::fmt;
-use std::fs;
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use redb::backends::FileBackend;
@@ -22,6 +23,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::sync::{mpsc, oneshot};
 
+use self::place::{Owner, Place};
 use super::life::LeaseRecord;
 use crate::id::{LeaseId, TaskId};
 use crate::task::record::TaskRecord;
@@ -31,7 +33,6 @@ const TASKS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("tasks
 const LEASES: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("leases");
 /// The layout of the records; another number is refused rather than guessed at.
 const LAYOUT: u64 = 1;
-const FILE: &str = "journal.redb";
 const QUEUE: usize = 4096;
 const BATCH: usize = 1024;
 const CACHE_BYTES: usize = 2 * 1024 * 1024;
@@ -81,6 +82,20 @@ pub enum JournalError {
         /// What is wrong with it.
         detail: String,
     },
+    /// Another sidecar wrote it.
+    #[error(
+        "the journal {path} belongs to sidecar {owner}, and this state directory {here}: put back the directory that the journal came \
+         from, as a whole; where it is this one, write {owner} into its {file}; or move the journal away to start without its tasks",
+        file = place::OWNER
+    )]
+    Foreign {
+        /// The file.
+        path: String,
+        /// Whose it is.
+        owner: String,
+        /// What the directory says.
+        here: String,
+    },
     /// A write failed; nothing is minted until the sidecar is started again on a healthy disk.
     #[error("the journal cannot be written: {0}")]
     Write(String),
@@ -109,6 +124,11 @@ pub trait Journal: Send + Sync + fmt::Debug {
 
     /// Whether writes still succeed.
     fn healthy(&self) -> bool;
+
+    /// Why they do not, and the mend, for operators; `None` while they do.
+    fn fault(&self) -> Option<String> {
+        (!self.healthy()).then(|| "a write failed: mend the disk and start again".to_owned())
+    }
 }
 
 /// The journal on disk.
@@ -118,10 +138,22 @@ pub struct DiskJournal {
     status: Arc<Status>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Status {
     pending: AtomicUsize,
-    failed: AtomicBool,
+    /// Why a write failed, once one has.
+    failed: OnceLock<String>,
+    /// Where the file was found; `None` where it is no file.
+    place: Option<Place>,
+}
+
+/// The file that is written is no longer the one that the next start would read.
+const GONE: &str = "its file was removed, or its directory was put in another's place, while it was in use: put back what was there and start again";
+
+impl Status {
+    fn is_in_place(&self) -> bool {
+        self.place.as_ref().is_none_or(Place::holds)
+    }
 }
 
 struct Write {
@@ -143,12 +175,26 @@ impl DiskJournal {
     /// # Errors
     /// When the directory cannot be used, another process holds the journal, or it is of another layout.
     pub fn open(directory: &Path) -> Result<(Self, Recovered), JournalError> {
-        let path = directory.join(FILE);
+        Self::open_on(directory, |file| file)
+    }
+
+    /// The same, on what `backend` makes of the file: what lies between the two in tests of failing disks.
+    ///
+    /// # Errors
+    /// As [`DiskJournal::open`].
+    pub fn open_on<B: StorageBackend>(
+        directory: &Path,
+        backend: impl FnOnce(FileBackend) -> B,
+    ) -> Result<(Self, Recovered), JournalError> {
+        let path = directory.join(place::FILE);
         let shown = path.display().to_string();
-        prepare(directory, &path)
-            .map_err(|e| JournalError::Directory { path: directory.display().to_string(), detail: e.to_string() })?;
-        // Never `create`: it would take a file that was cut off to nothing for a new one.
-        Self::start(shown, || builder().open(&path))
+        let failed =
+            |e: io::Error| JournalError::Directory { path: directory.display().to_string(), detail: e.to_string() };
+        let lay_out = |file, owner| lay_out(file, owner).map_err(io::Error::other);
+        let file = place::prepare(directory, &path, lay_out).map_err(failed)?;
+        let place = Place::of(&file, &path).map_err(failed)?;
+        let opened = FileBackend::new(file).map_err(|error| failed(io::Error::other(error)))?;
+        Self::start(shown, backend(opened), Some((directory, place)))
     }
 
     /// Opens the journal that is on `backend`, shown as `name`: what lies under the file in tests of failing disks.
@@ -156,28 +202,30 @@ impl DiskJournal {
     /// # Errors
     /// As [`DiskJournal::open`]; a backend without bytes is no journal.
     pub fn on(backend: impl StorageBackend, name: &str) -> Result<(Self, Recovered), JournalError> {
-        Self::start(name.to_owned(), || match backend.len()? {
-            0 => Err(redb::StorageError::Corrupted("it is empty".to_owned()).into()),
-            _ => builder().create_with_backend(backend),
-        })
+        Self::start(name.to_owned(), backend, None)
     }
 
     fn start(
         shown: String,
-        open: impl FnOnce() -> Result<Database, redb::DatabaseError>,
+        backend: impl StorageBackend,
+        place: Option<(&Path, Place)>,
     ) -> Result<(Self, Recovered), JournalError> {
         let unreadable = |detail| JournalError::Unreadable { path: shown.clone(), detail };
         let (database, recovered) = unpanicked(|| {
-            let database = open().map_err(|error| match error {
+            let database = open(backend).map_err(|error| match error {
                 redb::DatabaseError::DatabaseAlreadyOpen => JournalError::InUse(shown.clone()),
                 other => unreadable(other.to_string()),
             })?;
             let recovered = recover(&database).map_err(unreadable)?;
+            if let Some((directory, _)) = &place {
+                belongs(&database, directory, &shown)?;
+            }
             Ok((database, recovered))
         })
         .unwrap_or_else(|panic| Err(unreadable(panic)))?;
         let (queue, writes) = mpsc::channel(QUEUE);
-        let status = Arc::new(Status::default());
+        let place = place.map(|(_, place)| place);
+        let status = Arc::new(Status { pending: AtomicUsize::new(0), failed: OnceLock::new(), place });
         let shared = Arc::clone(&status);
         std::thread::Builder::new()
             .name("journal".into())
@@ -185,6 +233,48 @@ impl DiskJournal {
             .map_err(|e| JournalError::Directory { path: shown, detail: e.to_string() })?;
         Ok((Self { queue, status }, recovered))
     }
+}
+
+/// Opens what is on `backend`. Nothing is no journal: a file that was cut off to nothing would be taken for a new one.
+fn open(backend: impl StorageBackend) -> Result<Database, redb::DatabaseError> {
+    match backend.len()? {
+        0 => Err(redb::StorageError::Corrupted("it is empty".to_owned()).into()),
+        _ => builder().create_with_backend(backend),
+    }
+}
+
+/// Checks that a journal is the one of the sidecar to which `directory` belongs. One that says nothing, as those of earlier versions,
+/// becomes it.
+fn belongs(database: &Database, directory: &Path, shown: &str) -> Result<(), JournalError> {
+    let unreadable =
+        |error: redb::Error| JournalError::Unreadable { path: shown.to_owned(), detail: error.to_string() };
+    let unusable =
+        |e: io::Error| JournalError::Directory { path: directory.display().to_string(), detail: e.to_string() };
+    match owner(database).map_err(unreadable)? {
+        Some(owner) => match Owner::of(directory).map_err(unusable)? {
+            Some(here) if here == owner => Ok(()),
+            other => Err(JournalError::Foreign {
+                path: shown.to_owned(),
+                owner: owner.to_string(),
+                here: other.map_or_else(|| format!("has no {}", place::OWNER), |here| format!("to sidecar {here}")),
+            }),
+        },
+        None => {
+            let owner = Owner::of_or_new(directory).map_err(unusable)?;
+            claim(database, owner).map_err(unreadable)
+        }
+    }
+}
+
+fn owner(database: &Database) -> Result<Option<Owner>, redb::Error> {
+    let meta = database.begin_read()?.open_table(META)?;
+    Ok(meta.get("owner")?.map(|value| Owner(value.value())))
+}
+
+fn claim(database: &Database, owner: Owner) -> Result<(), redb::Error> {
+    let write = database.begin_write()?;
+    write.open_table(META)?.insert("owner", owner.0)?;
+    Ok(write.commit()?)
 }
 
 /// How the store is opened. Every page that is in use is verified: a plain open trusts a file that was closed in order,
@@ -205,76 +295,14 @@ fn unpanicked<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// Makes sure that there is a journal, for its owner alone. One that is there is not looked into.
-///
-/// What others could have written, or put in place of it, is refused and not put right: nothing says what they did.
-fn prepare(directory: &Path, file: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    let place = fs::symlink_metadata(directory)?;
-    if !place.is_dir() {
-        return Err(io::Error::other("it is a link or no directory: name the directory itself"));
-    }
-    ours(&place, "it", "chmod 700 it, and look at what is in it")?;
-    // Not blocking: a pipe in its place has nobody at its other end.
-    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-    let flags = i32::try_from(flags.bits()).unwrap_or_default();
-    match fs::OpenOptions::new().read(true).write(true).custom_flags(flags).open(file) {
-        Ok(handle) => {
-            let journal = handle.metadata()?;
-            if !journal.is_file() {
-                return Err(io::Error::other(format!("{FILE} in it is no file: move it away")));
-            }
-            ours(&journal, FILE, "see who wrote it; chmod 600 it if nobody else did")?;
-            handle.set_permissions(fs::Permissions::from_mode(0o600))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => create(directory, file),
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-            Err(io::Error::other(format!("{FILE} in it is a link: put the file itself there")))
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// Refuses what belongs to another user, or what others may write.
-fn ours(of: &fs::Metadata, what: &str, mend: &str) -> io::Result<()> {
-    let user = rustix::process::geteuid().as_raw();
-    if of.uid() != user {
-        return Err(io::Error::other(format!(
-            "{what} belongs to user {}, this process is user {user}: give each sidecar a directory of its own",
-            of.uid()
-        )));
-    }
-    let mode = of.mode() & 0o7777;
-    if mode & 0o022 != 0 {
-        return Err(io::Error::other(format!("{what} has mode {mode:04o}, others may write it: {mend}")));
-    }
-    Ok(())
-}
-
-/// Makes an empty journal beside `file` and puts it there whole, so that a file of this name always has its layout in
-/// it: one that has not was damaged, and is refused rather than begun anew.
-fn create(directory: &Path, file: &Path) -> io::Result<()> {
-    let aside = file.with_extension(format!("new-{}", std::process::id()));
-    match fs::remove_file(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let handle = fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&aside)?;
-    handle.set_permissions(fs::Permissions::from_mode(0o600))?;
-    let made = lay_out(handle).map_err(io::Error::other).and_then(|()| match fs::hard_link(&aside, file) {
-        // Another sidecar was faster; which of the two may use it is for the lock to say.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => other,
-    });
-    fs::remove_file(&aside)?;
-    made?;
-    fs::File::open(directory)?.sync_all()
-}
-
-fn lay_out(file: fs::File) -> Result<(), redb::Error> {
+fn lay_out(file: File, owner: Owner) -> Result<(), redb::Error> {
     let database = builder().create_with_backend(FileBackend::new(file)?)?;
     let write = database.begin_write()?;
-    write.open_table(META)?.insert("layout", LAYOUT)?;
+    {
+        let mut meta = write.open_table(META)?;
+        meta.insert("layout", LAYOUT)?;
+        meta.insert("owner", owner.0)?;
+    }
     write.open_table(TASKS)?;
     write.open_table(LEASES)?;
     Ok(write.commit()?)
@@ -309,22 +337,26 @@ fn commit_all(database: &Database, mut writes: mpsc::Receiver<Write>, status: &S
     let mut batch = Vec::with_capacity(BATCH);
     while writes.blocking_recv_many(&mut batch, BATCH) > 0 {
         // After one failed write the file's state is unknown: fail every later one rather than trust a retry.
-        let outcome = if status.failed.load(Ordering::Acquire) {
-            Err(JournalError::Write("an earlier write failed".into()))
-        } else {
-            commit(database, &batch).map_err(JournalError::Write)
+        let outcome = match status.failed.get() {
+            Some(why) => Err(JournalError::Write(why.clone())),
+            None => commit_in_place(database, &batch, status).map_err(|why| {
+                tracing::error!(%why, "journal write failed; nothing is minted until a restart");
+                JournalError::Write(status.failed.get_or_init(|| why).clone())
+            }),
         };
-        if let Err(error) = &outcome
-            && !status.failed.swap(true, Ordering::AcqRel)
-        {
-            tracing::error!(%error, "journal write failed; nothing is minted until a restart");
-        }
         for write in batch.drain(..) {
             status.pending.fetch_sub(1, Ordering::AcqRel);
             // A caller that went away no longer needs the answer.
             let _ = write.done.send(outcome.clone());
         }
     }
+}
+
+/// Commits, to the file that the next start will find.
+fn commit_in_place(database: &Database, batch: &[Write], status: &Status) -> Result<(), String> {
+    commit(database, batch).map_err(|error| format!("a write failed ({error}): mend the disk and start again"))?;
+    // After the commit: before it nothing would be said about where that went.
+    if status.is_in_place() { Ok(()) } else { Err(GONE.to_owned()) }
 }
 
 fn commit(database: &Database, batch: &[Write]) -> Result<(), String> {
@@ -350,6 +382,17 @@ fn commit(database: &Database, batch: &[Write]) -> Result<(), String> {
         }
     }
     transaction.commit().map_err(|e| text(&e))
+}
+
+/// Whether there is a task of this id that has ended.
+fn has_ended(tasks: &impl ReadableTable<&'static str, &'static [u8]>, id: &TaskId) -> Result<bool, String> {
+    #[derive(Deserialize)]
+    struct Ended {
+        ending: Option<IgnoredAny>,
+    }
+    let Some(row) = tasks.get(id.as_str()).map_err(|e| e.to_string())? else { return Ok(false) };
+    let row: Ended = serde_json::from_slice(row.value()).map_err(|e| format!("record {id}: {e}"))?;
+    Ok(row.ending.is_some())
 }
 
 fn encode(change: Change) -> Result<Encoded, JournalError> {
@@ -384,18 +427,17 @@ impl Journal for DiskJournal {
     }
 
     fn healthy(&self) -> bool {
-        // A writer that is gone, for whatever reason, is a disk that cannot be written.
-        !self.status.failed.load(Ordering::Acquire) && !self.queue.is_closed()
+        self.fault().is_none()
     }
-}
-/// Whether there is a task of this id that has ended.
-fn has_ended(tasks: &impl ReadableTable<&'static str, &'static [u8]>, id: &TaskId) -> Result<bool, String> {
-    #[derive(Deserialize)]
-    struct Ended {
-        ending: Option<IgnoredAny>,
-    }
-    let Some(row) = tasks.get(id.as_str()).map_err(|e| e.to_string())? else { return Ok(false) };
-    let row: Ended = serde_json::from_slice(row.value()).map_err(|e| format!("record {id}: {e}"))?;
-    Ok(row.ending.is_some())
-}
 
+    fn fault(&self) -> Option<String> {
+        if let Some(why) = self.status.failed.get() {
+            return Some(why.clone());
+        }
+        // A writer that is gone, for whatever reason, is a disk that cannot be written.
+        if self.queue.is_closed() {
+            return Some("its writer has stopped: start again".to_owned());
+        }
+        (!self.status.is_in_place()).then(|| GONE.to_owned())
+    }
+}

@@ -177,8 +177,8 @@ impl Admin {
             let why = status.problems.first().map(|problem| format!("{}: {}", problem.file, problem.message));
             reasons.push(format!("policy: nothing is loaded: {}", why.unwrap_or_else(|| "not read yet".into())));
         }
-        if !self.broker.parts().journal.healthy() {
-            reasons.push("journal: a write failed; mend the disk and start again".into());
+        if let Some(fault) = self.broker.parts().journal.fault() {
+            reasons.push(format!("journal: {fault}"));
         }
         if let Err(distrust) = self.broker.parts().clock.trusted() {
             reasons.push(format!("clock: {distrust}"));

@@ -118,6 +118,7 @@ impl Sidecar {
         let copy = self.folder.join(format!("copy-{}", self.copies));
         std::fs::create_dir(&copy).unwrap();
         std::fs::copy(file, copy.join("journal.redb")).unwrap();
+        std::fs::copy(self.folder.join("state/sidecar-id"), copy.join("sidecar-id")).unwrap();
         let (journal, recovered) = DiskJournal::open(&copy).expect("a journal that a kill left can be read");
         drop(journal);
         for task in recovered.tasks {

@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use redb::StorageBackend;
+use redb::backends::FileBackend;
 use serde_json::Value;
 use sidemint::clock::{ManualClock, Timestamp};
 use sidemint::exchange::{AwsCredential, Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, Revocation};
@@ -244,6 +246,56 @@ impl<C: Cloud> Cloud for Overheard<C> {
     }
 }
 
+/// A disk under a journal, which can be told to fail as the system tells it: never again is it well.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Disk(Arc<Mutex<Option<(&'static str, i32)>>>);
+
+impl Disk {
+    /// From now on each `write`, or each `sync`, fails with this error of the system.
+    pub(crate) fn fail(&self, what: &'static str, error: i32) {
+        *self.0.lock().unwrap() = Some((what, error));
+    }
+
+    fn check(&self, what: &str) -> io::Result<()> {
+        match *self.0.lock().unwrap() {
+            Some((failing, error)) if failing == what => Err(io::Error::from_raw_os_error(error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The journal's file on such a disk. It is not locked.
+#[derive(Debug)]
+struct OnDisk {
+    file: FileBackend,
+    disk: Disk,
+}
+
+impl StorageBackend for OnDisk {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.disk.check("write")?;
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.disk.check("sync")?;
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.disk.check("write")?;
+        self.file.write(offset, data)
+    }
+}
+
 /// The real journal, watched: it can be told to fail, or to keep a write waiting.
 #[derive(Debug)]
 pub(crate) struct WatchedJournal {
@@ -259,8 +311,15 @@ struct JournalState {
 }
 
 impl WatchedJournal {
-    pub(crate) fn open(directory: &Path, log: Log) -> Result<(Arc<Self>, Recovered), JournalError> {
-        let (inner, recovered) = DiskJournal::open(directory)?;
+    pub(crate) fn open(
+        directory: &Path,
+        disk: Option<&Disk>,
+        log: Log,
+    ) -> Result<(Arc<Self>, Recovered), JournalError> {
+        let (inner, recovered) = match disk {
+            Some(disk) => DiskJournal::open_on(directory, |file| OnDisk { file, disk: disk.clone() })?,
+            None => DiskJournal::open(directory)?,
+        };
         Ok((Arc::new(Self { inner: Arc::new(inner), log, state: Mutex::default() }), recovered))
     }
 
@@ -333,6 +392,11 @@ impl Journal for WatchedJournal {
 
     fn healthy(&self) -> bool {
         self.inner.healthy() && self.state.lock().unwrap().failing.is_none()
+    }
+
+    fn fault(&self) -> Option<String> {
+        let failing = self.state.lock().unwrap().failing.is_some();
+        self.inner.fault().or_else(|| failing.then(|| "the fake was told so".to_owned()))
     }
 }
 

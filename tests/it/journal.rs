@@ -5,9 +5,12 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use redb::{Database, TableDefinition};
+use serde_json::json;
 use sidemint::lease::journal::{DiskJournal, Journal as _, JournalError};
 
-use crate::world::{World, until};
+use crate::fakes::Disk;
+use crate::http::Call;
+use crate::world::{Setup, World, until};
 
 /// A journal that holds a task and a lease, closed.
 async fn written() -> (World, Vec<u8>) {
@@ -70,6 +73,7 @@ async fn a_flipped_byte_loses_no_task_in_silence() {
     let (w, bytes) = written().await;
     let directory = w.directory.path().join("flipped");
     make(&directory);
+    fs::copy(w.state().join("sidecar-id"), directory.join("sidecar-id")).unwrap();
     for place in (0..bytes.len()).step_by(bytes.len() / 97) {
         let mut damaged = bytes.clone();
         damaged[place] ^= 0x40;
@@ -130,7 +134,8 @@ async fn a_new_journal_is_for_its_owner_alone_and_empty() {
     assert!(recovered.tasks.is_empty() && recovered.leases.is_empty() && journal.healthy());
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&state), mode(&state.join("journal.redb"))), (0o700, 0o600));
-    assert_eq!(fs::read_dir(&state).unwrap().count(), 1, "nothing but the journal");
+    assert_eq!(mode(&state.join("sidecar-id")), 0o600);
+    assert_eq!(fs::read_dir(&state).unwrap().count(), 2, "nothing but the journal and whose it is");
     let unusable = directory.path().join("file");
     fs::write(&unusable, "").unwrap();
     assert!(matches!(DiskJournal::open(&unusable), Err(JournalError::Directory { .. })));
@@ -211,5 +216,151 @@ async fn what_is_no_file_is_refused() {
             _ => assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success()),
         }
         unusable(directory.path());
+    }
+}
+
+/// What is said of a journal that is another sidecar's.
+fn foreign(directory: &Path) -> String {
+    match DiskJournal::open(directory) {
+        Err(error @ JournalError::Foreign { .. }) => error.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Makes a state directory that holds these files.
+fn holding(directory: &Path, files: &[(&str, &[u8])]) {
+    make(directory);
+    for (name, bytes) in files {
+        fs::write(directory.join(name), bytes).unwrap();
+        fs::set_permissions(directory.join(name), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_journal_that_came_without_its_directory_is_anothers_and_refused() {
+    let (w, bytes) = written().await;
+    let id = fs::read_to_string(w.state().join("sidecar-id")).unwrap();
+    let (alone, other) = (w.directory.path().join("alone"), w.directory.path().join("other"));
+    holding(&alone, &[("journal.redb", &bytes)]);
+    let text = foreign(&alone);
+    assert!(
+        text.contains(&format!("belongs to sidecar {}", id.trim())) && text.contains("has no sidecar-id"),
+        "{text}"
+    );
+    assert!(text.contains("as a whole") && text.contains("move the journal away"), "{text}");
+    holding(&other, &[("journal.redb", &bytes), ("sidecar-id", b"00000000000000ab\n")]);
+    assert!(foreign(&other).contains("and this state directory to sidecar 00000000000000ab"));
+    assert_eq!(fs::read(other.join("sidecar-id")).unwrap(), b"00000000000000ab\n", "and is left as it is");
+    // The mend that it names.
+    fs::write(other.join("sidecar-id"), &id).unwrap();
+    let (_, recovered) = DiskJournal::open(&other).unwrap();
+    assert_eq!((recovered.tasks.len(), recovered.leases.len()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_directory_whose_id_is_damaged_is_not_used() {
+    for damaged in [&b""[..], b"ab\n", b"00000000000000zz\n", &[0xff; 100]] {
+        let directory = tempfile::tempdir().unwrap();
+        let state = directory.path().join("state");
+        holding(&state, &[("sidecar-id", damaged)]);
+        let text = unusable(&state);
+        assert!(text.contains("sidecar-id") || text.contains("UTF-8"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_journal_of_an_earlier_version_becomes_its_directorys() {
+    let (w, _) = written().await;
+    let file = w.state().join("journal.redb");
+    let meta: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
+    let mut opened = None;
+    until("the file is released", || {
+        opened = Database::create(&file).ok();
+        opened.is_some()
+    })
+    .await;
+    let write = opened.as_ref().unwrap().begin_write().unwrap();
+    write.open_table(meta).unwrap().remove("owner").unwrap();
+    write.commit().unwrap();
+    drop(opened);
+    fs::remove_file(w.state().join("sidecar-id")).unwrap();
+    let (_, recovered) = DiskJournal::open(&w.state()).unwrap();
+    assert_eq!(recovered.tasks.len(), 1);
+    let copy = w.directory.path().join("copy");
+    holding(&copy, &[("journal.redb", &fs::read(&file).unwrap())]);
+    foreign(&copy);
+}
+
+#[tokio::test]
+async fn a_directory_that_others_may_read_is_made_private() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state");
+    for mode in [0o755, 0o711, 0o750] {
+        let _ = fs::create_dir(&state);
+        fs::set_permissions(&state, fs::Permissions::from_mode(mode)).unwrap();
+        until("the file is released", || DiskJournal::open(&state).is_ok()).await;
+        assert_eq!(fs::metadata(&state).unwrap().permissions().mode() & 0o7777, 0o700);
+    }
+}
+
+#[tokio::test]
+async fn whatever_ails_the_disk_nothing_is_minted_what_is_live_is_served_and_what_can_be_is_taken_back() {
+    const FULL: (i32, &str) = (28, "No space left on device");
+    const READ_ONLY: (i32, &str) = (30, "Read-only file system");
+    const BROKEN: (i32, &str) = (5, "Input/output error");
+    for (what, (error, says)) in [("write", FULL), ("write", READ_ONLY), ("write", BROKEN), ("sync", BROKEN)] {
+        let disk = Disk::default();
+        let w = World::with(Setup { vault: true, reaper: true, disk: Some(disk.clone()), ..Setup::default() }).await;
+        crate::vault::scope(&w.policy_directory(), "db", "5m", &["vault"]);
+        w.reload().await;
+        let (live, ends, other) =
+            (w.begin_scope("archive").await, w.begin_scope("db").await, w.begin_scope("archive").await);
+        w.served(&live.token).await;
+        let ask = Call::get(&format!("/v1/tasks/{}/credentials", ends.id)).bearer(&ends.token);
+        assert_eq!(w.send(ask).await.status, 200);
+        assert!(!w.ask_admin("/readyz").await.text().contains("journal"));
+        disk.fail(what, error);
+        let begins = w.send(w.begin_call(&json!({ "scope": "archive" }))).await;
+        assert_eq!((begins.status, begins.code().as_str()), (503, "unavailable"), "{says}");
+        assert_eq!((w.credentials(&other.token).await.status, w.cloud.calls()), (503, 1), "{says}");
+        let ready = w.ask_admin("/readyz").await;
+        let line = ready.text().lines().find(|line| line.starts_with("journal: a write failed")).map(str::to_owned);
+        let line = line.unwrap_or_else(|| panic!("{}", ready.text()));
+        assert!(line.contains(says) && line.ends_with("mend the disk and start again"), "{line}");
+        assert_eq!(ready.status, 503);
+        w.served(&live.token).await;
+        let told = crate::vault::passing(&w, w.end(&ends)).await;
+        assert_eq!([&told["durable"], &told["leases"][0]["outcome"]], [&json!(false), &json!("revoked")], "{says}");
+        let vault = w.vault.as_deref().unwrap();
+        assert_eq!((vault.live().len(), vault.live_tokens()), (0, 0));
+        w.served(&live.token).await;
+        assert_eq!(w.cloud.calls(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_journal_that_is_removed_or_swapped_while_it_is_used_is_noticed_before_anything_is_minted() {
+    for swapped in [false, true] {
+        let w = World::new().await;
+        let (live, other) = (w.begin_scope("archive").await, w.begin_scope("archive").await);
+        w.served(&live.token).await;
+        let (state, file) = (w.state(), w.state().join("journal.redb"));
+        if swapped {
+            let aside = w.directory.path().join("aside");
+            fs::rename(&state, &aside).unwrap();
+            let read = |name: &str| fs::read(aside.join(name)).unwrap();
+            holding(&state, &[("journal.redb", &read("journal.redb")), ("sidecar-id", &read("sidecar-id"))]);
+        } else {
+            fs::remove_file(&file).unwrap();
+        }
+        // Seen without any write.
+        let ready = w.ask_admin("/readyz").await;
+        let said = "journal: its file was removed, or its directory was put in another's place, while it was in use: put back what was there and start again\n";
+        assert!(ready.status == 503 && ready.text().contains(said), "{}", ready.text());
+        assert_eq!((w.credentials(&other.token).await.status, w.cloud.calls()), (503, 1));
+        let begins = w.send(w.begin_call(&json!({ "scope": "archive" }))).await;
+        assert_eq!((begins.status, begins.code().as_str()), (503, "unavailable"));
+        w.served(&live.token).await;
+        assert_eq!(w.end(&live).await["durable"], false);
     }
 }

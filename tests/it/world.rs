@@ -38,7 +38,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::fake_vault::FakeVault;
-use crate::fakes::{AuditText, FakeCloud, Heard, Log, Overheard, SignedDirectory, WatchedJournal};
+use crate::fakes::{AuditText, Disk, FakeCloud, Heard, Log, Overheard, SignedDirectory, WatchedJournal};
 use crate::http::{Call, Connection, Reply};
 use crate::policy_files::{self, OTHER, REPORT};
 
@@ -98,6 +98,8 @@ pub(crate) struct Setup {
     pub(crate) audit_files: bool,
     /// Whether there is a Vault, and the sidecar knows it.
     pub(crate) vault: bool,
+    /// The disk that the journal is on, where it is to fail.
+    pub(crate) disk: Option<Disk>,
 }
 
 impl Default for Setup {
@@ -116,6 +118,7 @@ impl Default for Setup {
             sts: None,
             audit_files: false,
             vault: false,
+            disk: None,
         }
     }
 }
@@ -390,11 +393,13 @@ impl World {
     /// Opens the journal, once the writer of an earlier one is gone.
     async fn open_journal(&self, state: &Path) -> (Arc<WatchedJournal>, Recovered) {
         let mut opened = None;
-        until("the journal is free", || match WatchedJournal::open(state, self.log.clone()) {
-            Err(JournalError::InUse(_)) => false,
-            other => {
-                opened = Some(other.unwrap());
-                true
+        until("the journal is free", || {
+            match WatchedJournal::open(state, self.setup.disk.as_ref(), self.log.clone()) {
+                Err(JournalError::InUse(_)) => false,
+                other => {
+                    opened = Some(other.unwrap());
+                    true
+                }
             }
         })
         .await;
@@ -420,6 +425,7 @@ impl World {
         let (from, to) = (self.state(), self.directory.path().join(format!("state-{}", self.states.len())));
         fs::DirBuilder::new().mode(0o700).create(&to).unwrap();
         fs::copy(from.join("journal.redb"), to.join("journal.redb")).unwrap();
+        fs::copy(from.join("sidecar-id"), to.join("sidecar-id")).unwrap();
         let _ = fs::copy(from.join("clock.json"), to.join("clock.json"));
         self.states.push(to);
         self.start().await;
