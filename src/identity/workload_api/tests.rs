@@ -318,7 +318,7 @@ fn bundles(entries: &[(&str, &[u8])]) -> BundlesResponse {
 
 fn start(agent: &Agent) -> (Arc<SpiffeWorkloadApi>, Arc<Impatient>) {
     let clock = Arc::new(Impatient::default());
-    (SpiffeWorkloadApi::start(&agent.address(), clock.clone()).unwrap(), clock)
+    (SpiffeWorkloadApi::start(&agent.address(), None, clock.clone()).unwrap(), clock)
 }
 
 /// Lets everything run until `condition` holds.
@@ -578,7 +578,7 @@ async fn fetch(client: &Client) -> Result<JwtSvid, WorkloadApiError> {
 
 fn client(socket: &Path) -> Client {
     let address = format!("unix://{}", socket.display());
-    Client::new(address.parse().unwrap(), Arc::new(Impatient::default()))
+    Client::new(address.parse().unwrap(), None, Arc::new(Impatient::default()))
 }
 
 #[tokio::test]
