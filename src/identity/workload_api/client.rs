@@ -67,7 +67,8 @@ pub(super) fn describe(error: &ClientError) -> String {
     let mut cause = error.source();
     while let Some(error) = cause {
         let next = error.to_string();
-        if !text.contains(&next) {
+        // tonic's own form of a status says the same once more
+        if !text.contains(&next) && !next.starts_with("code: ") {
             text.push_str(": ");
             text.push_str(&next);
         }

@@ -11,6 +11,9 @@
 //! | served by somebody whom we do not believe | reports an error and says nothing to them; keeps what it has and tries again with backoff |
 //! | anything else, or no connection | keeps what it has (an SVID counts until its own expiry) and asks again with backoff |
 //!
+//! A stream that says nothing for 10 s after it was asked for counts as no connection; later it may be silent as long as it
+//! likes, since it speaks only of what changes.
+//!
 //! Backoff: at once, then 100 ms doubling to 5 s with jitter (the socket is this machine's own, and a token signed by a
 //! new key is refused until the bundle is here); it begins anew after a message was used. A stream that ends
 //! within a second of its beginning is not asked again at once.
@@ -41,7 +44,7 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MOST: Duration = Duration::from_secs(5);
 /// The wait after a request that the Workload API does not know.
 const REJECTED_WAIT: Duration = Duration::from_secs(30);
-/// How long a connection and the opening of a stream may take.
+/// How long a connection, the opening of a stream and its first message may take together.
 pub(super) const OPENING: Duration = Duration::from_secs(10);
 /// A stream that ends sooner than this is not opened again at once.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
@@ -250,17 +253,22 @@ impl Supervisor {
 
     /// Opens the stream and applies its messages until it ends.
     async fn follow(&self) -> End {
-        let mut updates = match within(&*self.clock, OPENING, self.open()).await {
-            Some(Ok(updates)) => updates,
+        let opening = async {
+            let mut updates = self.open().await?;
+            self.shared.note(self.profile, |health| health.connected = true);
+            tracing::info!(stream = %self.profile, "following the Workload API");
+            let first = updates.next().await;
+            Ok::<_, ClientError>((updates, first))
+        };
+        let (mut updates, mut next) = match within(&*self.clock, OPENING, opening).await {
+            Some(Ok(opened)) => opened,
             Some(Err(error)) => return End::of(&error, false),
             None => {
                 return End { trouble: Trouble::Unavailable, text: "no answer in time".into(), used_a_message: false };
             }
         };
-        self.shared.note(self.profile, |health| health.connected = true);
-        tracing::info!(stream = %self.profile, "following the Workload API");
         let mut used_a_message = false;
-        while let Some(update) = updates.next().await {
+        while let Some(update) = next {
             match update {
                 Ok(update) => {
                     self.shared.note(self.profile, |health| {
@@ -277,6 +285,7 @@ impl Supervisor {
                 }
                 Err(error) => return End::of(&error, used_a_message),
             }
+            next = updates.next().await;
         }
         End { trouble: Trouble::Unavailable, text: "the Workload API closed the stream".into(), used_a_message }
     }
