@@ -119,7 +119,7 @@ fn a_stranger_is_refused_and_the_mend_is_told() {
 
     let own = tempfile::tempdir().unwrap();
     let program = Path::new(env!("CARGO_BIN_EXE_sidemint"));
-    let examined = configured(program, "doctor", &address, own.path()).output().unwrap();
+    let examined = configured(program, "doctor", &address, own.path()).stdout(Stdio::piped()).output().unwrap();
     let report = text(&examined.stdout);
     assert!(report.contains(REFUSAL) && report.contains("who listens there"), "{report}");
 
