@@ -166,7 +166,8 @@ pub async fn build(config: &Config) -> Result<Bound, StartError> {
     let trusted = TrustedClock::start(Arc::clone(&machine), &config.state_directory).map_err(StartError::Clock)?;
     let clock: SharedClock = Arc::clone(&trusted) as _;
     let audit = Arc::new(Audit::start(&config.audit, &config.state_directory, clock.now())?);
-    let workload_api = SpiffeWorkloadApi::start(&config.identity.workload_api, machine)?;
+    let identity = &config.identity;
+    let workload_api = SpiffeWorkloadApi::start(&identity.workload_api, identity.workload_api_uid, machine)?;
     let policy = policy(config, &clock, Arc::clone(&workload_api) as _)?;
     let clouds = clouds(config, &workload_api, &clock)?;
     let abandoned = abandoned(config, &recovered.leases, &clouds, clock.earliest())?;

@@ -47,6 +47,7 @@ const KEYS: &[(&str, &str, Form)] = &[
     ("admin", "http", Form::Text),
     ("admin", "unix_socket", Form::Text),
     ("identity", "workload_api", Form::Text),
+    ("identity", "workload_api_uid", Form::Number),
     ("identity", "audience", Form::Text),
     ("identity", "federated", Form::List),
     ("policy", "directory", Form::Text),
@@ -183,6 +184,8 @@ pub struct AdminSettings {
 pub struct IdentitySettings {
     /// `unix:///path` or `tcp://ip:port`.
     pub workload_api: String,
+    /// The user whom its agent runs as, where that is not plain from its socket.
+    pub workload_api_uid: Option<u32>,
     /// The only audience of JWT-SVIDs presented to us.
     pub audience: String,
     /// Trust domains whose JWT-SVIDs are believed too, beside those of our own SVIDs.
@@ -577,7 +580,8 @@ impl Raw {
         if is_cloud_audience(&audience) {
             return Err(section.error("audience", "a cloud's audience would let its tokens be replayed here"));
         }
-        Ok(IdentitySettings { workload_api, audience, federated: section.trust_domains("federated")? })
+        let (workload_api_uid, federated) = (section.get("workload_api_uid")?, section.trust_domains("federated")?);
+        Ok(IdentitySettings { workload_api, workload_api_uid, audience, federated })
     }
 
     fn policy(&self) -> Result<PolicySettings, ConfigError> {

@@ -100,7 +100,8 @@ fn what_the_reference_file_sets_are_the_defaults() {
         reference_keys(&text).into_iter().filter(|(.., set, _)| *set).map(|(s, k, ..)| (s, k)).collect();
     for (section, key) in config::keys().filter(|(section, _)| *section != "pod_task") {
         let is_set = set.contains(&(section.to_owned(), key.to_owned()));
-        let has_no_default = ["unix_socket", "workload_api", "sts_endpoint", "rotate_age"].contains(&key)
+        let has_no_default = ["unix_socket", "workload_api", "workload_api_uid", "sts_endpoint", "rotate_age"]
+            .contains(&key)
             || ["repository", "root", "minimum_version", "ca", "proxy", "client", "server_id"].contains(&key)
             || [
                 ("state", "directory"),

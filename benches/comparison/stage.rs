@@ -118,7 +118,7 @@ impl Stage {
     /// The workload's X.509-SVID, which is the sidecar's too.
     pub(crate) fn x509_svid(&self) -> Fallible<X509Material> {
         let endpoint = format!("unix://{}", self.socket().display()).parse()?;
-        let client = workload_api::client::Client::new(endpoint, Arc::new(SystemClock));
+        let client = workload_api::client::Client::new(endpoint, None, Arc::new(SystemClock));
         let svids = self.runtime.block_on(client.fetch_x509_svids(Duration::from_secs(5)))?;
         Ok(svids.into_iter().next().ok_or("no X.509-SVID")?)
     }

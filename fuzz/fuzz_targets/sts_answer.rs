@@ -6,48 +6,17 @@ use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use libfuzzer_sys::fuzz_target;
-use sidemint::clock::{Clock, Timestamp};
 use sidemint::exchange::aws::{AwsSts, Settings};
-use sidemint::exchange::retry::{Jitter, Rate};
+use sidemint::exchange::retry::Rate;
 use sidemint::exchange::{Cloud as _, MintOrder};
 use sidemint::policy::{AwsGrant, ProviderGrant, ResolvedGrant};
-use sidemint_fuzz::{FixedWorkloadApi, NOW, REPORT};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use sidemint_fuzz::{AtOnce, FixedWorkloadApi, NOW, REPORT, Still, serve_http};
+use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
 const STATUSES: [u16; 8] = [200, 400, 403, 429, 500, 503, 302, 204];
 const UPSTREAM: &str = "arn:aws:sts::111122223333:assumed-role/ledger/report.ledger-read.t-1";
-
-/// Stands still. Nobody waits for less than a time-out, and a time-out never comes: a hang is libFuzzer's to find.
-#[derive(Debug)]
-struct Still;
-
-#[async_trait]
-impl Clock for Still {
-    fn now(&self) -> Timestamp {
-        NOW
-    }
-    fn boot(&self) -> Duration {
-        Duration::from_secs(3600)
-    }
-    async fn sleep(&self, duration: Duration) {
-        if !duration.is_zero() {
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-#[derive(Debug)]
-struct AtOnce;
-
-impl Jitter for AtOnce {
-    fn fraction(&self) -> f64 {
-        0.0
-    }
-}
 
 type Answer = Arc<Mutex<Vec<u8>>>;
 
@@ -68,40 +37,10 @@ impl Stage {
             ..Settings::default()
         };
         let shared = Arc::clone(&answer);
-        runtime.spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let _ = stream.set_nodelay(true);
-                tokio::spawn(serve(stream, Arc::clone(&shared)));
-            }
-        });
+        runtime.spawn(serve_http(listener, move || shared.lock().unwrap().clone()));
         let sts =
             AwsSts::new(settings, FixedWorkloadApi::new(), Arc::new(Still)).unwrap().with_jitter(Arc::new(AtOnce));
         Self { runtime, sts, answer }
-    }
-}
-
-/// Answers every request on `stream` with the answer of the moment.
-async fn serve(mut stream: TcpStream, answer: Answer) {
-    let mut seen = Vec::new();
-    loop {
-        let whole = seen.windows(4).position(|four| four == b"\r\n\r\n").and_then(|end| {
-            let head = String::from_utf8_lossy(&seen[..end]).to_ascii_lowercase();
-            let length = head.split("content-length:").nth(1)?.lines().next()?.trim().parse::<usize>().ok()?;
-            (seen.len() >= end + 4 + length).then_some(end + 4 + length)
-        });
-        match whole {
-            Some(length) => {
-                seen.drain(..length);
-                let bytes = answer.lock().unwrap().clone();
-                if stream.write_all(&bytes).await.is_err() {
-                    return;
-                }
-            }
-            None => match stream.read_buf(&mut seen).await {
-                Ok(0) | Err(_) => return,
-                Ok(_) => {}
-            },
-        }
     }
 }
 

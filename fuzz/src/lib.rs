@@ -1,4 +1,4 @@
-//! What several fuzz targets need: a signing key, a Workload API, a clock, a policy that permits.
+//! What several fuzz targets need: a signing key, a Workload API, a clock, a policy that permits, a server that answers.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,11 +12,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use serde_json::json;
-use sidemint::clock::Timestamp;
+use sidemint::clock::{Clock, Timestamp};
+use sidemint::exchange::retry::Jitter;
 use sidemint::identity::jwt_svid::JwtBundle;
 use sidemint::identity::workload_api::{Identities, JwtSvid, OwnSvid, WorkloadApi, WorkloadApiError};
 use sidemint::identity::{SpiffeId, TrustDomain};
 use sidemint::secret::Secret;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 /// The moment at which every target plays.
@@ -123,5 +126,66 @@ pub fn halves(data: &[u8]) -> (&[u8], &[u8]) {
     match data.iter().position(|byte| *byte == 0) {
         Some(at) => (&data[..at], &data[at + 1..]),
         None => (data, &[]),
+    }
+}
+
+/// Stands still. Nobody waits for less than a time-out, and a time-out never comes: a hang is libFuzzer's to find.
+#[derive(Debug)]
+pub struct Still;
+
+#[async_trait]
+impl Clock for Still {
+    fn now(&self) -> Timestamp {
+        NOW
+    }
+    fn boot(&self) -> Duration {
+        Duration::from_secs(3600)
+    }
+    async fn sleep(&self, duration: Duration) {
+        if !duration.is_zero() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// No jitter: whoever would try again later tries again at once.
+#[derive(Debug)]
+pub struct AtOnce;
+
+impl Jitter for AtOnce {
+    fn fraction(&self) -> f64 {
+        0.0
+    }
+}
+
+/// Answers every request that comes to `listener` with the bytes of the moment.
+pub async fn serve_http(listener: TcpListener, answer: impl Fn() -> Vec<u8> + Clone + Send + 'static) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let _ = stream.set_nodelay(true);
+        tokio::spawn(serve(stream, answer.clone()));
+    }
+}
+
+async fn serve(mut stream: TcpStream, answer: impl Fn() -> Vec<u8>) {
+    let mut seen = Vec::new();
+    loop {
+        let whole = seen.windows(4).position(|four| four == b"\r\n\r\n").and_then(|end| {
+            let head = String::from_utf8_lossy(&seen[..end]).to_ascii_lowercase();
+            let length = head.split("content-length:").nth(1).map(|rest| rest.lines().next()?.trim().parse().ok());
+            let length: usize = length.unwrap_or(Some(0))?;
+            (seen.len() >= end + 4 + length).then_some(end + 4 + length)
+        });
+        match whole {
+            Some(length) => {
+                seen.drain(..length);
+                if stream.write_all(&answer()).await.is_err() {
+                    return;
+                }
+            }
+            None => match stream.read_buf(&mut seen).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            },
+        }
     }
 }

@@ -25,6 +25,9 @@ pub struct Args {
     /// Where the Workload API is [env: SPIFFE_ENDPOINT_SOCKET]
     #[arg(long, value_name = "URI")]
     pub workload_api: Option<String>,
+    /// The user whom the SPIFFE agent runs as, where Sidemint cannot tell from its socket
+    #[arg(long, env = "SIDEMINT_IDENTITY_WORKLOAD_API_UID", value_name = "UID")]
+    pub workload_api_uid: Option<u32>,
 }
 
 impl Args {
@@ -32,7 +35,8 @@ impl Args {
     ///
     /// # Errors
     /// Usage where the endpoint is missing or malformed, denied where the Workload API gives this process no such
-    /// identity, unavailable where it does not answer in 5 s, failed where its answer is nonsense.
+    /// identity, unavailable where it does not answer in 5 s, failed where its answer is nonsense or somebody else than
+    /// the agent seems to serve it.
     pub async fn fetch(&self, clock: SharedClock) -> Result<JwtSvid, CliError> {
         let endpoint = setting(self.workload_api.as_deref(), ENVIRONMENT, "");
         let audience = setting(self.audience.as_deref(), "SIDEMINT_AUDIENCE", "sidemint");
@@ -40,7 +44,7 @@ impl Args {
             Ok(endpoint) => endpoint,
             Err(error) => return Err(CliError::new(Exit::Usage, format!("{ENVIRONMENT}={endpoint:?}: {error}"))),
         };
-        let client = Client::new(endpoint, clock);
+        let client = Client::new(endpoint, self.workload_api_uid, clock);
         client.fetch_jwt_svid(self.spiffe_id.as_ref(), &audience, LIMIT).await.map_err(|error| explain(&error))
     }
 }
@@ -49,7 +53,7 @@ fn explain(error: &WorkloadApiError) -> CliError {
     let exit = match error {
         WorkloadApiError::Unavailable(_) => Exit::Unavailable,
         WorkloadApiError::Denied(_) => Exit::Denied,
-        WorkloadApiError::Invalid(_) => Exit::Failed,
+        WorkloadApiError::Untrusted(_) | WorkloadApiError::Invalid(_) => Exit::Failed,
     };
     CliError::new(exit, format!("{error}; {}", mend(error)))
 }
@@ -61,6 +65,7 @@ pub(super) fn mend(error: &WorkloadApiError) -> &'static str {
         WorkloadApiError::Denied(_) => {
             "register an entry whose selectors match this process (and this SPIFFE ID) at the SPIFFE server"
         }
+        WorkloadApiError::Untrusted(_) => "look who listens there, and who can write to its directory",
         WorkloadApiError::Invalid(_) => "check the SPIFFE agent and its version",
     }
 }

@@ -56,6 +56,9 @@ struct Common {
     /// The Workload API, unix:///PATH or tcp://IP:PORT; $SPIFFE_ENDPOINT_SOCKET if not given.
     #[arg(long, value_name = "ADDRESS")]
     workload_api: Option<String>,
+    /// The user whom the SPIFFE agent runs as, where Sidemint cannot tell from its socket.
+    #[arg(long, env = "SIDEMINT_IDENTITY_WORKLOAD_API_UID", value_name = "UID")]
+    workload_api_uid: Option<u32>,
     /// How to print it.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -98,7 +101,7 @@ fn client(common: &Common) -> Result<Client, CliError> {
     let endpoint: Endpoint = address
         .parse()
         .map_err(|error| CliError::new(Exit::Usage, format!("{address:?} is no Workload API: {error}")))?;
-    Ok(Client::new(endpoint, Arc::new(SystemClock)))
+    Ok(Client::new(endpoint, common.workload_api_uid, Arc::new(SystemClock)))
 }
 
 fn explain(error: &WorkloadApiError, endpoint: &Endpoint) -> CliError {
@@ -110,6 +113,7 @@ fn explain(error: &WorkloadApiError, endpoint: &Endpoint) -> CliError {
             Exit::Denied,
             "register this process with the agent (for SPIRE: an entry whose selectors match it), and mind that new entries take some seconds",
         ),
+        WorkloadApiError::Untrusted(_) => (Exit::Failed, "or give --workload-api-uid"),
         WorkloadApiError::Invalid(_) => {
             (Exit::Failed, "compare the versions and the clocks of the agent and of this machine")
         }

@@ -1,12 +1,14 @@
 //! The seam to the SPIFFE Workload API, and its real client.
 //!
 //! - [`endpoint`]: the address, in the forms of SPIFFE Workload Endpoint §4.
+//! - [`socket`]: the connection, and whether it is the agent who serves it.
 //! - [`client`]: single questions: a JWT-SVID, our X.509-SVIDs.
 //! - [`streams`]: the state, kept current: [`SpiffeWorkloadApi`].
 //! - `testing`: a fake for tests.
 
 pub mod client;
 pub mod endpoint;
+pub mod socket;
 pub mod streams;
 #[cfg(any(test, feature = "dev"))]
 pub mod testing;
@@ -142,6 +144,9 @@ pub enum WorkloadApiError {
     /// The agent issues no such identity to this process.
     #[error("the Workload API issues no such identity here: {0}")]
     Denied(String),
+    /// Somebody else than the agent seems to serve its socket: nothing was asked.
+    #[error("the Workload API is not believed: {0}")]
+    Untrusted(String),
     /// The agent answered something that is not a usable JWT-SVID.
     #[error("the Workload API answered nonsense: {0}")]
     Invalid(String),

@@ -273,7 +273,7 @@ impl World {
         let pod_task = self.setup.pod_task.clone().map(|settings| PodTask::new(Arc::clone(&broker), settings));
         // Its own clock stands still, so that its retries never count among the sleepers of a test.
         let elsewhere = Arc::new(ManualClock::at(START));
-        let idle_api = SpiffeWorkloadApi::start("unix:///nonexistent/agent.sock", elsewhere).unwrap();
+        let idle_api = SpiffeWorkloadApi::start("unix:///nonexistent/agent.sock", None, elsewhere).unwrap();
         let admin =
             Arc::new(Admin::new(Arc::clone(&broker), Arc::clone(&policy), idle_api, pod_task.clone(), admin_address));
         let (stop, stopping) = watch::channel(false);

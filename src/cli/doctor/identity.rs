@@ -8,7 +8,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 
 use super::Check;
 use crate::cli::own_svid::{LIMIT, mend};
@@ -16,6 +16,7 @@ use crate::clock::{Clock, SharedClock, Timestamp, within};
 use crate::config::Config;
 use crate::identity::workload_api::client::Client;
 use crate::identity::workload_api::endpoint::Endpoint;
+use crate::identity::workload_api::socket::{ConnectError, connect};
 
 const SOCKET: &str = "Workload API";
 const X509: &str = "X.509-SVIDs";
@@ -31,11 +32,12 @@ pub(super) async fn examine(config: &Config, clock: &SharedClock) -> Vec<Check> 
         Ok(endpoint) => endpoint,
         Err(error) => return vec![Check::fail(SOCKET, error.to_string(), "set SPIFFE_ENDPOINT_SOCKET")],
     };
-    if let Err(check) = socket(&endpoint, &**clock).await {
+    let agent = config.identity.workload_api_uid;
+    if let Err(check) = socket(&endpoint, agent, &**clock).await {
         return vec![check];
     }
     let mut checks = vec![Check::ok(SOCKET, format!("{} accepts connections", config.identity.workload_api))];
-    let client = Client::new(endpoint, clock.clone());
+    let client = Client::new(endpoint, agent, clock.clone());
     checks.push(x509(&client, clock.now()).await);
     let (check, facts) = jwt(&client, BROKER_JWT, &config.identity.audience, clock.now()).await;
     checks.push(check);
@@ -46,21 +48,28 @@ pub(super) async fn examine(config: &Config, clock: &SharedClock) -> Vec<Check> 
     checks
 }
 
-/// Whether the socket is there and this user may connect.
-async fn socket(endpoint: &Endpoint, clock: &dyn Clock) -> Result<(), Check> {
+/// Whether the socket is there, this user may connect, and it is the agent who serves it.
+async fn socket(endpoint: &Endpoint, agent: Option<u32>, clock: &dyn Clock) -> Result<(), Check> {
     let connected = match endpoint {
         Endpoint::Unix(path) => {
             is_socket(path)?;
-            within(clock, LIMIT, UnixStream::connect(path)).await.map(|done| done.map(drop))
+            within(clock, LIMIT, connect(path, agent)).await.map(|done| done.map(drop))
         }
-        Endpoint::Tcp(address) => within(clock, LIMIT, TcpStream::connect(address)).await.map(|done| done.map(drop)),
+        Endpoint::Tcp(address) => {
+            let connecting = within(clock, LIMIT, TcpStream::connect(address)).await;
+            connecting.map(|done| done.map(drop).map_err(ConnectError::Io))
+        }
     };
     match connected {
         Some(Ok(())) => Ok(()),
-        Some(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
+        Some(Err(error @ ConnectError::Stranger(_))) => {
+            let text = "look who listens there, and who can write to its directory";
+            Err(Check::fail(SOCKET, error.to_string(), text))
+        }
+        Some(Err(ConnectError::Io(error))) if error.kind() == io::ErrorKind::PermissionDenied => {
             Err(Check::fail(SOCKET, error.to_string(), "let this user write to the socket and enter its directories"))
         }
-        Some(Err(error)) => Err(Check::fail(SOCKET, error.to_string(), "start the SPIFFE agent")),
+        Some(Err(ConnectError::Io(error))) => Err(Check::fail(SOCKET, error.to_string(), "start the SPIFFE agent")),
         None => Err(Check::fail(SOCKET, "does not accept connections", "restart the SPIFFE agent")),
     }
 }
@@ -212,7 +221,7 @@ mod tests {
     async fn a_missing_socket_and_a_file_in_its_place_are_told_apart() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("agent.sock");
-        let look = async || socket(&Endpoint::Unix(path.clone()), &crate::clock::SystemClock).await;
+        let look = async || socket(&Endpoint::Unix(path.clone()), None, &crate::clock::SystemClock).await;
         assert!(look().await.unwrap_err().detail.contains("No such file"));
         std::fs::write(&path, "").unwrap();
         assert!(look().await.unwrap_err().detail.contains("is no socket"));

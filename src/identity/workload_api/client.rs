@@ -11,6 +11,7 @@ use spiffe::transport::{GrpcStatusCode, TransportError};
 use x509_parser::extensions::GeneralName;
 
 use super::endpoint::Endpoint;
+use super::socket::{self, ClientError};
 use super::{JwtSvid, OwnSvid, SvidKey, WorkloadApiError};
 use crate::clock::{SharedClock, Timestamp, within};
 use crate::identity::jwt_svid::inspect;
@@ -32,13 +33,19 @@ pub(super) enum Trouble {
     Rejected,
     /// Not reachable or not able now.
     Unavailable,
+    /// Served by somebody whom we do not believe.
+    Untrusted,
     /// The answer lacks a mandatory field or cannot be read: discard it.
     BadMessage,
 }
 
 impl Trouble {
-    pub(super) fn of(error: &spiffe::WorkloadApiError) -> Self {
+    pub(super) fn of(error: &ClientError) -> Self {
         use spiffe::WorkloadApiError as E;
+        let error = match error {
+            ClientError::Untrusted(_) => return Self::Untrusted,
+            ClientError::Api(error) => error,
+        };
         match error {
             E::NoIdentityIssued | E::PermissionDenied(_) => Self::Denied,
             E::Transport(TransportError::Status(status)) => match status.code() {
@@ -55,12 +62,13 @@ impl Trouble {
 }
 
 /// The text of `error` and its causes, on one line and cut to a decent length.
-pub(super) fn describe(error: &spiffe::WorkloadApiError) -> String {
+pub(super) fn describe(error: &ClientError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         let next = error.to_string();
-        if !text.contains(&next) {
+        // tonic's own form of a status says the same once more
+        if !text.contains(&next) && !next.starts_with("code: ") {
             text.push_str(": ");
             text.push_str(&next);
         }
@@ -69,11 +77,12 @@ pub(super) fn describe(error: &spiffe::WorkloadApiError) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_ERROR).collect()
 }
 
-fn refusal(error: &spiffe::WorkloadApiError) -> WorkloadApiError {
+fn refusal(error: &ClientError) -> WorkloadApiError {
     let text = describe(error);
     match Trouble::of(error) {
         Trouble::Denied => WorkloadApiError::Denied(text),
         Trouble::Unavailable => WorkloadApiError::Unavailable(text),
+        Trouble::Untrusted => WorkloadApiError::Untrusted(text),
         Trouble::Rejected | Trouble::BadMessage => WorkloadApiError::Invalid(text),
     }
 }
@@ -81,6 +90,7 @@ fn refusal(error: &spiffe::WorkloadApiError) -> WorkloadApiError {
 /// A client for single questions. It keeps its connection and makes a new one when that one fails.
 pub struct Client {
     endpoint: Endpoint,
+    agent: Option<u32>,
     clock: SharedClock,
     connection: Mutex<Option<WorkloadApiClient>>,
 }
@@ -105,9 +115,10 @@ pub struct X509Material {
 }
 
 impl Client {
-    /// A client of the Workload API at `endpoint`; it connects when it is first used.
-    pub fn new(endpoint: Endpoint, clock: SharedClock) -> Self {
-        Self { endpoint, clock, connection: Mutex::new(None) }
+    /// A client of the Workload API at `endpoint`; it connects when it is first used. [`socket`] says who may serve it, beside
+    /// the user `agent`.
+    pub fn new(endpoint: Endpoint, agent: Option<u32>, clock: SharedClock) -> Self {
+        Self { endpoint, agent, clock, connection: Mutex::new(None) }
     }
 
     /// Where it asks.
@@ -151,7 +162,7 @@ impl Client {
         let context = self
             .in_time(limit, async {
                 let connection = self.connect().await?;
-                connection.fetch_x509_context().await.map_err(|error| refusal(&error))
+                connection.fetch_x509_context().await.map_err(|error| refusal(&error.into()))
             })
             .await?;
         let material = context.svids().iter().filter_map(|svid| {
@@ -186,7 +197,7 @@ impl Client {
             Some(Err(error)) => return Err(WorkloadApiError::Invalid(error.to_string())),
         };
         if let Some(connection) = self.kept() {
-            match connection.fetch_jwt_token([audience], spiffe_id.as_ref()).await {
+            match connection.fetch_jwt_token([audience], spiffe_id.as_ref()).await.map_err(ClientError::from) {
                 Ok(token) => return Ok(Secret::new(token)),
                 // the agent may have been restarted since: ask once more over a new connection
                 Err(error) if Trouble::of(&error) == Trouble::Unavailable => self.keep(None),
@@ -194,14 +205,14 @@ impl Client {
             }
         }
         let connection = self.connect().await?;
-        let token =
-            connection.fetch_jwt_token([audience], spiffe_id.as_ref()).await.map_err(|error| refusal(&error))?;
+        let token = connection.fetch_jwt_token([audience], spiffe_id.as_ref()).await;
+        let token = token.map_err(|error| refusal(&error.into()))?;
         self.keep(Some(connection));
         Ok(Secret::new(token))
     }
 
     async fn connect(&self) -> Result<WorkloadApiClient, WorkloadApiError> {
-        WorkloadApiClient::connect(self.endpoint.to_spiffe()).await.map_err(|error| refusal(&error))
+        socket::client(&self.endpoint, self.agent).await.map_err(|error| refusal(&error))
     }
 
     fn kept(&self) -> Option<WorkloadApiClient> {

@@ -8,7 +8,11 @@
 //! | a message without its mandatory fields | reports and discards it (§4.5); the stream goes on |
 //! | `PermissionDenied` | drops its half of [`Identities`] at once: we have no identity, or no more; asks again with backoff |
 //! | `InvalidArgument`, `Unimplemented` | reports an error, keeps what it has, asks again every 30 s, in case an agent is upgraded |
+//! | served by somebody whom we do not believe | reports an error and says nothing to them; keeps what it has and tries again with backoff |
 //! | anything else, or no connection | keeps what it has (an SVID counts until its own expiry) and asks again with backoff |
+//!
+//! A stream that says nothing for 10 s after it was asked for counts as no connection; later it may be silent as long as it
+//! likes, since it speaks only of what changes.
 //!
 //! Backoff: at once, then 100 ms doubling to 5 s with jitter (the socket is this machine's own, and a token signed by a
 //! new key is refused until the bundle is here); it begins anew after a message was used. A stream that ends
@@ -21,13 +25,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use spiffe::WorkloadApiClient;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio_stream::{Stream, StreamExt as _};
 
 use super::client::{Client, Trouble, X509State, describe};
 use super::endpoint::{Endpoint, EndpointError};
+use super::socket::{self, ClientError};
 use super::{Identities, JwtSvid, WorkloadApi, WorkloadApiError};
 use crate::clock::{SharedClock, within};
 use crate::identity::jwt_svid::JwtBundle;
@@ -40,7 +44,7 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MOST: Duration = Duration::from_secs(5);
 /// The wait after a request that the Workload API does not know.
 const REJECTED_WAIT: Duration = Duration::from_secs(30);
-/// How long a connection and the opening of a stream may take.
+/// How long a connection, the opening of a stream and its first message may take together.
 pub(super) const OPENING: Duration = Duration::from_secs(10);
 /// A stream that ends sooner than this is not opened again at once.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
@@ -92,23 +96,24 @@ impl fmt::Debug for SpiffeWorkloadApi {
 
 impl SpiffeWorkloadApi {
     /// Begins to follow the Workload API at `endpoint` (`unix:///path` or `tcp://ip:port`), which need not be there
-    /// yet. Must be called on a Tokio runtime.
+    /// yet. [`socket`] says who may serve it, beside the user `agent`. Must be called on a Tokio runtime.
     ///
     /// # Errors
     /// Only for a text that is not an address.
-    pub fn start(endpoint: &str, clock: SharedClock) -> Result<Arc<Self>, EndpointError> {
+    pub fn start(endpoint: &str, agent: Option<u32>, clock: SharedClock) -> Result<Arc<Self>, EndpointError> {
         let endpoint: Endpoint = endpoint.parse()?;
         let shared = Arc::new(Shared::default());
         let supervisors = [Profile::X509, Profile::Jwt].map(|profile| {
             let supervisor = Supervisor {
                 profile,
                 endpoint: endpoint.clone(),
+                agent,
                 clock: Arc::clone(&clock),
                 shared: Arc::clone(&shared),
             };
             tokio::spawn(supervisor.run()).abort_handle()
         });
-        Ok(Arc::new(Self { shared, client: Client::new(endpoint, clock), supervisors }))
+        Ok(Arc::new(Self { shared, client: Client::new(endpoint, agent, clock), supervisors }))
     }
 
     /// How the streams do now.
@@ -205,7 +210,7 @@ enum Update {
     Bundles(BTreeMap<TrustDomain, Arc<JwtBundle>>),
 }
 
-type Updates = Pin<Box<dyn Stream<Item = Result<Update, spiffe::WorkloadApiError>> + Send>>;
+type Updates = Pin<Box<dyn Stream<Item = Result<Update, ClientError>> + Send>>;
 
 /// Why a stream is over.
 struct End {
@@ -215,7 +220,7 @@ struct End {
 }
 
 impl End {
-    fn of(error: &spiffe::WorkloadApiError, used_a_message: bool) -> Self {
+    fn of(error: &ClientError, used_a_message: bool) -> Self {
         Self { trouble: Trouble::of(error), text: describe(error), used_a_message }
     }
 }
@@ -223,6 +228,7 @@ impl End {
 struct Supervisor {
     profile: Profile,
     endpoint: Endpoint,
+    agent: Option<u32>,
     clock: SharedClock,
     shared: Arc<Shared>,
 }
@@ -247,17 +253,22 @@ impl Supervisor {
 
     /// Opens the stream and applies its messages until it ends.
     async fn follow(&self) -> End {
-        let mut updates = match within(&*self.clock, OPENING, self.open()).await {
-            Some(Ok(updates)) => updates,
+        let opening = async {
+            let mut updates = self.open().await?;
+            self.shared.note(self.profile, |health| health.connected = true);
+            tracing::info!(stream = %self.profile, "following the Workload API");
+            let first = updates.next().await;
+            Ok::<_, ClientError>((updates, first))
+        };
+        let (mut updates, mut next) = match within(&*self.clock, OPENING, opening).await {
+            Some(Ok(opened)) => opened,
             Some(Err(error)) => return End::of(&error, false),
             None => {
                 return End { trouble: Trouble::Unavailable, text: "no answer in time".into(), used_a_message: false };
             }
         };
-        self.shared.note(self.profile, |health| health.connected = true);
-        tracing::info!(stream = %self.profile, "following the Workload API");
         let mut used_a_message = false;
-        while let Some(update) = updates.next().await {
+        while let Some(update) = next {
             match update {
                 Ok(update) => {
                     self.shared.note(self.profile, |health| {
@@ -274,22 +285,22 @@ impl Supervisor {
                 }
                 Err(error) => return End::of(&error, used_a_message),
             }
+            next = updates.next().await;
         }
         End { trouble: Trouble::Unavailable, text: "the Workload API closed the stream".into(), used_a_message }
     }
 
-    async fn open(&self) -> Result<Updates, spiffe::WorkloadApiError> {
-        let client = WorkloadApiClient::connect(self.endpoint.to_spiffe()).await?;
+    async fn open(&self) -> Result<Updates, ClientError> {
+        let client = socket::client(&self.endpoint, self.agent).await?;
         Ok(match self.profile {
-            Profile::X509 => Box::pin(
-                client
-                    .stream_x509_contexts()
-                    .await?
-                    .map(|context| context.map(|all| Update::X509(X509State::of(&all)))),
-            ),
-            Profile::Jwt => {
-                Box::pin(client.stream_jwt_bundles().await?.map(|set| set.map(|all| Update::Bundles(bundles(&all)))))
-            }
+            Profile::X509 => Box::pin(client.stream_x509_contexts().await?.map(|context| {
+                let context = context?;
+                Ok(Update::X509(X509State::of(&context)))
+            })),
+            Profile::Jwt => Box::pin(client.stream_jwt_bundles().await?.map(|set| {
+                let set = set?;
+                Ok(Update::Bundles(bundles(&set)))
+            })),
         })
     }
 
@@ -310,6 +321,9 @@ impl Supervisor {
             }
             Trouble::Rejected => {
                 tracing::error!(stream = %self.profile, error = end.text, "the Workload API refuses the request itself: check its version and address");
+            }
+            Trouble::Untrusted => {
+                tracing::error!(stream = %self.profile, error = end.text, "the Workload API is not believed");
             }
             Trouble::Unavailable | Trouble::BadMessage => {
                 tracing::warn!(stream = %self.profile, error = end.text, "the Workload API is not there; asking again");

@@ -1,10 +1,12 @@
 //! The real client against an agent of the tests: a gRPC server on a Unix socket that says what a test tells it to.
 #![cfg(feature = "dev")]
 
+mod hostile;
+
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use prost::Message;
@@ -34,10 +36,12 @@ const NOT_AFTER: Timestamp = Timestamp::from_secs(1_798_761_600);
 /// A limit that the impatient clock never reaches.
 const NEVER: Duration = OPENING;
 
-/// A clock whose waits are over at once, and that remembers them. Only waits of [`NEVER`] never end.
+/// A clock whose waits are over at once, and that remembers them. Only waits of [`NEVER`] never end, unless it is told so.
 #[derive(Debug, Default)]
 struct Impatient {
     waits: Mutex<Vec<Duration>>,
+    /// Whether the time for an opening passes too.
+    openings_end: AtomicBool,
 }
 
 #[async_trait]
@@ -51,10 +55,11 @@ impl Clock for Impatient {
     }
 
     async fn sleep(&self, duration: Duration) {
-        if duration == NEVER {
+        if duration != NEVER {
+            self.waits.lock().unwrap().push(duration);
+        } else if !self.openings_end.load(Ordering::SeqCst) {
             std::future::pending::<()>().await;
         }
-        self.waits.lock().unwrap().push(duration);
         for _ in 0..20 {
             tokio::task::yield_now().await;
         }
@@ -318,7 +323,7 @@ fn bundles(entries: &[(&str, &[u8])]) -> BundlesResponse {
 
 fn start(agent: &Agent) -> (Arc<SpiffeWorkloadApi>, Arc<Impatient>) {
     let clock = Arc::new(Impatient::default());
-    (SpiffeWorkloadApi::start(&agent.address(), clock.clone()).unwrap(), clock)
+    (SpiffeWorkloadApi::start(&agent.address(), None, clock.clone()).unwrap(), clock)
 }
 
 /// Lets everything run until `condition` holds.
@@ -578,7 +583,7 @@ async fn fetch(client: &Client) -> Result<JwtSvid, WorkloadApiError> {
 
 fn client(socket: &Path) -> Client {
     let address = format!("unix://{}", socket.display());
-    Client::new(address.parse().unwrap(), Arc::new(Impatient::default()))
+    Client::new(address.parse().unwrap(), None, Arc::new(Impatient::default()))
 }
 
 #[tokio::test]

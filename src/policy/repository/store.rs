@@ -460,7 +460,7 @@ fn lock(place: &Path) -> Result<Option<File>, Fault> {
 }
 
 /// Files one after the other: length (four bytes, the highest first), bytes. Their digests say what they are.
-fn pack<'a>(files: impl Iterator<Item = &'a Bytes>) -> Vec<u8> {
+pub fn pack<'a>(files: impl Iterator<Item = &'a Bytes>) -> Vec<u8> {
     let by_digest: BTreeMap<Digest, &Bytes> = files.map(|bytes| (Digest::of(bytes), bytes)).collect();
     let mut pack = PACK_FORM.to_vec();
     for bytes in by_digest.values() {
@@ -473,7 +473,7 @@ fn pack<'a>(files: impl Iterator<Item = &'a Bytes>) -> Vec<u8> {
 }
 
 /// What of a pack is whole, by its own digest.
-fn unpack(pack: &Bytes) -> BTreeMap<Digest, Bytes> {
+pub fn unpack(pack: &Bytes) -> BTreeMap<Digest, Bytes> {
     let mut files = BTreeMap::new();
     if !pack.starts_with(PACK_FORM) {
         return files;

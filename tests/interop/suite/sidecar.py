@@ -13,7 +13,7 @@ SIDECAR_UID = 2001
 class Sidecar:
     """One sidecar with its own ports, journal, audit file and configuration. It may be started again."""
 
-    def __init__(self, world, name, workload_api=None, sts=None, pod_task=None, shutdown="end", uid=SIDECAR_UID, policy=None, vault=None):
+    def __init__(self, world, name, workload_api=None, sts=None, pod_task=None, shutdown="end", uid=SIDECAR_UID, policy=None, vault=None, mtls=False):
         self.world, self.name, self.uid = world, name, uid
         self.folder = world.folder / name
         self.folder.mkdir(mode=0o755)
@@ -21,6 +21,7 @@ class Sidecar:
         self.http_port, self.admin_port = free_port(), free_port()
         self.http = f"http://127.0.0.1:{self.http_port}"
         self.admin = f"http://127.0.0.1:{self.admin_port}"
+        self.mtls_port = free_port() if mtls else None
         self.admin_socket = self.folder / "admin.sock"
         self.socket = self.folder / "broker.sock"
         self.audit = self.folder / "audit.jsonl"
@@ -44,6 +45,7 @@ class Sidecar:
                 audience=AUDIENCE,
                 shutdown=shutdown,
                 pod=pod,
+                mtls=f'[mtls]\naddress = "127.0.0.1:{self.mtls_port}"\n' if mtls else "",
                 vault=f'[vault]\naddress = "{vault}"\n' if vault else "",
             )
         )
@@ -191,6 +193,7 @@ format = "json"
 [shutdown]
 tasks = "{shutdown}"
 
+{mtls}
 {vault}
 {pod}
 """

@@ -1,10 +1,15 @@
 """Unmodified clients: their default credential chain, told only where the endpoint is and who they are."""
 
+import http.client
 import json
+import os
+import ssl
 
 from ..harness import case, run
 from ..rgw import BUCKET
-from ..world import REPORT_UID
+from ..sidecar import SIDECAR_UID, Sidecar, Task
+from ..spire import spiffe_id
+from ..world import ALONE, ALONE_UID, REPORT, REPORT_UID
 
 ALLOWED, REFUSED = f"{BUCKET}/c-42/report.txt", f"{BUCKET}/c-43/report.txt"
 ASK = ["--scope", "ledger-read", "--param", "customer=c-42"]
@@ -77,6 +82,66 @@ for client, argv, part in CLIENTS:
     case(f"{client} under exec reads across a re-mint and is refused another customer's object", needs)(by_exec(client, argv))
     case(f"{client} with the environment of a begun task reads, and is refused another's", needs)(by_request(client, argv, False))
     case(f"{client} with the task's token in a file reads, and is refused another's", needs)(by_request(client, argv, True))
+
+
+def x509_svid(world, uid, name):
+    """The folder with the X.509-SVID of the workload `uid`, as its own command writes it."""
+    folder = world.folder / f"svid-{name}"
+    folder.mkdir(mode=0o700)
+    os.chown(folder, uid, uid)
+    asked = [world.sidemint, "svid", "x509", "--write", folder, "--workload-api", world.spire.workload_api]
+    run(asked, uid=uid, env=world.bare_env()).ok()
+    world.secret("".join((folder / "svid_key.pem").read_text().splitlines()[1:-1]))
+    return folder
+
+
+def over_mtls(sidecar, trusted, shown):
+    """Asks for a task by Python's own TLS, which knows nothing of SPIFFE. Returns the status, the answer, and who served."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False  # an SVID names no host: who it is is read below
+    context.load_verify_locations(trusted / "bundle.pem")
+    if shown:
+        context.load_cert_chain(shown / "svid.pem", shown / "svid_key.pem")
+    link = http.client.HTTPSConnection("127.0.0.1", sidecar.mtls_port, timeout=15, context=context)
+    try:
+        body = json.dumps({"scope": "ledger-read", "params": {"customer": "c-42"}})
+        link.request("POST", "/v1/tasks", body=body, headers={"Content-Type": "application/json"})
+        served_by = dict(link.sock.getpeercert()["subjectAltName"])["URI"]
+        answer = link.getresponse()
+        return answer.status, json.loads(answer.read()), served_by
+    finally:
+        link.close()
+
+
+@case("a workload begins a task over mutual TLS by the X.509-SVID that SPIRE gave it; no certificate, and who is not held here, are refused", ("spire", "rgw", "sidemint"))
+def mutual_tls(world):
+    sidecar = Sidecar(world, "mtls", mtls=True).start()
+    report = x509_svid(world, REPORT_UID, "report")
+    status, begun, served_by = over_mtls(sidecar, report, report)
+    assert status == 201, begun
+    world.secret(begun["token"])
+    assert begun["spiffe_id"] == spiffe_id(REPORT), begun
+    assert served_by in world.spire.x509_ids(SIDECAR_UID), served_by
+    task = Task(sidecar, begun)
+    task.credentials().expect(200)
+    begin = next(r for r in sidecar.audit_records() if r.get("task") == task.id and r["event"] == "decision")
+    assert begin["proof"] == "x509-svid", begin
+    task.end()
+
+    # SPIRE knows this workload too, but gives the sidecar no such identity.
+    alone = x509_svid(world, ALONE_UID, "alone")
+    status, problem, _ = over_mtls(sidecar, alone, alone)
+    assert (status, problem["code"]) == (403, "denied"), problem
+    refused = [r for r in sidecar.audit_records() if r.get("request_id") == problem["request_id"]]
+    assert [(r["outcome"], r["spiffe_id"]) for r in refused] == [("deny", spiffe_id(ALONE))], refused
+    # Without a certificate there is no connection at all.
+    try:
+        status, answer, _ = over_mtls(sidecar, report, None)
+        raise AssertionError(f"answered without a certificate: {status} {answer}")
+    except (ssl.SSLError, ConnectionError, http.client.RemoteDisconnected):
+        pass
+    sidecar.stop()
 
 
 @case("eight clients at once share one mint", ("spire", "rgw", "sidemint"))
