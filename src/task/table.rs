@@ -82,6 +82,11 @@ impl TaskTable {
         self.read().by_id.values().cloned().collect()
     }
 
+    /// All tasks of `owner`, in no order.
+    pub fn of(&self, owner: &SpiffeId) -> Vec<Arc<Task>> {
+        self.read().by_id.values().filter(|task| task.owner() == owner).cloned().collect()
+    }
+
     /// How many tasks of `owner` run.
     pub fn running_of(&self, owner: &SpiffeId) -> usize {
         let maps = self.read();
