@@ -161,6 +161,7 @@ impl Drop for SocketFile {
 pub async fn build(config: &Config) -> Result<Bound, StartError> {
     let machine: SharedClock = Arc::new(SystemClock);
     let listeners = bind(config).await?;
+    let connections = connections(&listeners, config.limits.connections);
     let (journal, recovered) = DiskJournal::open(&config.state_directory)?;
     // After the journal, whose lock says that the state directory is ours.
     let trusted = TrustedClock::start(Arc::clone(&machine), &config.state_directory).map_err(StartError::Clock)?;
@@ -182,7 +183,7 @@ pub async fn build(config: &Config) -> Result<Bound, StartError> {
         audit,
         metrics: Arc::new(metrics()?),
         jitter: Arc::new(SystemJitter),
-        limits: limits(config),
+        limits: limits(config).within(connections),
         clock,
     };
     let broker = Broker::new(parts, recovered);
@@ -203,11 +204,7 @@ pub async fn build(config: &Config) -> Result<Bound, StartError> {
         policy,
         pod_task,
         listeners,
-        settings: RunSettings {
-            poll: config.policy.poll,
-            connections: config.limits.connections,
-            shutdown: config.shutdown,
-        },
+        settings: RunSettings { poll: config.policy.poll, connections, shutdown: config.shutdown },
     })
 }
 
@@ -218,6 +215,8 @@ pub fn limits(config: &Config) -> Limits {
         tasks: limits.tasks,
         tasks_per_caller: limits.tasks_per_caller,
         mints_per_caller: limits.mints_per_caller,
+        waits_per_caller: limits.waits_per_caller,
+        holds_per_caller: limits.holds_per_caller,
         requests: limits.requests,
         mint: limits.mint,
         wait: limits.wait,
@@ -241,6 +240,7 @@ pub fn metrics() -> Result<Metrics, prometheus::Error> {
         suspensions: &Problem::KINDS,
     })?;
     metrics.expect_tls_handshakes(mtls::outcomes());
+    metrics.expect_connections_ended(mtls::ENDINGS);
     Ok(metrics)
 }
 
@@ -451,8 +451,8 @@ impl Bound {
         let clock = Arc::clone(&broker.parts().clock);
         let (stop, stopping) = watch::channel(false);
         let limits = ListenerLimits {
-            connections: connections(&listeners, settings.connections),
-            metrics: Some(Arc::clone(&broker.parts().metrics)),
+            connections: settings.connections,
+            told: Some((Arc::clone(&broker.parts().metrics), Arc::clone(&broker.parts().audit))),
             ..ListenerLimits::default()
         };
 

@@ -102,6 +102,8 @@ pub enum Kind {
     Revocation,
     /// A request was refused at the door, before any decision.
     Refusal,
+    /// A connection of mutual TLS was ended.
+    Connection,
     /// The clocks disagreed, agreed again, or an operator said which to believe.
     Clock,
     /// What was found wrong with the log when the sidecar started.
@@ -110,8 +112,16 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind of line but checkpoints.
-    pub const ALL: [Self; 7] =
-        [Self::Decision, Self::Mint, Self::End, Self::Revocation, Self::Refusal, Self::Clock, Self::Recovery];
+    pub const ALL: [Self; 8] = [
+        Self::Decision,
+        Self::Mint,
+        Self::End,
+        Self::Revocation,
+        Self::Refusal,
+        Self::Connection,
+        Self::Clock,
+        Self::Recovery,
+    ];
 }
 
 /// One line. Members that do not apply are left out.

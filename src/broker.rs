@@ -44,6 +44,7 @@ use crate::task::{EndReason, Ending, Task, TaskTable};
 
 pub use crate::task::MintError;
 pub use begin::{BeginRequest, Begun, Claimant};
+pub(crate) use callers::Counted;
 pub use end::Stop;
 pub use error::{BeginError, CredentialsError, FindError};
 pub use outstanding::Outstanding;
@@ -59,6 +60,10 @@ pub struct Limits {
     pub tasks_per_caller: usize,
     /// The most credentials that are asked for in a minute for one caller.
     pub mints_per_caller: u32,
+    /// The most requests of one caller that wait for a provider at a time.
+    pub waits_per_caller: usize,
+    /// The most streams that hold tasks of one caller at a time.
+    pub holds_per_caller: usize,
     /// The most requests that are answered at a time.
     pub requests: usize,
     /// How long one exchange may take, its retries included.
@@ -74,9 +79,25 @@ impl Default for Limits {
             tasks: 10_000,
             tasks_per_caller: 1000,
             mints_per_caller: 600,
-            requests: 1024,
+            waits_per_caller: 1000,
+            holds_per_caller: 500,
+            requests: 2048,
             mint: Duration::from_secs(15),
             wait: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Limits {
+    /// The same for listeners that take `connections` each: of those, and of the requests, one caller keeps waiting at most
+    /// half and holds at most a quarter, whatever is configured, so that there is always room for another.
+    #[must_use]
+    pub fn within(self, connections: usize) -> Self {
+        let share = |part: usize| (connections.min(self.requests) / part).max(1);
+        Self {
+            waits_per_caller: self.waits_per_caller.min(share(2)),
+            holds_per_caller: self.holds_per_caller.min(share(4)),
+            ..self
         }
     }
 }

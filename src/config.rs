@@ -94,6 +94,8 @@ const KEYS: &[(&str, &str, Form)] = &[
     ("limits", "tasks", Form::Number),
     ("limits", "tasks_per_caller", Form::Number),
     ("limits", "mints_per_caller", Form::Number),
+    ("limits", "waits_per_caller", Form::Number),
+    ("limits", "holds_per_caller", Form::Number),
     ("limits", "connections", Form::Number),
     ("limits", "requests", Form::Number),
     ("limits", "mint", Form::Text),
@@ -299,6 +301,10 @@ pub struct LimitSettings {
     pub tasks_per_caller: usize,
     /// Credentials asked for in a minute for one caller.
     pub mints_per_caller: u32,
+    /// Requests of one caller that wait for a provider at a time.
+    pub waits_per_caller: usize,
+    /// Streams that hold tasks of one caller at a time.
+    pub holds_per_caller: usize,
     /// Connections at a time, per listener.
     pub connections: usize,
     /// Requests that are answered at a time.
@@ -774,8 +780,10 @@ impl Raw {
             tasks: size(section.number("tasks", 10_000, 1)?),
             tasks_per_caller: size(section.number("tasks_per_caller", 1000, 1)?),
             mints_per_caller: section.number("mints_per_caller", 600, 1)?,
-            connections: size(section.number("connections", 1024, 1)?),
-            requests: size(section.number("requests", 1024, 1)?),
+            waits_per_caller: size(section.number("waits_per_caller", 1000, 1)?),
+            holds_per_caller: size(section.number("holds_per_caller", 500, 1)?),
+            connections: size(section.number("connections", 2048, 1)?),
+            requests: size(section.number("requests", 2048, 1)?),
             mint: section.duration("mint", 15 * second, second)?,
             wait: section.duration("wait", 10 * second, second)?,
             upstream_rate: section.number("upstream_rate", 10, 1)?,

@@ -70,8 +70,18 @@ pub enum Limit {
     BodySize,
     /// A body was not finished in time.
     BodyTime,
+    /// A body was nested too deep.
+    BodyDepth,
     /// An answer was not read in time.
     AnswerTime,
+    /// What came is no request of HTTP/1.1, or was broken off in the middle of its head.
+    Malformed,
+    /// Too many holds of one task.
+    HoldsPerTask,
+    /// Too many holds of one caller.
+    HoldsPerCaller,
+    /// Too many requests of one caller wait for a provider.
+    WaitsPerCaller,
     /// Too many tasks.
     Tasks,
     /// Too many tasks of one caller.
@@ -82,7 +92,7 @@ pub enum Limit {
 
 impl Limit {
     /// Every limit.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 16] = [
         Self::Connections,
         Self::Descriptors,
         Self::Requests,
@@ -90,7 +100,12 @@ impl Limit {
         Self::HeadTime,
         Self::BodySize,
         Self::BodyTime,
+        Self::BodyDepth,
         Self::AnswerTime,
+        Self::Malformed,
+        Self::HoldsPerTask,
+        Self::HoldsPerCaller,
+        Self::WaitsPerCaller,
         Self::Tasks,
         Self::TasksPerCaller,
         Self::MintsPerCaller,
@@ -106,7 +121,12 @@ impl Limit {
             Self::HeadTime => "head_time",
             Self::BodySize => "body_size",
             Self::BodyTime => "body_time",
+            Self::BodyDepth => "body_depth",
             Self::AnswerTime => "answer_time",
+            Self::Malformed => "malformed",
+            Self::HoldsPerTask => "holds_per_task",
+            Self::HoldsPerCaller => "holds_per_caller",
+            Self::WaitsPerCaller => "waits_per_caller",
             Self::Tasks => "tasks",
             Self::TasksPerCaller => "tasks_per_caller",
             Self::MintsPerCaller => "mints_per_caller",
@@ -146,6 +166,7 @@ pub struct Metrics {
     lease_series: Vec<(&'static str, &'static str)>,
     suspensions: Vec<&'static str>,
     tls_handshakes: IntCounterVec,
+    connections_ended: IntCounterVec,
     clock_untrusted: IntGauge,
     limited: IntCounterVec,
 }
@@ -308,6 +329,12 @@ impl Metrics {
                 .collect(),
             suspensions: words.suspensions.to_vec(),
             tls_handshakes: counter_vec(&r, "sidemint_tls_handshakes_total", "TLS handshakes.", &["outcome"])?,
+            connections_ended: counter_vec(
+                &r,
+                "sidemint_connections_ended_total",
+                "Connections of mutual TLS that the sidecar ended.",
+                &["reason"],
+            )?,
             limited: counter_vec(&r, "sidemint_limited_total", "Times that a caller ran into a limit.", &["limit"])?,
             registry: r,
         };
@@ -376,6 +403,18 @@ impl Metrics {
     /// A TLS handshake ended.
     pub fn tls_handshake(&self, outcome: &'static str) {
         self.tls_handshakes.with_label_values(&[outcome]).inc();
+    }
+
+    /// Lists the words for why a connection of mutual TLS was ended.
+    pub fn expect_connections_ended(&self, reasons: impl IntoIterator<Item = &'static str>) {
+        for reason in reasons {
+            self.connections_ended.with_label_values(&[reason]).inc_by(0);
+        }
+    }
+
+    /// A connection of mutual TLS was ended.
+    pub fn connection_ended(&self, reason: &'static str) {
+        self.connections_ended.with_label_values(&[reason]).inc();
     }
 
     /// A caller ran into a limit.

@@ -1,12 +1,14 @@
-//! What one caller may have of what all share: tasks, and credentials per minute. One that asks without end is refused by
-//! its own limit, and the others never meet theirs.
+//! What one caller may have of what all share: tasks, credentials per minute, requests that wait, connections that are held.
+//! One that asks without end is refused by its own limit, and the others never meet theirs.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::Broker;
 use crate::exchange::retry::{Rate, TokenBucket};
 use crate::identity::SpiffeId;
+use crate::metrics::Limit;
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// So many callers are remembered before those are forgotten about whom there is nothing to remember. A sidecar serves a
@@ -18,14 +20,39 @@ const MANY: usize = 1024;
 pub(super) struct Callers {
     rate: Rate,
     buckets: Mutex<HashMap<SpiffeId, TokenBucket>>,
-    opening: Mutex<HashMap<SpiffeId, usize>>,
+    /// Tasks that are being opened.
+    opening: Counts,
+    /// Requests that wait for a provider.
+    waiting: Counts,
+    /// Streams that hold a task.
+    holding: Counts,
 }
 
-/// A task of one caller that is being opened; over when dropped.
+/// How many of one kind each caller has now; those who have none are not in it.
+#[derive(Debug, Default)]
+struct Counts(Arc<Mutex<HashMap<SpiffeId, usize>>>);
+
+/// One of what is counted; it counts until it is dropped.
 #[derive(Debug)]
-pub(super) struct Opening<'a> {
-    callers: &'a Callers,
+pub(crate) struct Counted {
+    counts: Arc<Mutex<HashMap<SpiffeId, usize>>>,
     caller: SpiffeId,
+}
+
+impl Counts {
+    /// Counts one more of `caller`, and says how many there are now.
+    fn take(&self, caller: &SpiffeId) -> (Counted, usize) {
+        let mut counts = locked(&self.0);
+        let count = counts.entry(caller.clone()).or_default();
+        *count = count.saturating_add(1);
+        (Counted { counts: Arc::clone(&self.0), caller: caller.clone() }, *count)
+    }
+
+    /// Counts one more of `caller`, unless it has `most` already.
+    fn take_one_of(&self, caller: &SpiffeId, most: usize) -> Option<Counted> {
+        let (taken, count) = self.take(caller);
+        (count <= most).then_some(taken)
+    }
 }
 
 impl Callers {
@@ -33,7 +60,13 @@ impl Callers {
     pub(super) fn new(mints: u32) -> Self {
         let mints = mints.max(1);
         let rate = Rate { interval: MINUTE / mints, burst: mints };
-        Self { rate, buckets: Mutex::default(), opening: Mutex::default() }
+        Self {
+            rate,
+            buckets: Mutex::default(),
+            opening: Counts::default(),
+            waiting: Counts::default(),
+            holding: Counts::default(),
+        }
     }
 
     /// Takes one credential off what `caller` may have at `now` (time since boot).
@@ -50,23 +83,40 @@ impl Callers {
     }
 
     /// Counts a task of `caller` as one that is being opened, and says how many are.
-    pub(super) fn open(&self, caller: &SpiffeId) -> (Opening<'_>, usize) {
-        let mut opening = locked(&self.opening);
-        let count = opening.entry(caller.clone()).or_default();
-        *count = count.saturating_add(1);
-        (Opening { callers: self, caller: caller.clone() }, *count)
+    pub(super) fn open(&self, caller: &SpiffeId) -> (Counted, usize) {
+        self.opening.take(caller)
     }
 }
 
-impl Drop for Opening<'_> {
+impl Drop for Counted {
     fn drop(&mut self) {
-        let mut opening = locked(&self.callers.opening);
-        if let Some(count) = opening.get_mut(&self.caller) {
+        let mut counts = locked(&self.counts);
+        if let Some(count) = counts.get_mut(&self.caller) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                opening.remove(&self.caller);
+                counts.remove(&self.caller);
             }
         }
+    }
+}
+
+impl Broker {
+    /// Lets one more request of `caller` wait for a provider; `None`, and counted, where as many wait as may.
+    pub(super) fn let_wait(&self, caller: &SpiffeId) -> Option<Counted> {
+        let place = self.callers.waiting.take_one_of(caller, self.parts.limits.waits_per_caller);
+        if place.is_none() {
+            self.parts.metrics.limited(Limit::WaitsPerCaller);
+        }
+        place
+    }
+
+    /// Lets one more stream hold a task of `caller`; `None`, and counted, where as many do as may.
+    pub(crate) fn let_hold(&self, caller: &SpiffeId) -> Option<Counted> {
+        let place = self.callers.holding.take_one_of(caller, self.parts.limits.holds_per_caller);
+        if place.is_none() {
+            self.parts.metrics.limited(Limit::HoldsPerCaller);
+        }
+        place
     }
 }
 
@@ -103,7 +153,7 @@ mod tests {
             assert_eq!(callers.take_mint(&caller, now), Ok(()));
             assert_eq!(callers.open(&caller).1, 1);
         }
-        assert!(locked(&callers.buckets).len() <= MANY && locked(&callers.opening).is_empty());
+        assert!(locked(&callers.buckets).len() <= MANY && locked(&callers.opening.0).is_empty());
     }
 
     #[test]
@@ -116,5 +166,32 @@ mod tests {
         let (_third, again) = callers.open(&caller);
         assert_eq!([one, two, again], [1, 2, 2]);
         drop(second);
+    }
+
+    #[test]
+    fn one_caller_never_gets_all_that_the_listeners_take_whatever_is_configured() {
+        let limits = crate::broker::Limits::default();
+        for (connections, waits, holds) in [(2048, 1000, 500), (1000, 500, 250), (2, 1, 1), (1, 1, 1)] {
+            let within = limits.within(connections);
+            assert_eq!((within.waits_per_caller, within.holds_per_caller), (waits, holds), "{connections}");
+        }
+        let few = crate::broker::Limits { requests: 100, ..limits }.within(2048);
+        assert_eq!((few.waits_per_caller, few.holds_per_caller), (50, 25));
+    }
+
+    #[test]
+    fn one_too_many_is_not_counted_and_takes_nothing_from_another_caller() {
+        let (busy, other) = ("spiffe://example.org/a".parse().unwrap(), "spiffe://example.org/b".parse().unwrap());
+        let counts = Counts::default();
+        let first = counts.take_one_of(&busy, 2);
+        let second = counts.take_one_of(&busy, 2);
+        assert!(first.is_some() && second.is_some());
+        for _ in 0..3 {
+            assert!(counts.take_one_of(&busy, 2).is_none() && counts.take_one_of(&other, 2).is_some());
+        }
+        drop(first);
+        assert!(counts.take_one_of(&busy, 2).is_some());
+        drop(second);
+        assert!(locked(&counts.0).is_empty());
     }
 }

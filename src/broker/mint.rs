@@ -31,6 +31,7 @@ impl Broker {
         provider: Provider,
         request_id: &str,
     ) -> Result<Arc<Issued>, CredentialsError> {
+        let _place = self.let_wait(task.owner()).ok_or(MintError::TooManyWait)?;
         let flight = self.mint(task, provider, request_id)?;
         let issued = self.await_flight(flight).await?;
         self.still_good(task, issued)

@@ -219,7 +219,13 @@ impl Broker {
 
     /// The ending of `task`, which has ended, once what can be taken back was, or [`WAIT_FOR_REVOCATION`] has passed.
     pub async fn settled_ending(&self, task: &Task, ending: Ending) -> Ending {
-        let settled = self.until_revoked(|| owes(task));
+        let settled = async {
+            // who may not wait is told how it stands
+            let place = if owes(task) { self.let_wait(task.owner()) } else { None };
+            if place.is_some() {
+                self.until_revoked(|| owes(task)).await;
+            }
+        };
         within(&*self.parts.clock, WAIT_FOR_REVOCATION, settled).await;
         task.state().ending.as_deref().cloned().unwrap_or(ending)
     }

@@ -292,12 +292,16 @@ impl Sidecar {
         self.ask(request).await
     }
 
-    /// Lists one's own tasks, or with a task's token that task alone.
+    /// Lists one's own tasks, those that stand after the task `after`; or with a task's token that task alone.
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn list(&self, proof: &Secret) -> Result<Answer<TaskList>, ClientError> {
-        self.ask(self.request(Method::GET, "/v1/tasks", Some(proof), Vec::new())?).await
+    pub async fn list(&self, proof: &Secret, after: Option<&str>) -> Result<Answer<TaskList>, ClientError> {
+        let path = match after {
+            Some(id) => format!("/v1/tasks?after={}", task_id(id)?),
+            None => "/v1/tasks".to_owned(),
+        };
+        self.ask(self.request(Method::GET, &path, Some(proof), Vec::new())?).await
     }
 
     /// Shows one task, proved by its owner's JWT-SVID or its token.
@@ -457,17 +461,7 @@ impl Sidecar {
 
     /// The path of a task's resource. An id with other characters than a task's cannot be sent: it could name another.
     fn task_path(&self, id: &str, below: &str) -> Result<String, ClientError> {
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-        if id.is_empty() || id.len() > 128 || !id.bytes().all(allowed) {
-            return Err(ClientError::Refused(Box::new(Refusal {
-                status: StatusCode::BAD_REQUEST,
-                code: "invalid_request".into(),
-                detail: "not a task's id".into(),
-                request_id: "-".into(),
-                retry_after: None,
-            })));
-        }
-        Ok(format!("/v1/tasks/{id}{below}"))
+        Ok(format!("/v1/tasks/{}{below}", task_id(id)?))
     }
 
     fn broken(&self, detail: impl fmt::Display) -> ClientError {
@@ -526,6 +520,21 @@ fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> ClientError 
         request_id: problem.request_id.map(|id| plain(&id)).or_else(|| text("x-request-id")).unwrap_or("-".into()),
         retry_after,
     }))
+}
+
+/// `id`, where it can be a task's: it becomes a part of the path.
+fn task_id(id: &str) -> Result<&str, ClientError> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    if !id.is_empty() && id.len() <= 128 && id.bytes().all(allowed) {
+        return Ok(id);
+    }
+    Err(ClientError::Refused(Box::new(Refusal {
+        status: StatusCode::BAD_REQUEST,
+        code: "invalid_request".into(),
+        detail: "not a task's id".into(),
+        request_id: "-".into(),
+        retry_after: None,
+    })))
 }
 
 #[cfg(test)]

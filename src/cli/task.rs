@@ -11,7 +11,7 @@ use clap::Subcommand;
 use serde_json::Value;
 
 use super::aws_deny::{self, Deny};
-use super::client::{Address, Answer, BeginRequest, Begun, Ending, LeaseEnding, Sidecar, TaskView};
+use super::client::{Address, Answer, BeginRequest, Begun, Ending, LeaseEnding, Sidecar, TaskList, TaskView};
 use super::{CliError, CliResult, Exit, Output, own_svid, plain, print};
 use crate::clock::{SharedClock, SystemClock};
 use crate::identity::task_token;
@@ -30,7 +30,7 @@ enum Command {
     /// Begin a task and print its token
     Begin(BeginArgs),
     /// List one's own tasks
-    List(ReadArgs),
+    List(ListArgs),
     /// Show one task and what was minted for it
     Show(OneArgs),
     /// End a task, and say what is left of its access until when
@@ -119,6 +119,15 @@ struct ReadArgs {
 }
 
 #[derive(Debug, clap::Args)]
+struct ListArgs {
+    /// Begin after this task: the list goes on where another one was cut
+    #[arg(long, value_name = "ID")]
+    after: Option<String>,
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+#[derive(Debug, clap::Args)]
 struct OneArgs {
     /// The task's id
     #[arg(value_name = "ID")]
@@ -177,9 +186,9 @@ pub async fn run(args: Args) -> CliResult {
             let answer = sidecar.begin(&proof, &idempotency_key()?, &request).await?;
             show(&answer, args.output, begun_text)
         }
-        Command::List(args) => {
-            let answer = sidecar.list(&args.proof(clock.clone()).await?).await?;
-            show(&answer, args.output, |list| list_text(&list.tasks))
+        Command::List(ListArgs { after, read }) => {
+            let answer = sidecar.list(&read.proof(clock.clone()).await?, after.as_deref()).await?;
+            show(&answer, read.output, list_text)
         }
         Command::Show(OneArgs { id, read }) => {
             let answer = sidecar.show(&read.proof(clock.clone()).await?, &id).await?;
@@ -292,7 +301,8 @@ fn begun_text(begun: &Begun) -> String {
     std::mem::take(&mut *text)
 }
 
-fn list_text(tasks: &[TaskView]) -> String {
+fn list_text(list: &TaskList) -> String {
+    let tasks = &list.tasks;
     if tasks.is_empty() {
         return "no tasks\n".into();
     }
@@ -307,7 +317,11 @@ fn list_text(tasks: &[TaskView]) -> String {
             plain(task.task.as_deref().unwrap_or("-")),
         ]
     }));
-    table(&rows)
+    let mut text = table(&rows);
+    if let Some(next) = &list.next {
+        let _ = writeln!(text, "there are more: sidemint task list --after {}", plain(next));
+    }
+    text
 }
 
 /// Left-aligned columns, two blanks apart.

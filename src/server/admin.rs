@@ -291,7 +291,7 @@ impl Admin {
         if let (true, Value::Object(members)) = (whole, &mut value) {
             let svid = |svid: &crate::identity::workload_api::OwnSvid| json!({ "spiffe_id": svid.spiffe_id, "expires_at": svid.expires_at });
             members.insert("identities".into(), identities.svids.iter().map(svid).collect());
-            members.insert("task_list".into(), json!(tasks::views(&self.broker.tasks().all())));
+            members.insert("task_list".into(), json!(tasks::views(self.broker.tasks().all())));
         }
         value
     }

@@ -17,6 +17,7 @@ use crate::task::TaskId;
 const MAX_LABEL: usize = 128;
 const MAX_REASON: usize = 512;
 const MAX_PARAMS: usize = 32;
+const MAX_DEPTH: usize = 16;
 
 /// What a body asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +58,26 @@ pub fn parse(body: &[u8]) -> Result<Asked, Problem> {
         hold: asked.hold,
         parent,
     })
+}
+
+/// Whether `body` opens more than [`MAX_DEPTH`] brackets within each other. Nothing that can be read does; this is to
+/// tell a try to exhaust us from a mistake.
+pub fn nests_too_deep(body: &[u8]) -> bool {
+    let (mut depth, mut text, mut escaped) = (0_usize, false, false);
+    for byte in body {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if text => escaped = true,
+            b'"' => text = !text,
+            b'[' | b'{' if !text => depth = depth.saturating_add(1),
+            b']' | b'}' if !text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_DEPTH {
+            return true;
+        }
+    }
+    false
 }
 
 #[derive(Debug, Deserialize)]

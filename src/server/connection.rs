@@ -1,6 +1,7 @@
 //! Accepting connections: limits, time-outs, draining.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,7 +23,8 @@ use super::Answer;
 use super::crowd::{Crowd, Place, Seat};
 use super::mtls::{Mtls, Session};
 use super::stall::{Seen, Stalling};
-use crate::clock::SharedClock;
+use crate::audit::{Audit, Event, Kind};
+use crate::clock::{SharedClock, Timestamp};
 use crate::metrics::{Limit, Metrics};
 
 /// Who is at the other end.
@@ -34,6 +36,16 @@ pub enum Peer {
     Unix,
     /// A connection by mutual TLS from this address; its requests hold who is there.
     Mtls(SocketAddr),
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix => f.write_str("the Unix socket"),
+            Self::Mtls(address) => write!(f, "{address} by mutual TLS"),
+        }
+    }
 }
 
 /// A bound listener.
@@ -57,21 +69,34 @@ pub struct ListenerLimits {
     pub head: Duration,
     /// How long the writing of an answer may stand still.
     pub answer: Duration,
-    /// Where it is counted that a limit was met.
-    pub metrics: Option<Arc<Metrics>>,
+    /// Where it is counted and told that a limit was met.
+    pub told: Option<(Arc<Metrics>, Arc<Audit>)>,
 }
 
 impl ListenerLimits {
     fn met(&self, limit: Limit) {
-        if let Some(metrics) = &self.metrics {
+        if let Some((metrics, _)) = &self.told {
             metrics.limited(limit);
+        }
+    }
+
+    /// A connection with `peer` ended by a limit, before there was a request that could be refused.
+    fn ended(&self, limit: Limit, peer: Peer, error: &hyper::Error, now: Timestamp) {
+        self.met(limit);
+        if let Some((_, audit)) = &self.told {
+            audit.note(&Event {
+                reason: Some(limit.as_str()),
+                // the library's own words: nothing of what came
+                detail: Some(format!("connection from {peer}: {error}")),
+                ..Event::new(now, Kind::Refusal, "refused")
+            });
         }
     }
 }
 
 impl Default for ListenerLimits {
     fn default() -> Self {
-        Self { connections: 1024, head: Duration::from_secs(5), answer: Duration::from_secs(5), metrics: None }
+        Self { connections: 2048, head: Duration::from_secs(5), answer: Duration::from_secs(5), told: None }
     }
 }
 
@@ -208,18 +233,12 @@ async fn converse<H, F>(
 {
     let (stream, session): (Box<dyn Stream>, Option<Session>) = match accepted {
         Accepted::Plain(stream) => (stream, None),
-        Accepted::Mtls(stream, address, mtls) => {
-            let shaken = tokio::select! {
-                shaken = mtls.accept(stream, address) => shaken,
-                () = taken.seat.sent_away() => None,
-            };
-            match shaken {
-                Some((stream, session)) => (Box::new(stream), Some(session)),
-                None => return,
-            }
-        }
+        Accepted::Mtls(stream, address, mtls) => match mtls.accept(stream, address, taken.seat.sent_away()).await {
+            Some((stream, session)) => (Box::new(stream), Some(session)),
+            None => return,
+        },
     };
-    let (stream, seen) = Stalling::new(stream, clock, limits.answer);
+    let (stream, seen) = Stalling::new(stream, Arc::clone(&clock), limits.answer);
     let who = session.as_ref().map(|session| Arc::clone(session.peer()));
     let service = service_fn(|mut request: Request<Incoming>| {
         if let Some(who) = &who {
@@ -241,28 +260,21 @@ async fn converse<H, F>(
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
+    let outdated = session.as_ref().map(Session::outdated);
     let ended = async {
         tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = stopped(&mut stop) => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
+            ended = connection.as_mut() => return ended,
+            () = stopped(&mut stop) => {}
+            () = forever_or(outdated) => {}
         }
-    };
-    let over = async {
-        match session {
-            Some(session) => session.over().await,
-            None => std::future::pending().await,
-        }
+        // The request under way is answered, and the answer says that it is the last.
+        connection.as_mut().graceful_shutdown();
+        connection.await
     };
     // What is over is cut off, requests under way included: not a byte more for a peer that is no longer who it was.
     let ended = tokio::select! {
         biased;
-        why = over => {
-            tracing::info!(reason = why.kind(), ?peer, "a connection of mutual TLS is over");
-            return;
-        }
+        () = forever_or(session.map(Session::over)) => return,
         () = taken.seat.sent_away() => {
             tracing::debug!(?peer, "a connection made room for another");
             return;
@@ -271,9 +283,17 @@ async fn converse<H, F>(
     };
     if let Err(error) = ended {
         if let Some(limit) = limit_met(&error, &seen) {
-            limits.met(limit);
+            limits.ended(limit, peer, &error, clock.now());
         }
         tracing::debug!(%error, ?peer, "a connection ended badly");
+    }
+}
+
+/// What `some` does; nothing, for ever, where it is none.
+async fn forever_or(some: Option<impl Future<Output = ()>>) {
+    match some {
+        Some(some) => some.await,
+        None => std::future::pending().await,
     }
 }
 
@@ -298,7 +318,8 @@ impl Speaker {
     }
 }
 
-/// The limit by which a connection ended, if it was one. That nothing came on an idle connection is none.
+/// The limit by which a connection ended, if it was one. That nothing came on an idle connection is none, nor is that a
+/// client went away while we worked for it.
 fn limit_met(error: &hyper::Error, seen: &Seen) -> Option<Limit> {
     if seen.stalled.load(Ordering::Acquire) {
         Some(Limit::AnswerTime)
@@ -306,6 +327,8 @@ fn limit_met(error: &hyper::Error, seen: &Seen) -> Option<Limit> {
         Some(Limit::HeadSize)
     } else if error.is_timeout() && seen.unanswered.load(Ordering::Acquire) {
         Some(Limit::HeadTime)
+    } else if error.is_parse() || (error.is_incomplete_message() && seen.unanswered.load(Ordering::Acquire)) {
+        Some(Limit::Malformed)
     } else {
         None
     }

@@ -3,7 +3,8 @@
 //! - The peer is judged by [`crate::identity::x509_svid`] and nothing else; the TLS library checks that it holds the key.
 //! - No tickets, no resumption, no early data: each connection proves both sides anew.
 //! - A connection ends at once when the peer's SVID or ours expires, when the peer's would no longer be accepted (its
-//!   trust bundle or our trust domains changed), and when our identity is withdrawn (`Session::over`).
+//!   trust bundle or our trust domains changed), and when our identity is withdrawn (`Session::over`); and after the request
+//!   under way when another policy is in force than at its beginning (`Session::outdated`).
 //! - Whatever token or JWT-SVID a request brings must be of the same SPIFFE ID as the peer (`brings_foreign`).
 
 use std::collections::BTreeSet;
@@ -35,6 +36,7 @@ use crate::identity::task_token::{PREFIX, TokenHash};
 use crate::identity::workload_api::{Identities, SvidKey};
 use crate::identity::x509_svid::{PeerSvid, X509SvidError};
 use crate::identity::{Evidence, SpiffeId, TrustDomain};
+use crate::policy::{Policy, PolicyVersion};
 use crate::secret::Secret;
 
 /// How long a handshake may take.
@@ -48,9 +50,15 @@ pub enum HandshakeError {
     /// The Workload API gives us no SVID to show, or not the configured one, or it has expired.
     #[error("the Workload API gives this sidecar no usable SVID to show")]
     NoSvid,
+    /// Our own SVID, which we have shown, has expired.
+    #[error("the SVID that this sidecar has shown has expired")]
+    OwnExpired,
     /// It took longer than five seconds.
     #[error("the handshake took too long")]
     TimedOut,
+    /// It made room for another connection before it was done.
+    #[error("it made room for another connection")]
+    NoRoom,
     /// The peer showed no certificate.
     #[error("the peer showed no certificate")]
     NoClientCertificate,
@@ -76,14 +84,26 @@ pub enum HandshakeError {
 
 impl HandshakeError {
     /// The words of [`HandshakeError::kind`] beside those of [`X509SvidError::KINDS`].
-    pub const KINDS: [&'static str; 8] =
-        ["no_svid", "timed_out", "no_client_certificate", "proof", "incompatible", "alert", "protocol", "broken"];
+    pub const KINDS: [&'static str; 10] = [
+        "no_svid",
+        "own_expired",
+        "timed_out",
+        "no_room",
+        "no_client_certificate",
+        "proof",
+        "incompatible",
+        "alert",
+        "protocol",
+        "broken",
+    ];
 
     /// A stable word of a closed set, for metrics and audit.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::NoSvid => "no_svid",
+            Self::OwnExpired => "own_expired",
             Self::TimedOut => "timed_out",
+            Self::NoRoom => "no_room",
             Self::NoClientCertificate => "no_client_certificate",
             Self::Svid(error) => error.kind(),
             Self::Proof => "proof",
@@ -91,6 +111,15 @@ impl HandshakeError {
             Self::Alert(_) => "alert",
             Self::Protocol(_) => "protocol",
             Self::Broken(_) => "broken",
+        }
+    }
+
+    /// The word of [`ENDINGS`] for a connection that this ended.
+    fn ending(&self) -> &'static str {
+        match self {
+            Self::Svid(X509SvidError::Expired) => "peer_expired",
+            Self::OwnExpired | Self::NoSvid => "own_svid",
+            _ => "bundle",
         }
     }
 
@@ -116,6 +145,11 @@ impl HandshakeError {
 pub fn outcomes() -> impl Iterator<Item = &'static str> {
     HandshakeError::KINDS.into_iter().chain(X509SvidError::KINDS).chain(["ok"])
 }
+
+/// Every word of `sidemint_connections_ended_total{reason}`.
+pub const ENDINGS: [&str; 4] = ["peer_expired", "own_svid", "bundle", POLICY];
+/// The word for a connection that is older than the policy in force.
+const POLICY: &str = "policy";
 
 /// Makes connections of mutual TLS.
 pub struct Mtls {
@@ -143,14 +177,18 @@ impl Mtls {
         }
     }
 
-    /// Shakes hands with the peer at `address`, counts how that went and audits a refusal.
+    /// Shakes hands with the peer at `address` until it is `sent_away`, counts how that went and audits a refusal.
     pub(super) async fn accept(
         &self,
         stream: TcpStream,
         address: SocketAddr,
+        sent_away: impl Future<Output = ()>,
     ) -> Option<(TlsStream<TcpStream>, Session)> {
         let parts = self.broker.parts();
-        let shaken = within(&*parts.clock, HANDSHAKE, self.shake_hands(stream)).await;
+        let shaken = tokio::select! {
+            shaken = within(&*parts.clock, HANDSHAKE, self.shake_hands(stream, address)) => shaken,
+            () = sent_away => Some(Err(HandshakeError::NoRoom)),
+        };
         match shaken.unwrap_or(Err(HandshakeError::TimedOut)) {
             Ok(connection) => {
                 parts.metrics.tls_handshake("ok");
@@ -168,10 +206,16 @@ impl Mtls {
         }
     }
 
-    async fn shake_hands(&self, stream: TcpStream) -> Result<(TlsStream<TcpStream>, Session), HandshakeError> {
+    async fn shake_hands(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+    ) -> Result<(TlsStream<TcpStream>, Session), HandshakeError> {
         let clock = &self.broker.parts().clock;
         // subscribed before anything is looked at, so that no change is missed
         let mut changes = self.broker.parts().workload_api.watch();
+        let policies = self.broker.parts().policy.subscribe();
+        let policy = version(policies.borrow().as_deref());
         let identities = changes.borrow_and_update().clone();
         let key = self.key(&identities).ok_or(HandshakeError::NoSvid)?;
         let peer = Arc::new(OnceLock::new());
@@ -187,15 +231,21 @@ impl Mtls {
         let stream = accepted.map_err(|error| HandshakeError::of(&error))?;
         let peer = peer.get().cloned().ok_or(HandshakeError::NoClientCertificate)?;
         let (now, boot) = (clock.now(), clock.boot());
-        let until = peer.claims().expires_at().min(key.1.expires_at());
+        let own_until = key.1.expires_at();
+        let until = peer.claims().expires_at().min(own_until);
         let session = Session {
+            broker: Arc::clone(&self.broker),
+            address,
             own: key.0,
+            own_until,
             federated: Arc::clone(&self.federated),
             clock: Arc::clone(clock),
             until,
             until_boot: boot.saturating_add(until.since(now)),
             peer,
             changes,
+            policies,
+            policy,
         };
         // what has changed while hands were shaken
         session.check()?;
@@ -307,14 +357,24 @@ impl ClientCertVerifier for SvidVerifier {
 /// One connection of mutual TLS: who is at the other end, and until when.
 #[derive(Debug)]
 pub(super) struct Session {
+    broker: Arc<Broker>,
+    address: SocketAddr,
     peer: Arc<PeerSvid>,
     own: SpiffeId,
+    own_until: Timestamp,
     federated: Arc<BTreeSet<TrustDomain>>,
     clock: SharedClock,
     /// The earlier of the ends of both SVIDs, on the wall clock and on the one that nobody can set.
     until: Timestamp,
     until_boot: Duration,
     changes: watch::Receiver<Arc<Identities>>,
+    policies: watch::Receiver<Option<Arc<Policy>>>,
+    /// What was in force at the handshake.
+    policy: Option<PolicyVersion>,
+}
+
+fn version(policy: Option<&Policy>) -> Option<PolicyVersion> {
+    policy.map(|policy| policy.version().clone())
 }
 
 impl Session {
@@ -323,8 +383,27 @@ impl Session {
         &self.peer
     }
 
-    /// Returns, with the reason, once the connection must end.
-    pub(super) async fn over(mut self) -> HandshakeError {
+    /// Returns once the connection must end at once; that is counted and audited.
+    pub(super) async fn over(mut self) {
+        let why = self.why_over().await;
+        tell_ended(&self.broker, &self.peer, self.address, why.ending(), why.kind(), &why.to_string());
+    }
+
+    /// Returns once another policy is in force than when it began, if ever; that is counted and audited.
+    pub(super) fn outdated(&self) -> impl Future<Output = ()> + use<> {
+        let (broker, peer, address) = (Arc::clone(&self.broker), Arc::clone(&self.peer), self.address);
+        let (mut policies, then) = (self.policies.clone(), self.policy.clone());
+        async move {
+            if policies.wait_for(|now| version(now.as_deref()) != then).await.is_err() {
+                // There will be no other.
+                return std::future::pending().await;
+            }
+            let detail = "another policy is in force than at its beginning";
+            tell_ended(&broker, &peer, address, POLICY, "policy_changed", detail);
+        }
+    }
+
+    async fn why_over(&mut self) -> HandshakeError {
         loop {
             if let Err(why) = self.check() {
                 return why;
@@ -343,7 +422,10 @@ impl Session {
     fn check(&self) -> Result<(), HandshakeError> {
         let (now, identities) = (self.clock.now(), Arc::clone(&self.changes.borrow()));
         if now >= self.until || self.clock.boot() >= self.until_boot {
-            return Err(HandshakeError::Svid(X509SvidError::Expired));
+            return Err(match self.peer.claims().expires_at() <= self.own_until {
+                true => HandshakeError::Svid(X509SvidError::Expired),
+                false => HandshakeError::OwnExpired,
+            });
         }
         if identities.svid(&self.own, now).is_none() {
             return Err(HandshakeError::NoSvid);
@@ -351,6 +433,25 @@ impl Session {
         let accepted = identities.accepted(&self.federated, now);
         self.peer.still_holds(&identities.x509_bundles, &accepted, now).map_err(HandshakeError::Svid)
     }
+}
+
+/// Counts a connection that is ended for `ending`, a word of [`ENDINGS`], and notes it in the audit log.
+fn tell_ended(
+    broker: &Broker,
+    peer: &PeerSvid,
+    address: SocketAddr,
+    ending: &'static str,
+    reason: &'static str,
+    why: &str,
+) {
+    tracing::info!(reason, %address, "a connection of mutual TLS is over");
+    broker.parts().metrics.connection_ended(ending);
+    broker.parts().audit.note(&Event {
+        reason: Some(reason),
+        detail: Some(format!("connection from {address}: {why}")),
+        spiffe_id: Some(peer.claims().spiffe_id()),
+        ..Event::new(broker.now(), Kind::Connection, "ended")
+    });
 }
 
 /// Who is at the other end of the request's connection, by mutual TLS.

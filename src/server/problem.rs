@@ -226,6 +226,9 @@ impl From<&MintError> for Problem {
             (MintError::TooOften(wait), _) => {
                 Self::rate_limited("Too many new credentials for this workload in a minute.", *wait)
             }
+            (MintError::TooManyWait, _) => {
+                Self::rate_limited("Too many requests of this workload wait for a credential.", SOON)
+            }
             (MintError::StillMinting, _) => {
                 Self::unavailable("provider_unavailable", "The provider has not answered yet.", SOON)
             }

@@ -1,5 +1,6 @@
 //! Our own routes: begin, hold, list, show, end.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -16,14 +17,15 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::problem::Problem;
+use super::problem::{self, Problem};
 use super::{Answer, Dialect, Server, aws, begin_body, json, mtls, read_body, vault};
-use crate::broker::{BeginRequest, Begun, Broker, Claimant, FindError, TaskView};
+use crate::broker::{BeginRequest, Begun, Broker, Claimant, Counted, FindError, TaskView};
 use crate::clock::Timestamp;
 use crate::exchange::{Credential, Provider};
 use crate::identity::Evidence;
 use crate::identity::task_token::{PREFIX, TokenHash};
 use crate::lease::LeaseEnding;
+use crate::metrics::Limit;
 use crate::policy::ScopeId;
 use crate::secret::Secret;
 use crate::task::{EndReason, Ending, Idempotency, Task, TaskId};
@@ -31,6 +33,10 @@ use crate::task::{EndReason, Ending, Idempotency, Task, TaskId};
 /// How often a held task says that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 const MAX_KEY: usize = 255;
+/// So many streams hold one task at a time.
+const MAX_HOLDS: u32 = 16;
+/// So many tasks are listed in one answer.
+const PAGE: usize = 200;
 
 /// The answer to `POST /v1/tasks`.
 #[derive(Serialize)]
@@ -120,7 +126,13 @@ async fn read_begin(
     }
     let key = idempotency_key(&request)?;
     let body = read_body(server, request).await?;
-    let asked = begin_body::parse(&body)?;
+    let asked = begin_body::parse(&body).map_err(|problem| match begin_body::nests_too_deep(&body) {
+        true => {
+            server.broker().parts().metrics.limited(Limit::BodyDepth);
+            Problem::invalid_request("the body is nested deeper than 16")
+        }
+        false => problem,
+    })?;
     Ok(BeginRequest {
         claimant,
         ask: asked.ask,
@@ -202,22 +214,50 @@ fn refuse_find(server: &Server, id: &str, error: &FindError) -> Answer {
     server.refuse(Dialect::Native, id, &Problem::from(error), error.to_string())
 }
 
-/// `GET /v1/tasks`
+/// The answer to `GET /v1/tasks`.
+#[derive(Serialize)]
+struct Listed<'a> {
+    tasks: Vec<TaskView>,
+    /// The last of these tasks, where there are more after it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<&'a TaskId>,
+}
+
+/// `GET /v1/tasks[?after=]`
 pub(super) fn list(server: &Server, request: &Request<Incoming>, id: &str) -> Answer {
     let broker = server.broker();
-    let tasks = match sight(broker, bearer(request)) {
+    let mut tasks = match sight(broker, bearer(request)) {
         Ok(Sight::One(task)) => vec![task],
-        Ok(Sight::Owner(owner)) => broker.tasks().all().into_iter().filter(|task| *task.owner() == owner).collect(),
+        Ok(Sight::Owner(owner)) => broker.tasks().of(&owner),
         Err(error) => return refuse_find(server, id, &error),
     };
-    json(StatusCode::OK, &json!({ "tasks": views(&tasks) }))
+    tasks.sort_by(|a, b| place(a).cmp(&place(b)));
+    let first = match request.uri().query().map(|query| query.strip_prefix("after=")) {
+        None => 0,
+        Some(Some(after)) => match tasks.iter().position(|task| task.id().to_string() == after) {
+            Some(last) => last.saturating_add(1),
+            None => return refuse_find(server, id, &FindError::NotFound),
+        },
+        Some(None) => {
+            let problem = Problem::invalid_request("the query is after=ID, or nothing");
+            return server.refuse(Dialect::Native, id, &problem, "unknown query".into());
+        }
+    };
+    let rest = tasks.get(first..).unwrap_or_default();
+    let page = rest.get(..PAGE).unwrap_or(rest);
+    let next = page.last().map(|task| task.id()).filter(|_| rest.len() > page.len());
+    json(StatusCode::OK, &Listed { tasks: page.iter().map(|task| TaskView::of(task)).collect(), next })
+}
+
+/// Where a task stands among others: the latest first.
+fn place(task: &Task) -> (Reverse<Timestamp>, &TaskId) {
+    (Reverse(task.begun().begun_at), task.id())
 }
 
 /// Tasks as they are shown, the latest first.
-pub(super) fn views(tasks: &[Arc<Task>]) -> Vec<TaskView> {
-    let mut views: Vec<_> = tasks.iter().map(|task| TaskView::of(task)).collect();
-    views.sort_by(|a, b| b.begun_at.cmp(&a.begun_at).then_with(|| a.id.cmp(&b.id)));
-    views
+pub(super) fn views(mut tasks: Vec<Arc<Task>>) -> Vec<TaskView> {
+    tasks.sort_by(|a, b| place(a).cmp(&place(b)));
+    tasks.iter().map(|task| TaskView::of(task)).collect()
 }
 
 /// `GET /v1/tasks/{id}`
@@ -298,8 +338,9 @@ pub(super) async fn hold(server: &Server, request: &Request<Incoming>, task: &st
         let detail = format!("hold of a task that has ended: {reason}");
         return server.refuse(Dialect::Native, id, &Problem::task_ended(), detail);
     }
-    let Some(held) = Held::grasp(Arc::clone(server.broker()), task) else {
-        return server.refuse(Dialect::Native, id, &Problem::task_ended(), "hold of an ended task".into());
+    let held = match Held::grasp(Arc::clone(server.broker()), task) {
+        Ok(held) => held,
+        Err((problem, detail)) => return server.refuse(Dialect::Native, id, &problem, detail.into()),
     };
     let (lines, body) = mpsc::channel::<Result<Frame<Bytes>, Infallible>>(4);
     tokio::spawn(held.beat(lines));
@@ -312,17 +353,28 @@ pub(super) async fn hold(server: &Server, request: &Request<Incoming>, task: &st
 struct Held {
     broker: Arc<Broker>,
     task: Arc<Task>,
+    _place: Counted,
 }
 
 impl Held {
-    fn grasp(broker: Arc<Broker>, task: Arc<Task>) -> Option<Self> {
+    /// A hold never makes room for another connection, so there are only so many.
+    fn grasp(broker: Arc<Broker>, task: Arc<Task>) -> Result<Self, (Problem, &'static str)> {
+        let place = broker.let_hold(task.owner()).ok_or_else(|| {
+            let problem = Problem::rate_limited("Too many tasks of this workload are held.", problem::SOON);
+            (problem, "as many tasks of this caller are held as may be")
+        })?;
         let mut state = task.state();
         if state.ending.is_some() {
-            return None;
+            return Err((Problem::task_ended(), "hold of an ended task"));
+        }
+        if state.holders >= MAX_HOLDS {
+            broker.parts().metrics.limited(Limit::HoldsPerTask);
+            let problem = Problem::rate_limited("Too many hold this task.", problem::SOON);
+            return Err((problem, "as many hold this task as may"));
         }
         state.holders = state.holders.saturating_add(1);
         drop(state);
-        Some(Self { broker, task })
+        Ok(Self { broker, task, _place: place })
     }
 
     /// Sends a line now and every two seconds, and a last one when the task ends; ends when nobody reads any more.

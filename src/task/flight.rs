@@ -93,6 +93,9 @@ pub enum MintError {
     /// As many credentials were asked for in the last minute for this caller as may; holds when there is one again.
     #[error("too many credentials for this caller, again in {} s", .0.as_secs_f64().ceil())]
     TooOften(Duration),
+    /// As many requests of this caller wait already as may.
+    #[error("too many requests of this caller wait already")]
+    TooManyWait,
     /// The exchange takes longer than the request waits; it goes on.
     #[error("the exchange is still under way")]
     StillMinting,
@@ -128,7 +131,7 @@ impl MintError {
             Self::NotRecorded(_) => "not_recorded",
             Self::ClockUntrusted(_) => "clock_untrusted",
             Self::StillMinting => "still_minting",
-            Self::TooOften(_) => "rate_limited",
+            Self::TooOften(_) | Self::TooManyWait => "rate_limited",
         }
     }
 
@@ -140,6 +143,7 @@ impl MintError {
             | Self::PolicyExpired(_)
             | Self::NotRecorded(_)
             | Self::ClockUntrusted(_)
+            | Self::TooManyWait
             | Self::StillMinting => Some(SOON),
             Self::TooOften(wait) => Some(*wait),
             Self::Exchange(error) => match &**error {

@@ -82,6 +82,11 @@ impl TaskTable {
         self.read().by_id.values().cloned().collect()
     }
 
+    /// All tasks of `owner`, in no order.
+    pub fn of(&self, owner: &SpiffeId) -> Vec<Arc<Task>> {
+        self.read().by_id.values().filter(|task| task.owner() == owner).cloned().collect()
+    }
+
     /// How many tasks of `owner` run, and how many have ended and cannot be forgotten yet.
     pub fn standing_of(&self, owner: &SpiffeId) -> (usize, usize) {
         let maps = self.read();

@@ -26,6 +26,8 @@ pub(crate) const TOKEN: &str = "smt_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 #[derive(Debug, Clone)]
 pub(crate) struct Asked {
     pub(crate) what: String,
+    /// What stands behind the path's `?`.
+    pub(crate) query: Option<String>,
     pub(crate) proof: String,
     pub(crate) body: serde_json::Value,
     pub(crate) idempotency_key: Option<String>,
@@ -168,6 +170,7 @@ async fn answer(
     let body = body.collect().await.unwrap().to_bytes();
     let asked_now = Asked {
         what: what.clone(),
+        query: head.uri.query().map(str::to_owned),
         proof: header("authorization").unwrap_or_default(),
         body: serde_json::from_slice(&body).unwrap_or_default(),
         idempotency_key: header("idempotency-key"),

@@ -39,6 +39,21 @@ async fn list_show_and_end_read_well_and_never_say_revoked_of_what_expires() {
 }
 
 #[tokio::test]
+async fn a_list_that_was_cut_says_how_it_goes_on() {
+    let world = World::new().await;
+    let page = r#"{"tasks":[{"id":"t-9","scope":"s","spiffe_id":"spiffe://dev.test/report","tier":"baseline","state":"active",
+        "hold":false,"begun_at":"2026-11-23T10:00:00Z","expires_at":"2026-11-23T11:00:00Z","leases":[]}],"next":"t-9"}"#;
+    world.sidecar.answer("GET /v1/tasks", 200, page);
+    let list = world.run(&["task", "list"]).await;
+    assert_eq!(list.stdout.lines().last(), Some("there are more: sidemint task list --after t-9"));
+    let rest = world.run(&["task", "list", "--after", "t-9"]).await;
+    assert!(!rest.stdout.contains("there are more"), "{}", rest.stdout);
+    assert_eq!(world.sidecar.asked()[1].query.as_deref(), Some("after=t-9"));
+    assert_eq!(world.run(&["task", "list", "--after", "../x"]).await.code, 2);
+    assert_eq!(world.sidecar.asked().len(), 2, "what can be no id is not sent");
+}
+
+#[tokio::test]
 async fn end_prints_the_deny_for_the_one_session_whether_the_task_ran_or_not() {
     let world = World::new().await;
     let expected = include_str!("../fixtures/aws-deny.txt");

@@ -7,17 +7,19 @@ use proptest::strategy::{Strategy as _, ValueTree as _};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use serde_json::json;
 use sidemint::clock::{Clock as _, Timestamp};
+use sidemint::identity::workload_api::testing::OnFetch;
+use sidemint::timekeeper;
 
 use crate::http::Call;
 use crate::policy_files::REPORT;
-use crate::world::{Begun, START, Setup, World, begun, secs, time};
+use crate::world::{Begun, START, Setup, World, begun, secs, settle, time, until};
 
 async fn guarded() -> World {
     World::with(Setup { guarded: true, ..Setup::default() }).await
 }
 
 #[tokio::test]
-async fn while_the_clock_is_in_doubt_nothing_begins_or_is_minted_and_what_lives_is_served_until_its_end() {
+async fn while_the_clock_is_in_doubt_nothing_begins_or_is_minted_and_what_lives_on_both_clocks_is_served() {
     let w = guarded().await;
     let (served, unserved) = (w.begin_scope("brief").await, w.begin_scope("brief").await);
     let first = w.served(&served.token).await;
@@ -44,6 +46,71 @@ async fn while_the_clock_is_in_doubt_nothing_begins_or_is_minted_and_what_lives_
     assert_eq!(w.metric("sidemint_clock_untrusted").await, Some(0.0));
     w.clock.advance(secs(1));
     w.served(&served.token).await;
+}
+
+#[tokio::test]
+async fn a_machine_that_was_frozen_serves_nothing_that_died_meanwhile() {
+    let w = guarded().await;
+    let (task, lasting) = (w.begin_scope("brief").await, w.begin_scope("archive").await);
+    let (credential, living) = (w.served(&task.token).await, w.served(&lasting.token).await);
+    // Both clocks stood still; then the wall clock was set right. By the boot clock no time has passed at all.
+    let died = time(&credential["Expiration"]).since(START);
+    w.clock.set_wall(START + died);
+    assert_eq!(w.credentials(&task.token).await.status, 503, "dead by the wall clock, and nothing is minted in doubt");
+    assert_eq!(w.cloud.calls(), 2);
+    assert_eq!(w.served(&lasting.token).await, living, "alive by both");
+    // A signed time says that the wall clock is right: it is believed, and the dead one has a successor.
+    w.trusted.as_ref().unwrap().witness(w.clock.now(), Duration::ZERO);
+    w.clock.advance(secs(1));
+    assert_ne!(w.served(&task.token).await["AccessKeyId"], credential["AccessKeyId"]);
+    // The task lives no longer for it.
+    w.clock.advance(task.expires_at.since(w.clock.now()));
+    assert_eq!(w.credentials(&task.token).await.status, 401);
+}
+
+#[tokio::test]
+async fn a_suspended_machine_serves_nothing_that_died_meanwhile_and_doubts_nothing() {
+    let w = guarded().await;
+    let task = w.begin_scope("brief").await;
+    let first = w.served(&task.token).await;
+    w.clock.advance(time(&first["Expiration"]).since(START));
+    assert_eq!(w.metric("sidemint_clock_untrusted").await, Some(0.0));
+    assert_ne!(w.served(&task.token).await["AccessKeyId"], first["AccessKeyId"]);
+}
+
+#[tokio::test]
+async fn that_the_time_is_in_doubt_and_that_it_is_not_any_more_is_audited_once_each() {
+    let w = guarded().await;
+    let (trusted, parts, begun) = (w.trusted.clone().unwrap(), w.broker.parts(), w.clock.boot());
+    let keeper = tokio::spawn(timekeeper::run(trusted, parts.workload_api.clone(), parts.audit.clone()));
+    let told = || w.audit.lines().into_iter().filter(|line| line["event"] == "clock").collect::<Vec<_>>();
+    until("it rests until its next look", || w.clock.sleepers() == 1).await;
+    assert!(told().is_empty());
+    // The agent's answers are signed on the same machine's clock here: none, so that the doubt lasts.
+    w.api.on_fetch(OnFetch::Unavailable);
+    let look_again = async || {
+        for _ in 0..3 {
+            until("it rests until its next look", || w.clock.sleepers() == 1).await;
+            w.clock.advance(secs(1));
+            settle().await;
+        }
+    };
+    w.clock.set_wall(START - secs(3600));
+    w.clock.advance(secs(1));
+    until("the doubt is told", || told().len() == 1).await;
+    look_again().await;
+    assert_eq!(told().len(), 1);
+    let lost = &told()[0];
+    assert_eq!((lost["outcome"].as_str(), lost["reason"].as_str()), (Some("untrusted"), Some("jumped")));
+    assert!(lost["detail"].as_str().is_some_and(|detail| detail.contains("the clock shows")), "{lost}");
+    w.clock.set_wall(START + w.clock.boot().saturating_sub(begun));
+    w.clock.advance(secs(1));
+    until("the end of the doubt is told", || told().len() == 2).await;
+    look_again().await;
+    assert_eq!(told().len(), 2);
+    assert_eq!((told()[1]["outcome"].as_str(), told()[1].get("reason")), (Some("trusted"), None));
+    keeper.abort();
+    let _ = keeper.await;
 }
 
 #[tokio::test]

@@ -129,6 +129,12 @@ impl FakeCloud {
         self.state().orders.clone()
     }
 
+    /// Whom the credential with this access key id was for.
+    pub(crate) fn caller_of(&self, access_key_id: &str) -> String {
+        let number: usize = access_key_id.strip_prefix("ASIAFAKE").unwrap().parse().unwrap();
+        self.state().orders[number - 1].caller.to_string()
+    }
+
     pub(crate) fn calls(&self) -> usize {
         self.state().orders.len()
     }

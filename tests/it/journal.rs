@@ -4,9 +4,15 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use proptest::collection::vec;
+use proptest::prelude::any;
+use proptest::sample::Index;
+use proptest::test_runner::{Config, TestRunner};
 use redb::{Database, TableDefinition};
 use serde_json::json;
+use sidemint::lease::LeaseRecord;
 use sidemint::lease::journal::{DiskJournal, Journal as _, JournalError};
+use sidemint::task::TaskRecord;
 
 use crate::fakes::Disk;
 use crate::http::Call;
@@ -363,4 +369,54 @@ async fn a_journal_that_is_removed_or_swapped_while_it_is_used_is_noticed_before
         w.served(&live.token).await;
         assert_eq!(w.end(&live).await["durable"], false);
     }
+}
+
+/// What the journal reads of a record: no bytes break it, and what it reads is written again as the same.
+fn read_again<T>(bytes: &[u8]) -> bool
+where
+    T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
+{
+    let Ok(record) = serde_json::from_slice::<T>(bytes) else { return false };
+    let written = serde_json::to_vec(&record).unwrap();
+    assert_eq!(serde_json::from_slice::<T>(&written).unwrap(), record);
+    true
+}
+
+#[tokio::test]
+async fn no_bytes_break_the_reader_of_records_and_what_is_read_is_written_again_as_the_same() {
+    let w = World::new().await;
+    let body = serde_json::json!({ "scope": "archive", "task": "nightly", "hold": true, "reason": "r" });
+    let call = w.begin_call(&body).header("idempotency-key", "k");
+    let task = crate::world::begun(&w.send(call).await);
+    w.served(&task.token).await;
+    w.end(&task).await;
+    let found = w.broker.tasks().by_id(&task.id.parse().unwrap()).unwrap();
+    let (of_task, of_lease) = {
+        let state = found.state();
+        (serde_json::to_vec(&found.snapshot(&state)).unwrap(), serde_json::to_vec(&state.leases[0]).unwrap())
+    };
+    assert!(read_again::<TaskRecord>(&of_task) && read_again::<LeaseRecord>(&of_lease));
+    let mut runner = TestRunner::new(Config::with_cases(4096));
+    // One record or the other, some of its bytes replaced, left out or put in; or bytes of no record at all.
+    let edit = (any::<Index>(), any::<u8>(), 0_u8..4);
+    let strategy = (any::<bool>(), vec(edit, 0..6), vec(any::<u8>(), 0..64), any::<bool>());
+    runner
+        .run(&strategy, |(lease, edits, alone, any_bytes)| {
+            let mut bytes = if lease { of_lease.clone() } else { of_task.clone() };
+            for (index, byte, how) in edits {
+                let at = index.index(bytes.len());
+                match how {
+                    0 => bytes[at] = byte,
+                    1 => drop(bytes.remove(at)),
+                    2 => bytes.insert(at, byte),
+                    // what JSON is made of breaks more than any other byte
+                    _ => bytes[at] = b"{}[]\",:0-9eE.tn"[usize::from(byte) % 15],
+                }
+            }
+            let bytes = if any_bytes { alone } else { bytes };
+            read_again::<TaskRecord>(&bytes);
+            read_again::<LeaseRecord>(&bytes);
+            Ok(())
+        })
+        .unwrap();
 }

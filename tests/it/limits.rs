@@ -7,14 +7,7 @@ use tokio::net::TcpStream;
 
 use crate::http::{Call, Connection};
 use crate::policy_files::{OTHER, REPORT};
-use crate::world::{Setup, World, begun, secs, settle, until};
-
-impl World {
-    /// How often the limit of this name was met.
-    async fn limited(&self, limit: &str) -> f64 {
-        self.metric(&format!("sidemint_limited_total{{limit=\"{limit}\"}}")).await.expect("a known limit")
-    }
-}
+use crate::world::{Begun, Setup, World, begun, secs, settle, until};
 
 #[tokio::test]
 async fn a_caller_with_too_many_tasks_begins_no_more_and_takes_none_from_others() {
@@ -85,6 +78,123 @@ async fn a_caller_that_mints_too_often_waits_and_others_do_not() {
 }
 
 #[tokio::test]
+async fn more_tasks_than_may_be_remembered_are_refused_and_told() {
+    let w = World::with(Setup { tasks: 2, ..Setup::default() }).await;
+    for _ in 0..2 {
+        w.begin_scope("archive").await;
+    }
+    let reply = w.send(w.begin_call(&json!({ "scope": "archive" }))).await;
+    assert_eq!((reply.status, reply.code().as_str(), reply.header("retry-after")), (429, "rate_limited", Some("30")));
+    assert_eq!(reply.json()["detail"], "Too many tasks.");
+    assert_eq!(w.audited(reply.request_id()).await[0]["reason"], "too_many_tasks");
+    assert_eq!((w.limited("tasks").await, w.limited("tasks_per_caller").await), (1.0, 0.0));
+    assert_eq!(w.metric("sidemint_denials_total{reason=\"too_many_tasks\"}").await, Some(1.0));
+}
+
+#[tokio::test]
+async fn a_task_is_held_by_so_many_and_a_caller_holds_so_many() {
+    let w = World::with(Setup { limits: |limits| limits.holds_per_caller = 17, ..Setup::default() }).await;
+    let (task, second) = (w.begin_scope("archive").await, w.begin_scope("archive").await);
+    let hold = |task: &Begun| Call::post(&format!("/v1/tasks/{}/hold", task.id)).bearer(&task.token);
+    let mut holds = Vec::new();
+    for _ in 0..16 {
+        holds.push(w.hold(&task).await);
+    }
+    let reply = w.send(hold(&task)).await;
+    assert_eq!((reply.status, reply.code().as_str(), reply.header("retry-after")), (429, "rate_limited", Some("1")));
+    assert_eq!(reply.json()["detail"], "Too many hold this task.");
+    assert_eq!(w.audited(reply.request_id()).await[0]["detail"], "as many hold this task as may");
+    assert_eq!((w.limited("holds_per_task").await, w.limited("holds_per_caller").await), (1.0, 0.0));
+    // What was refused is not counted: there is room for one more of this caller, and no second.
+    holds.push(w.hold(&second).await);
+    let reply = w.send(hold(&second)).await;
+    assert_eq!((reply.status, reply.code().as_str(), reply.header("retry-after")), (429, "rate_limited", Some("1")));
+    assert_eq!(reply.json()["detail"], "Too many tasks of this workload are held.");
+    assert_eq!(w.audited(reply.request_id()).await[0]["detail"], "as many tasks of this caller are held as may be");
+    assert_eq!((w.limited("holds_per_task").await, w.limited("holds_per_caller").await), (1.0, 1.0));
+    let others =
+        begun(&w.send(Call::post("/v1/tasks").bearer(&w.svid(OTHER)).json(&json!({ "scope": "archive" }))).await);
+    let _others = w.hold(&others).await;
+    // Whoever lets go makes room.
+    let found = w.broker.tasks().by_id(&second.id.parse().unwrap()).unwrap();
+    holds.pop();
+    until("the hold is seen to be gone", || found.state().holders == 0).await;
+    w.hold(&second).await;
+}
+
+#[tokio::test]
+async fn a_caller_whose_provider_hangs_keeps_so_many_waiting_and_others_are_served() {
+    let w = World::with(Setup { limits: |limits| limits.waits_per_caller = 3, ..Setup::default() }).await;
+    let other = || Call::post("/v1/tasks").bearer(&w.svid(OTHER)).json(&json!({ "scope": "archive" }));
+    let (served, unserved) = (begun(&w.send(other()).await), begun(&w.send(other()).await));
+    let live = w.served(&served.token).await;
+    let (task, second) = (w.begin_scope("archive").await, w.begin_scope("archive").await);
+    w.cloud.gate.shut();
+    let ask = async |token: &str| {
+        let mut connection = Connection::open(w.address).await;
+        connection.send(&Call::get("/v1/aws/credentials").header("authorization", token).bytes(w.address)).await;
+        connection
+    };
+    let mut waiting = Vec::new();
+    for token in [&task.token, &task.token, &second.token] {
+        waiting.push(ask(token).await);
+    }
+    until("as many wait as may", || w.clock.sleepers() == 3).await;
+    let path = format!("/v1/tasks/{}/credentials", second.id);
+    let reply = w.send(Call::get(&path).bearer(&second.token)).await;
+    assert_eq!((reply.status, reply.code().as_str(), reply.header("retry-after")), (429, "rate_limited", Some("1")));
+    assert_eq!(reply.json()["detail"], "Too many requests of this workload wait for a credential.");
+    let line = &w.audited(reply.request_id()).await[0];
+    assert_eq!((&line["event"], &line["reason"]), (&json!("refusal"), &json!("rate_limited")));
+    assert_eq!(w.credentials(&task.token).await.status, 503, "AWS's SDKs take it for passing");
+    assert_eq!((w.limited("waits_per_caller").await, w.cloud.calls()), (2.0, 3));
+    // Another caller has what is live at once, and waits for what is not.
+    assert_eq!(w.served(&served.token).await, live);
+    waiting.push(ask(&unserved.token).await);
+    until("it waits as well", || w.clock.sleepers() == 4).await;
+    w.cloud.gate.release();
+    for mut connection in waiting {
+        assert_eq!(connection.reply().await.unwrap().status, 200);
+    }
+    w.served(&second.token).await;
+}
+
+#[tokio::test]
+async fn a_list_of_tasks_comes_in_pages_and_leaves_none_out() {
+    let w = World::new().await;
+    let mut begun = std::collections::BTreeSet::new();
+    let parent = w.begin_scope("archive").await;
+    begun.insert(parent.id);
+    for _ in 0..250 {
+        let child = Call::post("/v1/tasks").bearer(&parent.token).json(&json!({ "scope": "archive" }));
+        begun.insert(crate::world::begun(&w.send(child).await).id);
+    }
+    let list = async |query: &str| w.send(Call::get(&format!("/v1/tasks{query}")).bearer(&w.svid(REPORT))).await;
+    let first = list("").await.json();
+    let ids = |page: &serde_json::Value| -> Vec<String> {
+        page["tasks"].as_array().unwrap().iter().map(|task| task["id"].as_str().unwrap().to_owned()).collect()
+    };
+    let next = first["next"].as_str().unwrap();
+    assert_eq!((ids(&first).len(), next), (200, ids(&first)[199].as_str()));
+    let second = list(&format!("?after={next}")).await.json();
+    assert_eq!((ids(&second).len(), second.get("next")), (51, None));
+    let all = ids(&first).into_iter().chain(ids(&second)).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(all, begun);
+    let last = list(&format!("?after={}", ids(&second)[50])).await.json();
+    assert_eq!(last, json!({ "tasks": [] }));
+    // A task that is not there and one of somebody else get the same answer.
+    let foreign = Call::post("/v1/tasks").bearer(&w.svid(OTHER)).json(&json!({ "scope": "archive" }));
+    let foreign = crate::world::begun(&w.send(foreign).await);
+    for query in [format!("?after={}", foreign.id), "?after=t-0".into(), "?after=".into()] {
+        let reply = list(&query).await;
+        assert_eq!((reply.status, reply.code().as_str()), (404, "not_found"), "{query}");
+    }
+    let unknown = list("?limit=10000").await;
+    assert_eq!((unknown.status, unknown.code().as_str()), (400, "invalid_request"));
+    assert_eq!(w.audited(unknown.request_id()).await[0]["detail"], "unknown query");
+}
+
+#[tokio::test]
 async fn more_requests_than_may_be_under_way_are_refused_at_once() {
     let w = World::with(Setup { limits: |limits| limits.requests = 2, ..Setup::default() }).await;
     let task = w.begin_scope("archive").await;
@@ -98,6 +208,8 @@ async fn more_requests_than_may_be_under_way_are_refused_at_once() {
     until("both wait for one exchange", || w.clock.sleepers() == 2).await;
     let reply = w.send(Call::get("/v1/tasks").bearer(&task.token)).await;
     assert_eq!((reply.status, reply.code().as_str(), reply.header("retry-after")), (429, "rate_limited", Some("1")));
+    assert_eq!(reply.json()["detail"], "Too many requests at once.");
+    assert_eq!(w.audited(reply.request_id()).await[0]["reason"], "rate_limited");
     assert_eq!((w.credentials(&task.token).await.status, w.limited("requests").await), (503, 2.0));
     // Operators are told how it stands all the same.
     assert_eq!(w.ask_admin("/livez").await.status, 200);
@@ -112,7 +224,9 @@ async fn more_requests_than_may_be_under_way_are_refused_at_once() {
 async fn a_body_too_large_and_a_head_too_large_are_refused_and_counted() {
     let w = World::new().await;
     let body = json!({ "scope": "archive", "reason": "x".repeat(64 * 1024) });
-    assert_eq!(w.send(w.begin_call(&body)).await.code(), "too_large");
+    let reply = w.send(w.begin_call(&body)).await;
+    assert_eq!((reply.status, reply.code().as_str()), (413, "too_large"));
+    assert_eq!(w.audited(reply.request_id()).await[0]["reason"], "too_large");
     assert_eq!(w.limited("body_size").await, 1.0);
     let mut many = Call::get("/v1/tasks");
     for number in 0..70 {
@@ -125,9 +239,18 @@ async fn a_body_too_large_and_a_head_too_large_are_refused_and_counted() {
         assert!(status.is_none_or(|status| status == 431), "{status:?}");
     }
     until_limited(&w, "head_size", 2.0).await;
+    assert_eq!(w.audited_as("head_size").await["event"], "refusal");
     let deep = format!("{{\"scope\":\"archive\",\"ttl\":{}1{}}}", "[".repeat(17), "]".repeat(17));
     let call = Call::post("/v1/tasks").bearer(&w.svid(REPORT)).header("content-type", "application/json").body(deep);
-    assert_eq!(w.send(call).await.code(), "invalid_request");
+    let reply = w.send(call).await;
+    assert_eq!((reply.status, reply.code().as_str()), (400, "invalid_request"));
+    assert_eq!(reply.json()["detail"], "the body is nested deeper than 16");
+    assert_eq!(w.audited(reply.request_id()).await[0]["detail"], "the body is nested deeper than 16");
+    assert_eq!(w.limited("body_depth").await, 1.0);
+    // What is wrong in another way is not that, whatever its texts hold.
+    let brackets = json!({ "scope": "archive", "reason": "[".repeat(100), "what": 1 });
+    assert_eq!(w.send(w.begin_call(&brackets)).await.status, 400);
+    assert_eq!(w.limited("body_depth").await, 1.0);
 }
 
 async fn until_limited(w: &World, limit: &str, times: f64) {
@@ -158,6 +281,7 @@ async fn who_asks_and_does_not_read_is_let_go() {
     w.clock.advance(secs(5));
     asking.await.unwrap();
     until_limited(&w, "answer_time", 1.0).await;
+    assert_eq!(w.audited_as("answer_time").await["event"], "refusal");
     assert!(answers.read(&mut [0; 16]).await.is_ok());
 }
 
@@ -286,6 +410,7 @@ async fn hostile_bytes_are_refused_and_the_next_request_is_answered() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     let host = w.address.to_string();
+    let (mut malformed, mut refused) = (0.0, std::collections::BTreeMap::new());
     for (about, bytes) in HOSTILE {
         let bytes = with_host(bytes, &host);
         // whole, and cut off in the middle
@@ -299,8 +424,27 @@ async fn hostile_bytes_are_refused_and_the_next_request_is_answered() {
             let statuses: Vec<_> = said.split("HTTP/1.").skip(1).map(|answer| &answer[2..5]).collect();
             assert!(statuses.iter().all(|status| status.starts_with('4')), "{about}: {said}");
             assert!(statuses.len() <= 1, "{about}: answered as several requests: {said}");
+            // Each leaves its trace: a request is refused, counted and audited as such, anything else as malformed.
+            let id = said.lines().find_map(|line| line.strip_prefix("x-request-id: "));
+            if let Some(id) = id {
+                let line = &w.audited(id).await[0];
+                assert_eq!(line["status"].as_u64().unwrap().to_string(), statuses[0], "{about}");
+                *refused.entry(statuses[0].to_owned()).or_insert(0.0) += 1.0;
+            } else if !bytes.trim_ascii().is_empty() {
+                malformed += 1.0;
+                until_limited(&w, "malformed", malformed).await;
+            }
         }
         w.served(&task.token).await;
     }
     assert_eq!((w.broker.tasks().len(), w.cloud.calls()), (1, 1));
+    for (status, times) in refused {
+        let series = format!("sidemint_requests_total{{code=\"{status}\",dialect=\"native\"}}");
+        assert_eq!(w.metric(&series).await, Some(times), "{series}");
+    }
+    let told = || w.audit.lines().iter().filter(|line| line["reason"] == "malformed").count();
+    until("each is audited", || told() as f64 == malformed).await;
+    let line = w.audited_as("malformed").await;
+    assert_eq!((&line["event"], &line["outcome"]), (&json!("refusal"), &json!("refused")));
+    assert!(line["detail"].as_str().unwrap().starts_with("connection from 127.0.0.1:"), "{line}");
 }

@@ -27,6 +27,7 @@ mod journal;
 mod kill;
 mod leaks;
 mod limits;
+mod lookalikes;
 mod metrics;
 mod mint;
 mod pod_task;

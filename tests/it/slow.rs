@@ -18,6 +18,9 @@ async fn a_head_that_never_ends_is_cut_off() {
     settle().await;
     tokio::time::advance(secs(2)).await;
     assert!(slow.reply().await.is_none_or(|reply| reply.status == 408));
+    let line = w.audited_as("head_time").await;
+    assert_eq!((line["event"].as_str(), line["outcome"].as_str()), (Some("refusal"), Some("refused")));
+    assert_eq!(w.limited("head_time").await, 1.0);
 }
 
 #[tokio::test]
@@ -38,5 +41,7 @@ async fn a_body_that_never_comes_is_refused_in_time() {
     w.clock.advance(secs(5));
     let reply = slow.reply().await.unwrap();
     assert_eq!((reply.status, reply.code().as_str()), (400, "invalid_request"));
+    assert_eq!(w.audited(reply.request_id()).await[0]["detail"], "the body took too long");
+    assert_eq!(w.limited("body_time").await, 1.0);
     assert!(w.broker.tasks().is_empty());
 }

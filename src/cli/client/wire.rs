@@ -62,6 +62,9 @@ pub struct Environment {
 pub struct TaskList {
     /// The caller's tasks.
     pub tasks: Vec<TaskView>,
+    /// The last of them, where there are more.
+    #[serde(default)]
+    pub next: Option<String>,
 }
 
 /// A task as its owner sees it.

@@ -84,6 +84,10 @@ impl World {
     }
 
     async fn federated(federated: &[&str]) -> Self {
+        Self::with(federated, ListenerLimits::default()).await
+    }
+
+    async fn with(federated: &[&str], limits: ListenerLimits) -> Self {
         let clock = ManualClock::at(NOW);
         let shared: SharedClock = Arc::new(clock.clone());
         let api = FakeWorkloadApi::new(Arc::clone(&shared), &[]);
@@ -121,7 +125,7 @@ impl World {
         let server = Arc::new(Server::new(Arc::clone(&broker), address).unwrap());
         let (stop, stopping) = watch::channel(false);
         let handle = move |request, peer| Arc::clone(&server).handle(request, peer);
-        tokio::spawn(serve(Listener::Mtls(listener, mtls), ListenerLimits::default(), shared, stopping, handle));
+        tokio::spawn(serve(Listener::Mtls(listener, mtls), limits, shared, stopping, handle));
         Self { clock, api, authority, broker, audit, address, _stop: stop, directory }
     }
 
@@ -156,10 +160,25 @@ impl World {
     }
 
     fn outcome(&self, kind: &str) -> u64 {
+        self.counter(&format!("sidemint_tls_handshakes_total{{outcome=\"{kind}\"}} "))
+    }
+
+    /// Waits until the connection of `spiffe_id` was ended, for `reason` and for nothing else, and told as `word`.
+    async fn ended(&self, spiffe_id: &str, reason: &str, word: &str) {
+        let count = |reason: &str| self.counter(&format!("sidemint_connections_ended_total{{reason=\"{reason}\"}} "));
+        until(reason, || count(reason) == 1).await;
+        assert_eq!(ENDINGS.iter().map(|reason| count(reason)).sum::<u64>(), 1);
+        let line = || self.audit_lines().into_iter().find(|line| line["event"] == "connection");
+        until("the audit line", || line().is_some()).await;
+        let line = line().unwrap();
+        let told = [&line["outcome"], &line["reason"], &line["spiffe_id"]];
+        assert_eq!(told, [&json!("ended"), &json!(word), &json!(spiffe_id)]);
+    }
+
+    fn counter(&self, series: &str) -> u64 {
         let page = self.broker.parts().metrics.page(&Snapshot::default()).unwrap();
         let page = String::from_utf8(page).unwrap();
-        let series = format!("sidemint_tls_handshakes_total{{outcome=\"{kind}\"}} ");
-        let value = page.lines().find_map(|line| line.strip_prefix(&series));
+        let value = page.lines().find_map(|line| line.strip_prefix(series));
         value.unwrap_or_else(|| panic!("no series {series}")).parse().unwrap()
     }
 
@@ -354,33 +373,65 @@ async fn a_connection_of_one_workload_takes_no_token_or_svid_of_another() {
     assert_eq!(other.send("GET", &path, None, "").await.unwrap().0, 404);
 }
 
+impl World {
+    /// Puts a version of the policy in force in which no rule permits [`REPORT`] anything.
+    async fn forbid(&self) {
+        let rules = self.directory.path().join("policy/decisions/ledger-read.cedar");
+        let text = std::fs::read_to_string(&rules).unwrap();
+        let changed = text.replace("sa/report\"", "sa/nobody\"");
+        assert_ne!(changed, text);
+        std::fs::write(&rules, changed).unwrap();
+        let outcome = self.broker.parts().policy.reload_now(NOW).await;
+        assert_eq!(outcome, crate::policy::cache::RefreshOutcome::Loaded);
+    }
+}
+
 #[tokio::test]
-async fn each_request_on_a_connection_is_decided_by_the_policy_of_its_moment() {
+async fn each_request_on_a_connection_is_decided_by_the_policy_of_its_moment_and_is_its_last_under_a_new_one() {
+    let world = World::new().await;
+    let mut stream = world.connect(client(&world, &world.svid(REPORT))).await.unwrap();
+    let head = format!(
+        "POST /v1/tasks HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        TASK.len()
+    );
+    let answer = async |stream: &mut tokio_rustls::client::TlsStream<TcpStream>| {
+        let mut bytes = vec![0; 64 * 1024];
+        let read = stream.read(&mut bytes).await.unwrap();
+        String::from_utf8(bytes[..read].to_vec()).unwrap()
+    };
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(TASK.as_bytes()).await.unwrap();
+    let begun = answer(&mut stream).await;
+    assert!(begun.starts_with("HTTP/1.1 201 ") && !begun.contains("connection: close"), "{begun}");
+    // A request that is under way when the version changes is decided by the new one, and answered.
+    stream.write_all(head.as_bytes()).await.unwrap();
+    until("its body is waited for", || world.clock.sleepers() == 2).await;
+    world.forbid().await;
+    world.ended(REPORT, "policy", "policy_changed").await;
+    stream.write_all(TASK.as_bytes()).await.unwrap();
+    let refused = answer(&mut stream).await;
+    assert!(refused.starts_with("HTTP/1.1 403 ") && refused.contains("connection: close"), "{refused}");
+    assert_eq!(answer(&mut stream).await, "");
+}
+
+#[tokio::test]
+async fn an_idle_connection_ends_with_the_policy_and_by_a_new_one_its_workload_sees_how_its_task_ended() {
     let world = World::new().await;
     let (mut connection, _) = world.call(client(&world, &world.svid(REPORT))).await.unwrap();
     let (status, begun) = connection.send("POST", "/v1/tasks", None, TASK).await.unwrap();
     assert_eq!(status, 201, "{begun}");
     let (task, token) = (begun["id"].as_str().unwrap(), begun["token"].as_str().unwrap());
-
-    let rules = world.directory.path().join("policy/decisions/ledger-read.cedar");
-    let text = std::fs::read_to_string(&rules).unwrap();
-    let changed = text.replace("sa/report\"", "sa/nobody\"");
-    assert_ne!(changed, text);
-    std::fs::write(&rules, changed).unwrap();
-    let parts = world.broker.parts();
-    assert_eq!(parts.policy.reload_now(NOW).await, crate::policy::cache::RefreshOutcome::Loaded);
-
-    // No rule permits this workload anything now. What it asks for is refused, and its task ends by its next use …
+    // A look that finds nothing new ends nothing.
+    world.broker.parts().policy.reload_now(NOW).await;
+    assert_eq!(connection.send("GET", "/v1/tasks", None, "").await.unwrap().0, 200);
+    world.forbid().await;
+    connection.over_now().await;
+    world.ended(REPORT, "policy", "policy_changed").await;
+    let (mut connection, _) = world.call(client(&world, &world.svid(REPORT))).await.unwrap();
     assert_eq!(connection.send("POST", "/v1/tasks", None, TASK).await.unwrap().0, 403);
     assert_eq!(connection.send("GET", "/v1/aws/credentials", Some(token), "").await.unwrap().0, 401);
-    // … but it may still see, by the same connection, how that ended.
     let (status, shown) = connection.send("GET", &format!("/v1/tasks/{task}"), None, "").await.unwrap();
     assert_eq!((status, shown["reason"].as_str()), (200, Some("policy_changed")));
-
-    std::fs::write(&rules, text).unwrap();
-    parts.policy.reload_now(NOW).await;
-    assert_eq!(connection.send("POST", "/v1/tasks", None, TASK).await.unwrap().0, 201);
-    assert_eq!(world.outcome("ok"), 1, "all by one connection");
 }
 
 #[tokio::test]
@@ -524,6 +575,7 @@ async fn a_connection_ends_when_the_peers_svid_expires_requests_under_way_includ
     world.clock.advance(Duration::from_secs(1));
     while let Some(Ok(_)) = beats.frame().await {}
     connection.over_now().await;
+    world.ended(REPORT, "peer_expired", "expired").await;
 }
 
 #[tokio::test]
@@ -551,21 +603,194 @@ async fn a_connection_ends_when_its_root_leaves_the_bundle_and_not_when_one_join
         identities.x509_bundles.insert("example.org".parse().unwrap(), bundle(&[next.root()]));
     });
     connection.over_now().await;
+    world.ended(REPORT, "bundle", "signature").await;
 }
 
 #[tokio::test]
 async fn a_connection_ends_when_our_identity_or_every_bundle_is_withdrawn() {
-    for change in [
-        |identities: &mut Identities| identities.svids.retain(|svid| svid.spiffe_id.as_str() != REPORT),
-        |identities: &mut Identities| {
-            identities.x509_bundles.clear();
-        },
-    ] {
+    type Case = (fn(&mut Identities), [&'static str; 2]);
+    let cases: [Case; 2] = [
+        (|identities| identities.svids.retain(|svid| svid.spiffe_id.as_str() != REPORT), ["own_svid", "no_svid"]),
+        (|identities| identities.x509_bundles.clear(), ["bundle", "no_bundle"]),
+    ];
+    for (change, [reason, word]) in cases {
         let world = World::new().await;
         let (connection, _) = world.call(client(&world, &world.svid(OTHER))).await.unwrap();
         world.api.update(change);
         connection.over_now().await;
+        world.ended(OTHER, reason, word).await;
     }
+}
+
+#[tokio::test]
+async fn a_connection_ends_when_our_own_svid_expires_and_says_that_it_was_ours() {
+    let world = World::new().await;
+    world.api.update(|identities| world.authority.give(identities, REPORT, NOW, NOW + HOUR / 4));
+    let (connection, _) = world.call(client(&world, &world.svid(OTHER))).await.unwrap();
+    until("the timer is armed", || world.clock.sleepers() > 0).await;
+    world.clock.advance(HOUR / 4);
+    connection.over_now().await;
+    world.ended(OTHER, "own_svid", "own_expired").await;
+}
+
+#[tokio::test]
+async fn a_handshake_that_makes_room_for_another_connection_is_counted_and_told() {
+    let world = World::with(&[], ListenerLimits { connections: 1, ..ListenerLimits::default() }).await;
+    let mut silent = TcpStream::connect(world.address).await.unwrap();
+    until("it is waited for", || world.clock.sleepers() > 0).await;
+    assert_eq!(world.call(client(&world, &world.svid(REPORT))).await.unwrap().1, 200);
+    assert_eq!(silent.read(&mut [0; 16]).await.unwrap_or(0), 0);
+    assert_eq!((world.outcome("no_room"), world.outcome("timed_out"), world.outcome("ok")), (1, 0, 1));
+    until("the audit line", || world.audit_lines().iter().any(|line| line["reason"] == "no_room")).await;
+}
+
+#[tokio::test]
+async fn a_federated_workload_with_the_same_path_sees_and_touches_nothing_of_its_namesake() {
+    let partner = TestAuthority::new("partner.example", NOW);
+    let namesake = partner.issue("spiffe://partner.example/ns/finance/sa/report", NOW, NOW + HOUR);
+    let world = World::federated(&["partner.example"]).await;
+    world.api.update(|identities| partner.trust(identities));
+    let (mut ours, _) = world.call(client(&world, &world.svid(REPORT))).await.unwrap();
+    let (_, begun) = ours.send("POST", "/v1/tasks", None, TASK).await.unwrap();
+    let (path, token) = (format!("/v1/tasks/{}", begun["id"].as_str().unwrap()), begun["token"].as_str().unwrap());
+
+    let (mut theirs, _) = world.call(client(&world, &namesake)).await.unwrap();
+    let (status, listed) = theirs.send("GET", "/v1/tasks", None, "").await.unwrap();
+    assert_eq!((status, listed), (200, json!({ "tasks": [] })));
+    for method in ["GET", "DELETE"] {
+        assert_eq!(theirs.send(method, &path, None, "").await.unwrap().0, 404);
+    }
+    let bearer = format!("Bearer {token}");
+    for (method, path) in [("GET", path.clone()), ("DELETE", path.clone()), ("POST", format!("{path}/hold"))] {
+        assert_eq!(theirs.send(method, &path, Some(&bearer), "").await.unwrap().0, 401, "{method} {path}");
+    }
+    assert_eq!(theirs.send("GET", "/v1/aws/credentials", Some(token), "").await.unwrap().0, 401);
+    // Believed, and still nobody whom this sidecar serves.
+    let (status, refused) = theirs.send("POST", "/v1/tasks", None, TASK).await.unwrap();
+    assert_eq!((status, refused["code"].as_str()), (403, Some("denied")));
+    assert!(world.audit_lines().iter().any(|line| line["reason"] == "identity_not_served"));
+    assert_eq!(ours.send("GET", &path, None, "").await.unwrap().1["state"], "active");
+}
+
+/// The private part of a P-256 key in PKCS #8, in every form in which it could be written somewhere.
+fn forms(key: &[u8]) -> Vec<Vec<u8>> {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+    let scalar = &key[36..68];
+    let mut forms = vec![scalar[..16].to_vec(), scalar[16..].to_vec()];
+    for bytes in [&scalar[..16], &scalar[16..]] {
+        forms.push(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into());
+        forms.push(bytes.iter().map(|byte| format!("{byte:02X}")).collect::<String>().into());
+        forms.push(format!("{bytes:?}").replace(['[', ']'], "").into());
+        // Base64 of the scalar or of the whole: at each offset. A line of PEM ends with the 48th byte.
+        for offset in 0..3 {
+            let part = &bytes[offset..offset + 9];
+            forms.extend([STANDARD.encode(part), URL_SAFE_NO_PAD.encode(part)].map(Vec::from));
+        }
+    }
+    forms
+}
+
+fn files_below(directory: &Path, bytes: &mut Vec<u8>) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => files_below(&path, bytes),
+            false => bytes.extend(std::fs::read(path).unwrap()),
+        }
+    }
+}
+
+#[tokio::test]
+async fn no_private_key_of_ours_or_of_a_peer_is_written_anywhere_whatever_goes_wrong() {
+    let log = Text::default();
+    let sink = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
+        .with_writer(Mutex::new(sink))
+        .finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+    let world = World::with(&["partner.example"], ListenerLimits { connections: 2, ..ListenerLimits::default() }).await;
+    let mut keys = Vec::new();
+    let mut told = String::new();
+    let mut give = |until: Timestamp| {
+        let svid = world.authority.issue(REPORT, NOW, until);
+        let key = SvidKey::new(svid.chain.clone(), &svid.key, until.floor_to_second()).unwrap();
+        world.api.update(|identities| {
+            identities.keys.insert(REPORT.parse().unwrap(), Arc::new(key));
+        });
+        keys.push(svid.key);
+    };
+    give(NOW + HOUR / 2);
+    // Keys that are none, or another certificate's.
+    let (one, other) = (world.svid(REPORT), world.svid(REPORT));
+    for key in [&other.key[..], &one.key[..one.key.len() - 1], &[&one.key[..], &[0]].concat(), b"no key"] {
+        told += &format!("{:?}\n", SvidKey::new(one.chain.clone(), key, NOW + HOUR).err());
+    }
+    // Peers that are refused, each for another reason; one that says nothing, one that speaks no TLS.
+    let stranger = TestAuthority::new("partner.example", NOW).issue("spiffe://partner.example/a", NOW, NOW + HOUR);
+    let expired = world.authority.issue(REPORT, NOW, NOW - Duration::from_secs(2));
+    for svid in [&stranger, &expired] {
+        told += &format!("{:?}\n", world.call(client(&world, svid)).await.err());
+    }
+    let nobody = Client::new(&world).with(None, &[&rustls::version::TLS13]);
+    told += &format!("{:?}\n", world.call(nobody).await.err());
+    let mut plain = TcpStream::connect(world.address).await.unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    let _ = plain.read_to_end(&mut answer).await;
+    let mut silent = TcpStream::connect(world.address).await.unwrap();
+    until("the timer is armed", || world.clock.sleepers() > 0).await;
+    world.clock.advance(HANDSHAKE);
+    let _ = silent.read_to_end(&mut answer).await;
+    // One that is heard, sends what is no request, and sees our key rotated, our policy and its own bundle change.
+    let peer = world.svid(OTHER);
+    let mut stream = world.connect(client(&world, &peer)).await.unwrap();
+    stream.write_all(b"\0\0\r\n\r\n").await.unwrap();
+    let _ = stream.read_to_end(&mut answer).await;
+    let (mut connection, _) = world.call(client(&world, &peer)).await.unwrap();
+    told += &format!("{:?}\n", connection.send("POST", "/v1/tasks", None, TASK).await);
+    give(NOW + HOUR / 4);
+    world.forbid().await;
+    connection.over_now().await;
+    let (connection, _) = world.call(client(&world, &peer)).await.unwrap();
+    world.clock.advance(HOUR / 4);
+    connection.over_now().await;
+    told += &format!("{:?}\n", world.call(client(&world, &peer)).await.err());
+    world.api.update(|identities| identities.keys.clear());
+    told += &format!("{:?}\n", world.call(client(&world, &peer)).await.err());
+
+    keys.extend([one.key, other.key, stranger.key, expired.key, peer.key]);
+    let metrics = world.broker.parts().metrics.page(&Snapshot::default()).unwrap();
+    let debug = format!("{:?} {:?}", world.broker, world.api.identities());
+    let mut files = Vec::new();
+    files_below(world.directory.path(), &mut files);
+    let (audit, log) = (world.audit.0.lock().unwrap().clone(), log.0.lock().unwrap().clone());
+    let sizes = [log.len(), audit.len(), files.len(), metrics.len(), debug.len(), answer.len()];
+    assert!(sizes.iter().all(|size| *size > 0), "something was written to each: {sizes:?}");
+    let places = [
+        ("the audit log", audit),
+        ("the log", log),
+        ("the metrics", metrics),
+        ("Debug", debug.into()),
+        ("the files", files),
+        ("what peers were told", [told.into_bytes(), answer].concat()),
+    ];
+    // A character for each byte: text is searched fast.
+    let text = |bytes: &[u8]| bytes.iter().map(|byte| char::from(*byte)).collect::<String>();
+    let places = places.map(|(place, bytes)| (place, text(&bytes)));
+    for form in keys.iter().flat_map(|key| forms(key)) {
+        for (place, written) in &places {
+            assert!(!written.contains(&text(&form)), "{place} holds a part of a private key");
+        }
+    }
+    // The search finds what is there.
+    let pem = {
+        use base64::Engine as _;
+        base64::engine::general_purpose::STANDARD.encode(&keys[0])
+    };
+    let found = |bytes: &[u8]| forms(&keys[0]).iter().any(|form| text(bytes).contains(&text(form)));
+    assert!(found(&keys[0]) && found(pem.as_bytes()) && found(format!("{:?}", keys[0]).as_bytes()));
 }
 
 #[tokio::test]
