@@ -173,6 +173,22 @@ pub enum ExchangeError {
 }
 
 impl ExchangeError {
+    /// Whether nothing was minted for certain. After any other error a credential may live that nobody here ever saw.
+    pub const fn is_certain(&self) -> bool {
+        match self {
+            Self::Refused { .. } | Self::Inexpressible { .. } | Self::NoSvid { .. } => true,
+            Self::Unavailable { .. } | Self::Unusable { .. } => false,
+        }
+    }
+
+    /// The last word of an exchange of which an earlier try may have minted: that this one minted nothing no longer settles it.
+    pub fn after_uncertain_try(self) -> Self {
+        if !self.is_certain() {
+            return self;
+        }
+        Self::Unavailable { detail: format!("{self}, after a try that may have minted"), retry_after: None }
+    }
+
     /// Every word of [`ExchangeError::kind`].
     pub const KINDS: [&'static str; 5] = ["unavailable", "refused", "inexpressible", "unusable", "no_svid"];
 

@@ -232,8 +232,20 @@ impl AwsSts {
         })
     }
 
-    /// Tries until there is a credential, a final refusal, or no time left.
     async fn exchange(&self, request: &Request<'_>, limit: Duration) -> Result<Minted, ExchangeError> {
+        let mut may_have_minted = false;
+        let outcome = self.tries(request, limit, &mut may_have_minted).await;
+        outcome.map_err(|error| if may_have_minted { error.after_uncertain_try() } else { error })
+    }
+
+    /// Tries until there is a credential, a final refusal, or no time left; says of all tries together whether one that
+    /// failed may have minted.
+    async fn tries(
+        &self,
+        request: &Request<'_>,
+        limit: Duration,
+        may_have_minted: &mut bool,
+    ) -> Result<Minted, ExchangeError> {
         let upstream = self.upstream(request.region);
         let deadline = self.clock.boot().saturating_add(limit);
         let remaining = || deadline.saturating_sub(self.clock.boot());
@@ -250,6 +262,7 @@ impl AwsSts {
                 Ok(answer) => return self.judge(answer, request, sent),
                 Err(fault) => fault,
             };
+            *may_have_minted |= fault.may_have_minted;
             if let Some(wait) = fault.retry_after {
                 upstream.gate.hold(&*self.clock, wait);
             }
@@ -440,24 +453,28 @@ fn fault(error: &SdkError<AssumeRoleWithWebIdentityError>, now: Timestamp) -> Fa
             let body = raw.body().bytes().unwrap_or_default();
             Fault::answered(status, body, raw.headers().get("retry-after"), now)
         }
-        SdkError::ResponseError(_) if is_too_long(error) => Fault::distrust("an answer longer than 64 KiB"),
+        SdkError::ResponseError(_) if cause::<LengthLimitError>(error).is_some() => {
+            Fault::distrust("an answer longer than 64 KiB")
+        }
         SdkError::ResponseError(_) => Fault::passing("the connection to STS broke in the middle of its answer"),
         SdkError::TimeoutError(_) => Fault::passing("STS did not answer in time"),
+        SdkError::DispatchFailure(_) if is_unconnected(error) => {
+            Fault::not_sent("no connection to STS (network, DNS or TLS)")
+        }
         SdkError::DispatchFailure(failure) if failure.is_timeout() => Fault::passing("STS did not answer in time"),
-        SdkError::DispatchFailure(_) => Fault::passing("no connection to STS (network, DNS or TLS)"),
+        SdkError::DispatchFailure(_) => Fault::passing("the connection to STS broke before its answer"),
         _ => Fault::distrust("the request to STS could not be made"),
     }
 }
 
-fn is_too_long(error: &SdkError<AssumeRoleWithWebIdentityError>) -> bool {
-    let mut next = error.source();
-    while let Some(cause) = next {
-        if cause.is::<LengthLimitError>() {
-            return true;
-        }
-        next = cause.source();
-    }
-    false
+/// Whether the connection was never made, so that nothing was sent.
+fn is_unconnected(error: &SdkError<AssumeRoleWithWebIdentityError>) -> bool {
+    cause::<hyper_util::client::legacy::Error>(error).is_some_and(|error| error.is_connect())
+}
+
+/// The first cause of `error` that is an `E`.
+fn cause<E: std::error::Error + 'static>(error: &SdkError<AssumeRoleWithWebIdentityError>) -> Option<&E> {
+    std::iter::successors(error.source(), |cause| (*cause).source()).find_map(|cause| cause.downcast_ref())
 }
 
 /// Whether the endpoint is reached by TLS.

@@ -373,7 +373,7 @@ fn misplaced(w: &World, task: &Begun) -> Vec<Call> {
 // ---- the test ----
 
 /// Lets time pass by half seconds until `work` is done.
-async fn stepping<T>(w: &World, work: impl Future<Output = T>) -> T {
+pub(crate) async fn stepping<T>(w: &World, work: impl Future<Output = T>) -> T {
     tokio::pin!(work);
     loop {
         for turn in 0..200 {

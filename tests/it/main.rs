@@ -22,6 +22,7 @@ mod aws;
 mod begin;
 mod clock;
 mod end;
+mod exchange;
 mod expiry;
 mod journal;
 mod kill;

@@ -31,17 +31,24 @@ pub(super) struct Fault {
     pub(super) remedy: Remedy,
     pub(super) detail: String,
     pub(super) retry_after: Option<Duration>,
+    /// Whether STS may have minted all the same: the request may have reached it, and no error of its own came back.
+    pub(super) may_have_minted: bool,
 }
 
 impl Fault {
     /// A fault of the way to STS: worth another try.
     pub(super) fn passing(detail: impl Into<String>) -> Self {
-        Self { remedy: Remedy::Retry, detail: detail.into(), retry_after: None }
+        Self { remedy: Remedy::Retry, detail: detail.into(), retry_after: None, may_have_minted: true }
+    }
+
+    /// The same before anything was sent.
+    pub(super) fn not_sent(detail: impl Into<String>) -> Self {
+        Self { may_have_minted: false, ..Self::passing(detail) }
     }
 
     /// An answer that cannot be STS's, or that says nothing.
     pub(super) fn distrust(detail: impl Into<String>) -> Self {
-        Self { remedy: Remedy::Distrust, detail: detail.into(), retry_after: None }
+        Self { remedy: Remedy::Distrust, ..Self::passing(detail) }
     }
 
     /// An HTTP answer that is an error: `body` is searched for its code and forgotten.
@@ -51,7 +58,10 @@ impl Fault {
             Some(code) => format!("{code} (HTTP {status})"),
             None => format!("HTTP {status} without an error code"),
         };
-        Self { remedy: remedy(status, code), detail, retry_after: retry_after.and_then(|value| wait(value, now)) }
+        let remedy = remedy(status, code);
+        // Who answers for a server that failed does not know what it did; any other error is the word of STS that it refused.
+        let may_have_minted = status == 408 || status >= 500 || remedy == Remedy::Distrust;
+        Self { remedy, detail, retry_after: retry_after.and_then(|value| wait(value, now)), may_have_minted }
     }
 }
 

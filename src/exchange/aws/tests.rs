@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
@@ -529,6 +530,34 @@ async fn breaks_in_the_middle_of_an_answer_are_passing() {
         let (error, seen) = refused([reply]).await;
         assert_eq!((error.kind(), seen.len()), ("unavailable", 4), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_refusal_after_a_try_that_may_have_minted_settles_nothing() {
+    for lost in [Reply::Close, Reply::Half, error(500, "InternalFailure"), error(504, "x")] {
+        for last in [error(403, "AccessDenied"), error(400, "PackedPolicyTooLarge"), error(400, "InvalidIdentityToken")]
+        {
+            let (error, seen) = refused([lost.clone(), last.clone()]).await;
+            assert!(matches!(error, ExchangeError::Unavailable { .. }), "{lost:?} {last:?}: {error}");
+            assert!(error.to_string().ends_with("after a try that may have minted"), "{error}");
+            assert!(seen.len() > 1, "{lost:?} {last:?}");
+        }
+    }
+    for certain in [error(429, "x"), error(400, "Throttling"), error(400, "IDPCommunicationError")] {
+        let (refused, _) = refused([certain.clone(), error(403, "AccessDenied")]).await;
+        assert!(refused.is_certain(), "{certain:?}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn an_svid_that_is_gone_after_a_try_that_may_have_minted_settles_nothing() {
+    static FETCHED: AtomicUsize = AtomicUsize::new(0);
+    let once = |id: &SpiffeId| match FETCHED.fetch_add(1, Ordering::Relaxed) {
+        0 => svid_of(id),
+        _ => Err(WorkloadApiError::Denied("no entry any more".to_owned())),
+    };
+    let error = World::with_agent([Reply::Close], once).await.aws.mint(&order()).await.unwrap_err();
+    assert!(matches!(error, ExchangeError::Unavailable { .. }), "{error}");
 }
 
 #[tokio::test]
