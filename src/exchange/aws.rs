@@ -252,28 +252,35 @@ impl AwsSts {
         let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_CAP, TRIES);
         let mut fresh_svid_left = true;
         loop {
-            upstream.gate.pass(&*self.clock, remaining()).await.map_err(|wait| ExchangeError::Unavailable {
-                detail: "too many calls to STS from here".to_owned(),
-                retry_after: Some(wait),
-            })?;
+            let turn = upstream.gate.turn(&*self.clock, remaining()).await.map_err(|shut| shut.error("STS"))?;
             let svid = self.svid(request, remaining()).await?;
             let sent = self.clock.now();
-            let fault = match self.try_once(&upstream.client, request, &svid, remaining()).await {
-                Ok(answer) => return self.judge(answer, request, sent),
+            let answer = self.try_once(&upstream.client, request, &svid, remaining()).await;
+            let fault = match answer.and_then(|answer| self.judge(answer, request, sent)) {
+                Ok(minted) => {
+                    turn.answered();
+                    return Ok(minted);
+                }
                 Err(fault) => fault,
             };
+            match fault.is_outage() {
+                true => turn.failed(fault.retry_after, self.jitter.fraction()),
+                false => turn.answered(),
+            }
             *may_have_minted |= fault.may_have_minted;
             if let Some(wait) = fault.retry_after {
                 upstream.gate.hold(&*self.clock, wait);
             }
             match fault.remedy {
-                Remedy::Retry => match backoff.next(self.jitter.fraction(), fault.retry_after, remaining()) {
-                    Some(wait) => {
-                        tracing::debug!(detail = fault.detail, ?wait, "STS will be tried again");
-                        self.clock.sleep(wait).await;
+                Remedy::Retry | Remedy::Throttled => {
+                    match backoff.next(self.jitter.fraction(), fault.retry_after, remaining()) {
+                        Some(wait) => {
+                            tracing::debug!(detail = fault.detail, ?wait, "STS will be tried again");
+                            self.clock.sleep(wait).await;
+                        }
+                        None => return Err(unavailable(fault)),
                     }
-                    None => return Err(unavailable(fault)),
-                },
+                }
                 Remedy::FreshSvid if fresh_svid_left => fresh_svid_left = false,
                 Remedy::FreshSvid | Remedy::Refuse => return Err(ExchangeError::Refused { detail: fault.detail }),
                 Remedy::Mend => return Err(ExchangeError::Inexpressible { detail: fault.detail }),
@@ -287,7 +294,7 @@ impl AwsSts {
         answer: AssumeRoleWithWebIdentityOutput,
         request: &Request<'_>,
         sent: Timestamp,
-    ) -> Result<Minted, ExchangeError> {
+    ) -> Result<Minted, Fault> {
         let asked = Asked {
             role: request.role,
             session_name: request.session_name,
@@ -297,7 +304,7 @@ impl AwsSts {
             cut: request.life.cut,
             sent,
         };
-        accept(answer, &asked, self.clock.now()).map_err(|why| ExchangeError::Unusable { detail: why.to_owned() })
+        accept(answer, &asked, self.clock.now()).map_err(Fault::distrust)
     }
 
     /// A JWT-SVID of the caller, never of anyone else, that STS can take.
@@ -371,6 +378,11 @@ impl AwsSts {
 impl Cloud for AwsSts {
     fn provider(&self) -> Provider {
         Provider::Aws
+    }
+
+    fn is_left_alone(&self) -> bool {
+        let upstreams = self.upstreams.lock().unwrap_or_else(PoisonError::into_inner);
+        upstreams.values().any(|upstream| upstream.gate.is_broken())
     }
 
     async fn mint(&self, order: &MintOrder) -> Result<Minted, ExchangeError> {

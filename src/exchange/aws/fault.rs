@@ -13,8 +13,10 @@ const MAX_CODE: usize = 64;
 /// What to do about a failed try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Remedy {
-    /// Passing: try again after a while.
+    /// Passing: try again after a while. STS, or the way to it, is broken.
     Retry,
+    /// Passing too, but STS is well: it is asked too often.
+    Throttled,
     /// The token may be at fault: fetch a fresh JWT-SVID and try once more.
     FreshSvid,
     /// Final: the provider refuses this identity or this order.
@@ -51,6 +53,11 @@ impl Fault {
         Self { remedy: Remedy::Distrust, ..Self::passing(detail) }
     }
 
+    /// Whether STS, or the way to it, is at fault, and not the order, its token or how often we ask.
+    pub(super) fn is_outage(&self) -> bool {
+        matches!(self.remedy, Remedy::Retry | Remedy::Distrust)
+    }
+
     /// An HTTP answer that is an error: `body` is searched for its code and forgotten.
     pub(super) fn answered(status: u16, body: &[u8], retry_after: Option<&str>, now: Timestamp) -> Self {
         let code = error_code(body);
@@ -60,7 +67,8 @@ impl Fault {
         };
         let remedy = remedy(status, code);
         // Who answers for a server that failed does not know what it did; any other error is the word of STS that it refused.
-        let may_have_minted = status == 408 || status >= 500 || remedy == Remedy::Distrust;
+        let failed = status == 408 || status >= 500;
+        let may_have_minted = remedy == Remedy::Distrust || failed && remedy != Remedy::Throttled;
         Self { remedy, detail, retry_after: retry_after.and_then(|value| wait(value, now)), may_have_minted }
     }
 }
@@ -68,17 +76,14 @@ impl Fault {
 /// The table (STS API reference, "Common Errors" and `AssumeRoleWithWebIdentity`; throttling words from botocore's
 /// `_retry.json`; `InvalidArgument` is Ceph RGW's word for `ValidationError`).
 fn remedy(status: u16, code: Option<&str>) -> Remedy {
-    if status == 429 || status == 408 || status >= 500 {
-        return Remedy::Retry;
-    }
     if status < 400 {
         // A redirect: the token goes to the configured endpoint or nowhere.
         return Remedy::Distrust;
     }
     match code {
+        _ if status == 429 => Remedy::Throttled,
         Some(
-            "IDPCommunicationError"
-            | "Throttling"
+            "Throttling"
             | "ThrottlingException"
             | "ThrottledException"
             | "RequestThrottled"
@@ -86,7 +91,11 @@ fn remedy(status: u16, code: Option<&str>) -> Remedy {
             | "RequestLimitExceeded"
             | "TooManyRequestsException"
             | "BandwidthLimitExceeded"
-            | "SlowDown"
+            | "SlowDown",
+        ) => Remedy::Throttled,
+        _ if status == 408 || status >= 500 => Remedy::Retry,
+        Some(
+            "IDPCommunicationError"
             | "RequestTimeout"
             | "RequestTimeoutException"
             | "InternalError"

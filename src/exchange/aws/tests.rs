@@ -598,7 +598,7 @@ async fn retry_after_is_honoured_and_handed_on_when_it_is_too_long() {
     };
     assert_eq!(retry_after, Some(Duration::from_secs(60)));
     let error = world.aws.mint(&order()).await.unwrap_err();
-    assert!(matches!(error, ExchangeError::Unavailable { retry_after: Some(_), .. }), "{error}");
+    assert!(matches!(error, ExchangeError::NotAsked { .. }), "{error}");
     assert_eq!(world.sts.seen().len(), 1, "nobody else calls before the time has come");
 }
 
@@ -610,8 +610,8 @@ async fn one_bucket_shapes_all_calls_of_one_sts() {
         world.aws.mint(&order_with(|_, grant| grant.region = Some(region.to_owned()))).await.unwrap();
     }
     let error = world.aws.mint(&order()).await.unwrap_err();
-    let ExchangeError::Unavailable { retry_after, .. } = error else { panic!("{error}") };
-    assert_eq!(retry_after, Some(Duration::from_secs(60)));
+    let ExchangeError::NotAsked { retry_after, .. } = error else { panic!("{error}") };
+    assert_eq!(retry_after, Duration::from_secs(60));
     assert_eq!(world.sts.seen().len(), 2);
 }
 
