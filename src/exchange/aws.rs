@@ -190,7 +190,8 @@ impl AwsSts {
         if settings.audience.is_empty() {
             return Err(SettingsError::Audience);
         }
-        let http_client = http_client(tls)?;
+        // Without TLS (plain http on loopback) the machine's roots are not even read, so that it works in a container that has none.
+        let http_client = http_client(TrustStore::empty().with_native_roots(tls))?;
         let jitter = Arc::new(SystemJitter);
         Ok(Self { settings, workload_api, clock, jitter, http_client, upstreams: Mutex::default() })
     }
@@ -421,10 +422,8 @@ fn client(region: &str, endpoint: Option<&str>, http_client: SharedHttpClient) -
     aws_sdk_sts::Client::from_conf(config.build())
 }
 
-/// rustls on AWS-LC. Without `tls` (plain http on loopback) the machine's roots are not even read, so that it works
-/// in a container that has none.
-fn http_client(tls: bool) -> Result<SharedHttpClient, SettingsError> {
-    let roots = TrustStore::empty().with_native_roots(tls);
+/// rustls on AWS-LC, which believes these roots.
+fn http_client(roots: TrustStore) -> Result<SharedHttpClient, SettingsError> {
     let context = TlsContext::builder().with_trust_store(roots).build();
     let context = context.map_err(|error| SettingsError::Tls(error.to_string()))?;
     let provider = TlsProvider::Rustls(CryptoMode::AwsLc);
