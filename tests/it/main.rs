@@ -21,6 +21,7 @@ mod world;
 mod aws;
 mod begin;
 mod clock;
+mod corpus;
 mod end;
 mod exchange;
 mod expiry;
