@@ -160,6 +160,9 @@ pub struct Event<'a> {
     /// How the caller proved itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proof: Option<Proof>,
+    /// What is wrong with a proof that is not believed: a word of a closed set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flaw: Option<&'static str>,
     /// The scope.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scope: Option<&'a ScopeId>,
@@ -228,6 +231,7 @@ impl Event<'_> {
             proof: None,
             scope: None,
             params: None,
+            flaw: None,
             stated_reason: None,
             tier: None,
             policy_version: None,

@@ -145,6 +145,14 @@ pub enum ExchangeError {
         /// The provider's own word on when to come back.
         retry_after: Option<Duration>,
     },
+    /// Passing: the provider was not asked, to spare it.
+    #[error("provider not asked: {detail}")]
+    NotAsked {
+        /// For the log and the audit record.
+        detail: String,
+        /// When it may be.
+        retry_after: Duration,
+    },
     /// Final: the provider refuses this identity or this order.
     #[error("refused by the provider: {detail}")]
     Refused {
@@ -174,13 +182,35 @@ pub enum ExchangeError {
 }
 
 impl ExchangeError {
+    /// Whether nothing was minted for certain. After any other error a credential may live that nobody here ever saw.
+    pub const fn is_certain(&self) -> bool {
+        match self {
+            Self::NotAsked { .. } | Self::Refused { .. } | Self::Inexpressible { .. } | Self::NoSvid { .. } => true,
+            Self::Unavailable { .. } | Self::Unusable { .. } => false,
+        }
+    }
+
+    /// The last word of an exchange of which an earlier try may have minted: that this one minted nothing no longer settles it.
+    pub fn after_uncertain_try(self) -> Self {
+        if !self.is_certain() {
+            return self;
+        }
+        let detail = format!("{self}, after a try that may have minted");
+        match self {
+            Self::NotAsked { retry_after, .. } => Self::Unavailable { detail, retry_after: Some(retry_after) },
+            _ => Self::Unavailable { detail, retry_after: None },
+        }
+    }
+
     /// Every word of [`ExchangeError::kind`].
-    pub const KINDS: [&'static str; 5] = ["unavailable", "refused", "inexpressible", "unusable", "no_svid"];
+    pub const KINDS: [&'static str; 6] =
+        ["unavailable", "not_asked", "refused", "inexpressible", "unusable", "no_svid"];
 
     /// The stable word for metrics and audit.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Unavailable { .. } => "unavailable",
+            Self::NotAsked { .. } => "not_asked",
             Self::Refused { .. } => "refused",
             Self::Inexpressible { .. } => "inexpressible",
             Self::Unusable { .. } => "unusable",
@@ -197,6 +227,11 @@ pub trait Cloud: Send + Sync + fmt::Debug {
 
     /// Exchanges an SVID of the order's caller for a credential that dies by `dead_by`.
     async fn mint(&self, order: &MintOrder) -> Result<Minted, ExchangeError>;
+
+    /// Whether it is asked for no credential now, or some of it is not, because it failed again and again.
+    fn is_left_alone(&self) -> bool {
+        false
+    }
 
     /// Takes one credential of class [`Revocation::Exact`] back, and forgets what was kept for that. Asked again until it
     /// answers `Ok`, so it must do no harm twice.

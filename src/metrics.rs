@@ -148,6 +148,7 @@ pub struct Metrics {
     revocations: IntCounterVec,
     revocation_lag: HistogramVec,
     revocations_outstanding: IntGaugeVec,
+    provider_left_alone: IntGaugeVec,
     providers: Vec<&'static str>,
     credential_expiry: GaugeVec,
     svid_expiry: GaugeVec,
@@ -180,6 +181,8 @@ pub struct Snapshot {
     pub leases: Vec<(&'static str, &'static str, i64)>,
     /// Leases that wait to be taken back, by provider.
     pub outstanding: Vec<(&'static str, i64)>,
+    /// The providers that are asked for no credential because they failed again and again.
+    pub left_alone: Vec<&'static str>,
     /// The earliest expiry of a live credential, by provider (seconds since the epoch).
     pub credential_expiry: Vec<(&'static str, f64)>,
     /// The earliest expiry among our SVIDs, where there are any (seconds since the epoch).
@@ -264,6 +267,12 @@ impl Metrics {
                 &r,
                 "sidemint_revocations_outstanding",
                 "Credentials of ended tasks that are still to be revoked.",
+                &["provider"],
+            )?,
+            provider_left_alone: gauge_vec(
+                &r,
+                "sidemint_provider_circuit_open",
+                "1 while a provider is asked for no credential because it failed again and again.",
                 &["provider"],
             )?,
             providers: words.providers.to_vec(),
@@ -364,6 +373,7 @@ impl Metrics {
             self.residual.with_label_values(&[provider]);
             self.revocation_lag.with_label_values(&[provider]);
             self.revocations_outstanding.with_label_values(&[provider]).set(0);
+            self.provider_left_alone.with_label_values(&[provider]).set(0);
             for outcome in words.revocation_outcomes {
                 self.revocations.with_label_values(&[provider, outcome]).inc_by(0);
             }
@@ -480,6 +490,8 @@ impl Metrics {
         }
         for provider in &self.providers {
             self.revocations_outstanding.with_label_values(&[provider]).set(0);
+            let left_alone = snapshot.left_alone.contains(provider);
+            self.provider_left_alone.with_label_values(&[provider]).set(left_alone.into());
         }
         for (provider, count) in &snapshot.outstanding {
             self.revocations_outstanding.with_label_values(&[provider]).set(*count);

@@ -1,4 +1,4 @@
-//! No mutant of a good JWT-SVID is ever accepted (threat T02): `MUTANTS=1000000 cargo test --release --test mutants`.
+//! No mutant of a good JWT-SVID is ever accepted (threat T02): `MUTANTS=1000000 cargo test --profile simulation --test mutants`.
 //!
 //! Tokens of every algorithm are signed by keys that are trusted; then bytes, base64 digits, members of header and claims,
 //! and whole parts are changed, exchanged, doubled and dropped, or signed again by who must not. A mutant that verifies is

@@ -550,6 +550,7 @@ fn every_member() -> std::collections::BTreeSet<String> {
         label: Some("l"),
         spiffe_id: Some(&owner),
         proof: Some(Proof::JwtSvid),
+        flaw: Some("f"),
         scope: Some(&scope),
         params: Some(&params),
         stated_reason: Some("s"),

@@ -241,6 +241,10 @@ impl Broker {
             BeginError::TooManyOfCaller => self.parts.metrics.limited(Limit::TasksPerCaller),
             _ => {}
         }
+        let flaw = match &error {
+            BeginError::Unauthenticated(error) => Some(error.kind()),
+            _ => None,
+        };
         let policy = self.parts.policy.current();
         let (rule_ids, digests) = match &error {
             BeginError::Denied(denial) => (denial.rule_ids.as_slice(), denial.digests.as_deref()),
@@ -252,6 +256,7 @@ impl Broker {
             detail: Some(error.to_string()),
             spiffe_id: caller.map(Caller::spiffe_id),
             proof: caller.map(Caller::proof),
+            flaw,
             scope: Some(&request.ask.scope),
             params: Some(&request.ask.params),
             stated_reason: request.ask.reason.as_deref(),

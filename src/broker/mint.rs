@@ -264,11 +264,9 @@ impl Broker {
 
     /// Forgets an intent that certainly came to nothing. One whose answer was lost stays until it must be dead.
     async fn discard(&self, task: &Task, id: &LeaseId, error: &ExchangeError) {
-        match error {
-            ExchangeError::Refused { .. } | ExchangeError::Inexpressible { .. } | ExchangeError::NoSvid { .. } => {}
-            ExchangeError::Unavailable { .. } | ExchangeError::Unusable { .. } => return,
+        if error.is_certain() {
+            self.forget_intent(task, id).await;
         }
-        self.forget_intent(task, id).await;
     }
 
     async fn forget_intent(&self, task: &Task, id: &LeaseId) {

@@ -122,6 +122,7 @@ impl Broker {
                 self.not_taken_back(task, &lease, &error, first).await;
                 match error {
                     ExchangeError::Unavailable { retry_after, .. } => Tried::Failed(retry_after),
+                    ExchangeError::NotAsked { retry_after, .. } => Tried::Failed(Some(retry_after)),
                     ExchangeError::NoSvid { .. } | ExchangeError::Unusable { .. } => Tried::Failed(None),
                     ExchangeError::Refused { .. } | ExchangeError::Inexpressible { .. } => Tried::Refused,
                 }

@@ -190,7 +190,8 @@ impl AwsSts {
         if settings.audience.is_empty() {
             return Err(SettingsError::Audience);
         }
-        let http_client = http_client(tls)?;
+        // Without TLS (plain http on loopback) the machine's roots are not even read, so that it works in a container that has none.
+        let http_client = http_client(TrustStore::empty().with_native_roots(tls))?;
         let jitter = Arc::new(SystemJitter);
         Ok(Self { settings, workload_api, clock, jitter, http_client, upstreams: Mutex::default() })
     }
@@ -232,35 +233,55 @@ impl AwsSts {
         })
     }
 
-    /// Tries until there is a credential, a final refusal, or no time left.
     async fn exchange(&self, request: &Request<'_>, limit: Duration) -> Result<Minted, ExchangeError> {
+        let mut may_have_minted = false;
+        let outcome = self.tries(request, limit, &mut may_have_minted).await;
+        outcome.map_err(|error| if may_have_minted { error.after_uncertain_try() } else { error })
+    }
+
+    /// Tries until there is a credential, a final refusal, or no time left; says of all tries together whether one that
+    /// failed may have minted.
+    async fn tries(
+        &self,
+        request: &Request<'_>,
+        limit: Duration,
+        may_have_minted: &mut bool,
+    ) -> Result<Minted, ExchangeError> {
         let upstream = self.upstream(request.region);
         let deadline = self.clock.boot().saturating_add(limit);
         let remaining = || deadline.saturating_sub(self.clock.boot());
         let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_CAP, TRIES);
         let mut fresh_svid_left = true;
         loop {
-            upstream.gate.pass(&*self.clock, remaining()).await.map_err(|wait| ExchangeError::Unavailable {
-                detail: "too many calls to STS from here".to_owned(),
-                retry_after: Some(wait),
-            })?;
+            let turn = upstream.gate.turn(&*self.clock, remaining()).await.map_err(|shut| shut.error("STS"))?;
             let svid = self.svid(request, remaining()).await?;
             let sent = self.clock.now();
-            let fault = match self.try_once(&upstream.client, request, &svid, remaining()).await {
-                Ok(answer) => return self.judge(answer, request, sent),
+            let answer = self.try_once(&upstream.client, request, &svid, remaining()).await;
+            let fault = match answer.and_then(|answer| self.judge(answer, request, sent)) {
+                Ok(minted) => {
+                    turn.answered();
+                    return Ok(minted);
+                }
                 Err(fault) => fault,
             };
+            match fault.is_outage() {
+                true => turn.failed(fault.retry_after, self.jitter.fraction()),
+                false => turn.answered(),
+            }
+            *may_have_minted |= fault.may_have_minted;
             if let Some(wait) = fault.retry_after {
                 upstream.gate.hold(&*self.clock, wait);
             }
             match fault.remedy {
-                Remedy::Retry => match backoff.next(self.jitter.fraction(), fault.retry_after, remaining()) {
-                    Some(wait) => {
-                        tracing::debug!(detail = fault.detail, ?wait, "STS will be tried again");
-                        self.clock.sleep(wait).await;
+                Remedy::Retry | Remedy::Throttled => {
+                    match backoff.next(self.jitter.fraction(), fault.retry_after, remaining()) {
+                        Some(wait) => {
+                            tracing::debug!(detail = fault.detail, ?wait, "STS will be tried again");
+                            self.clock.sleep(wait).await;
+                        }
+                        None => return Err(unavailable(fault)),
                     }
-                    None => return Err(unavailable(fault)),
-                },
+                }
                 Remedy::FreshSvid if fresh_svid_left => fresh_svid_left = false,
                 Remedy::FreshSvid | Remedy::Refuse => return Err(ExchangeError::Refused { detail: fault.detail }),
                 Remedy::Mend => return Err(ExchangeError::Inexpressible { detail: fault.detail }),
@@ -274,7 +295,7 @@ impl AwsSts {
         answer: AssumeRoleWithWebIdentityOutput,
         request: &Request<'_>,
         sent: Timestamp,
-    ) -> Result<Minted, ExchangeError> {
+    ) -> Result<Minted, Fault> {
         let asked = Asked {
             role: request.role,
             session_name: request.session_name,
@@ -284,7 +305,7 @@ impl AwsSts {
             cut: request.life.cut,
             sent,
         };
-        accept(answer, &asked, self.clock.now()).map_err(|why| ExchangeError::Unusable { detail: why.to_owned() })
+        accept(answer, &asked, self.clock.now()).map_err(Fault::distrust)
     }
 
     /// A JWT-SVID of the caller, never of anyone else, that STS can take.
@@ -360,6 +381,11 @@ impl Cloud for AwsSts {
         Provider::Aws
     }
 
+    fn is_left_alone(&self) -> bool {
+        let upstreams = self.upstreams.lock().unwrap_or_else(PoisonError::into_inner);
+        upstreams.values().any(|upstream| upstream.gate.is_broken())
+    }
+
     async fn mint(&self, order: &MintOrder) -> Result<Minted, ExchangeError> {
         let ProviderGrant::Aws(grant) = &order.grant.provider else {
             return Err(ExchangeError::Inexpressible { detail: "the grant is not for AWS".to_owned() });
@@ -396,10 +422,8 @@ fn client(region: &str, endpoint: Option<&str>, http_client: SharedHttpClient) -
     aws_sdk_sts::Client::from_conf(config.build())
 }
 
-/// rustls on AWS-LC. Without `tls` (plain http on loopback) the machine's roots are not even read, so that it works
-/// in a container that has none.
-fn http_client(tls: bool) -> Result<SharedHttpClient, SettingsError> {
-    let roots = TrustStore::empty().with_native_roots(tls);
+/// rustls on AWS-LC, which believes these roots.
+fn http_client(roots: TrustStore) -> Result<SharedHttpClient, SettingsError> {
     let context = TlsContext::builder().with_trust_store(roots).build();
     let context = context.map_err(|error| SettingsError::Tls(error.to_string()))?;
     let provider = TlsProvider::Rustls(CryptoMode::AwsLc);
@@ -440,24 +464,28 @@ fn fault(error: &SdkError<AssumeRoleWithWebIdentityError>, now: Timestamp) -> Fa
             let body = raw.body().bytes().unwrap_or_default();
             Fault::answered(status, body, raw.headers().get("retry-after"), now)
         }
-        SdkError::ResponseError(_) if is_too_long(error) => Fault::distrust("an answer longer than 64 KiB"),
+        SdkError::ResponseError(_) if cause::<LengthLimitError>(error).is_some() => {
+            Fault::distrust("an answer longer than 64 KiB")
+        }
         SdkError::ResponseError(_) => Fault::passing("the connection to STS broke in the middle of its answer"),
         SdkError::TimeoutError(_) => Fault::passing("STS did not answer in time"),
+        SdkError::DispatchFailure(_) if is_unconnected(error) => {
+            Fault::not_sent("no connection to STS (network, DNS or TLS)")
+        }
         SdkError::DispatchFailure(failure) if failure.is_timeout() => Fault::passing("STS did not answer in time"),
-        SdkError::DispatchFailure(_) => Fault::passing("no connection to STS (network, DNS or TLS)"),
+        SdkError::DispatchFailure(_) => Fault::passing("the connection to STS broke before its answer"),
         _ => Fault::distrust("the request to STS could not be made"),
     }
 }
 
-fn is_too_long(error: &SdkError<AssumeRoleWithWebIdentityError>) -> bool {
-    let mut next = error.source();
-    while let Some(cause) = next {
-        if cause.is::<LengthLimitError>() {
-            return true;
-        }
-        next = cause.source();
-    }
-    false
+/// Whether the connection was never made, so that nothing was sent.
+fn is_unconnected(error: &SdkError<AssumeRoleWithWebIdentityError>) -> bool {
+    cause::<hyper_util::client::legacy::Error>(error).is_some_and(|error| error.is_connect())
+}
+
+/// The first cause of `error` that is an `E`.
+fn cause<E: std::error::Error + 'static>(error: &SdkError<AssumeRoleWithWebIdentityError>) -> Option<&E> {
+    std::iter::successors(error.source(), |cause| (*cause).source()).find_map(|cause| cause.downcast_ref())
 }
 
 /// Whether the endpoint is reached by TLS.

@@ -1,10 +1,12 @@
-//! When to try again, and how often at most: backoff and token bucket. Both are plain values: they take the time and
-//! the randomness and say how long to wait; who waits is the caller's affair.
+//! When to try again, how often at most, and when not at all: backoff, token bucket and circuit. All three are plain values:
+//! they take the time and the randomness and say how long to wait; who waits is the caller's affair. A [`Gate`] is the bucket
+//! and the circuit of one upstream, shared by all who call it.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use super::ExchangeError;
 use crate::clock::Clock;
 
 /// The longest wait that an upstream's `Retry-After` can make of us: a longer silence would be an outage of its own.
@@ -84,12 +86,14 @@ pub struct TokenBucket {
     rate: Rate,
     /// When the bucket will be full again.
     full_at: Duration,
+    /// Until when nobody is let through.
+    held_until: Duration,
 }
 
 impl TokenBucket {
     /// A full bucket.
     pub fn new(rate: Rate) -> Self {
-        Self { rate: Rate { burst: rate.burst.max(1), ..rate }, full_at: Duration::ZERO }
+        Self { rate: Rate { burst: rate.burst.max(1), ..rate }, full_at: Duration::ZERO, held_until: Duration::ZERO }
     }
 
     /// Takes a token: `Ok(wait)` when it may be used once `wait` has passed. Those who wait are served in the order in
@@ -114,6 +118,12 @@ impl TokenBucket {
     /// Lets nobody through before `until`: the upstream said so (`Retry-After`).
     pub fn hold(&mut self, until: Duration) {
         self.full_at = self.full_at.max(until.saturating_add(self.slack()));
+        self.held_until = self.held_until.max(until);
+    }
+
+    /// Whether it was told to let nobody through now: who took a token before that must take another.
+    pub fn is_held(&self, now: Duration) -> bool {
+        self.held_until > now
     }
 
     /// How long before it is full the bucket holds one whole token.
@@ -122,37 +132,245 @@ impl TokenBucket {
     }
 }
 
-/// One [`TokenBucket`] shared by all who call one upstream.
+/// So many failures in a row open a [`Circuit`].
+const FAILURES: u32 = 5;
+/// For how long at first, and at most, unless the upstream itself asked for more.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// For how long at most where it did.
+const LONGEST_OPEN: Duration = Duration::from_secs(60);
+
+/// Whether an upstream is asked at all. One that fails again and again is left alone (its circuit is open), then asked once,
+/// left alone twice as long if that fails too, and so on, with jitter: an outage ends neither in a storm of calls nor in a wait
+/// for everyone who comes. A refusal is an answer: only what says that the upstream or the way to it is broken is a failure.
+///
+/// Times are of a clock that never goes back ([`Clock::boot`]).
+#[derive(Debug, Clone, Default)]
+pub struct Circuit {
+    state: CircuitState,
+    /// How often it opened. What was asked before it last did says, when it fails, nothing new.
+    openings: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CircuitState {
+    /// With so many failures in a row.
+    Closed(u32),
+    /// Left alone until then, after this pause.
+    Open(Duration, Duration),
+    /// One call is under way, after this pause.
+    Probing(Duration),
+}
+
+impl Default for CircuitState {
+    fn default() -> Self {
+        Self::Closed(0)
+    }
+}
+
+/// Leave to ask once, from [`Circuit::ask`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leave {
+    openings: u32,
+}
+
+impl Circuit {
+    /// From when on the next may ask; `None` while that rests on how the one call under way ends.
+    pub fn ready_at(&self) -> Option<Duration> {
+        match self.state {
+            CircuitState::Closed(_) => Some(Duration::ZERO),
+            CircuitState::Open(until, _) => Some(until),
+            CircuitState::Probing(_) => None,
+        }
+    }
+
+    /// Whether [`Circuit::ask`] would give leave at `now`.
+    ///
+    /// # Errors
+    /// The time to come back in.
+    pub fn look(&self, now: Duration) -> Result<(), Duration> {
+        match self.ready_at() {
+            Some(ready_at) if ready_at <= now => Ok(()),
+            Some(ready_at) => Err(ready_at.saturating_sub(now)),
+            None => Err(FIRST_PAUSE),
+        }
+    }
+
+    /// Leave to ask at `now`. How it went is told by [`Circuit::answered`], [`Circuit::failed`] or [`Circuit::withdrawn`].
+    ///
+    /// # Errors
+    /// The time to come back in.
+    pub fn ask(&mut self, now: Duration) -> Result<Leave, Duration> {
+        self.look(now)?;
+        if let CircuitState::Open(_, pause) = self.state {
+            self.state = CircuitState::Probing(pause);
+        }
+        Ok(Leave { openings: self.openings })
+    }
+
+    /// The upstream answered, whatever it said.
+    pub fn answered(&mut self) {
+        self.state = CircuitState::Closed(0);
+    }
+
+    /// What was asked with `leave` failed at `now`; the upstream may have said `after` how long to come back. `fraction` is a
+    /// random number in `[0, 1)`.
+    pub fn failed(&mut self, leave: Leave, now: Duration, after: Option<Duration>, fraction: f64) {
+        if leave.openings != self.openings {
+            return;
+        }
+        match self.state {
+            CircuitState::Closed(failures) if failures + 1 < FAILURES => {
+                self.state = CircuitState::Closed(failures + 1);
+            }
+            CircuitState::Closed(_) => self.open(FIRST_PAUSE, now, after, fraction),
+            CircuitState::Probing(pause) => self.open(pause * 2, now, after, fraction),
+            // Nobody has leave of this opening yet.
+            CircuitState::Open(..) => {}
+        }
+    }
+
+    /// Nothing was asked with `leave` after all, or nobody will ever know how it went: the next may ask.
+    pub fn withdrawn(&mut self, leave: Leave, now: Duration) {
+        if let CircuitState::Probing(pause) = self.state
+            && leave.openings == self.openings
+        {
+            self.state = CircuitState::Open(now, pause);
+        }
+    }
+
+    /// Whether the upstream is left alone.
+    pub fn is_open(&self) -> bool {
+        !matches!(self.state, CircuitState::Closed(_))
+    }
+
+    /// Whether it holds nothing to remember.
+    pub fn is_untroubled(&self) -> bool {
+        self.state == CircuitState::default()
+    }
+
+    fn open(&mut self, pause: Duration, now: Duration, after: Option<Duration>, fraction: f64) {
+        let pause = pause.min(LONGEST_PAUSE);
+        let wait = jittered(pause, fraction).max(after.unwrap_or_default()).min(LONGEST_OPEN);
+        self.state = CircuitState::Open(now.saturating_add(wait), pause);
+        self.openings = self.openings.wrapping_add(1);
+    }
+}
+
+/// Half of `wait` for sure, the other half by chance: `fraction` is a random number in `[0, 1)`.
+pub fn jittered(wait: Duration, fraction: f64) -> Duration {
+    wait.mul_f64(0.5 + fraction.clamp(0.0, 1.0) / 2.0)
+}
+
+/// Why an upstream is not asked now, with the time to come back in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shut {
+    /// It was called as often as it may be, or said itself when to come back.
+    TooOften(Duration),
+    /// It failed again and again.
+    Broken(Duration),
+}
+
+impl Shut {
+    /// The error of an exchange with `upstream`, by its name.
+    pub fn error(self, upstream: &str) -> ExchangeError {
+        let (detail, retry_after) = match self {
+            Self::TooOften(wait) => (format!("too many calls to {upstream} from here"), wait),
+            Self::Broken(wait) => (format!("{upstream} failed again and again and is left alone for a while"), wait),
+        };
+        ExchangeError::NotAsked { detail, retry_after }
+    }
+}
+
+/// One [`TokenBucket`] and one [`Circuit`], shared by all who call one upstream.
 #[derive(Debug)]
-pub struct Gate(Mutex<TokenBucket>);
+pub struct Gate(Mutex<(TokenBucket, Circuit)>);
+
+/// Leave to ask an upstream once. Whoever drops it without a word says nothing about the upstream.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    gate: &'a Gate,
+    clock: &'a dyn Clock,
+    leave: Option<Leave>,
+}
+
+impl Turn<'_> {
+    /// The upstream answered, if only to refuse.
+    pub fn answered(mut self) {
+        self.leave = None;
+        self.gate.with(|_, circuit| circuit.answered());
+    }
+
+    /// The upstream, or the way to it, failed, or what it said is not to be believed; it may have said `after` how long to
+    /// come back. `fraction` is a random number in `[0, 1)`.
+    pub fn failed(mut self, after: Option<Duration>, fraction: f64) {
+        if let Some(leave) = self.leave.take() {
+            self.gate.with(|_, circuit| circuit.failed(leave, self.clock.boot(), after, fraction));
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if let Some(leave) = self.leave.take() {
+            self.gate.with(|_, circuit| circuit.withdrawn(leave, self.clock.boot()));
+        }
+    }
+}
 
 impl Gate {
     /// A gate that lets `rate` through.
     pub fn new(rate: Rate) -> Self {
-        Self(Mutex::new(TokenBucket::new(rate)))
+        Self(Mutex::new((TokenBucket::new(rate), Circuit::default())))
     }
 
-    /// Waits for a token, up to `limit`.
+    /// Waits for a token, up to `limit`, and for leave of the circuit not at all.
+    ///
+    /// # Errors
+    /// At once, while the upstream is left alone, and where the wait would be longer than `limit`.
+    pub async fn turn<'a>(&'a self, clock: &'a dyn Clock, limit: Duration) -> Result<Turn<'a>, Shut> {
+        self.with(|_, circuit| circuit.look(clock.boot())).map_err(Shut::Broken)?;
+        self.pass(clock, limit).await.map_err(Shut::TooOften)?;
+        // Again: others may have failed meanwhile.
+        let leave = self.with(|_, circuit| circuit.ask(clock.boot())).map_err(Shut::Broken)?;
+        Ok(Turn { gate: self, clock, leave: Some(leave) })
+    }
+
+    /// Waits for a token, up to `limit`, whatever the circuit says.
     ///
     /// # Errors
     /// At once, with the time to come back in, where the wait would be longer than `limit`.
     pub async fn pass(&self, clock: &dyn Clock, limit: Duration) -> Result<(), Duration> {
-        let wait = self.bucket(|bucket| bucket.take(clock.boot(), limit))?;
-        if !wait.is_zero() {
+        let give_up = clock.boot().saturating_add(limit);
+        loop {
+            let now = clock.boot();
+            let wait = self.with(|bucket, _| bucket.take(now, give_up.saturating_sub(now)))?;
+            if wait.is_zero() {
+                return Ok(());
+            }
             clock.sleep(wait).await;
+            if !self.with(|bucket, _| bucket.is_held(clock.boot())) {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// Lets nobody through for `duration`, at most [`MAX_RETRY_AFTER`].
     pub fn hold(&self, clock: &dyn Clock, duration: Duration) {
         let until = clock.boot().saturating_add(duration.min(MAX_RETRY_AFTER));
-        self.bucket(|bucket| bucket.hold(until));
+        self.with(|bucket, _| bucket.hold(until));
     }
 
-    fn bucket<T>(&self, work: impl FnOnce(&mut TokenBucket) -> T) -> T {
-        // A bucket is one number, whole at any moment: a panic elsewhere cannot have torn it.
-        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Whether the upstream is left alone because it failed again and again.
+    pub fn is_broken(&self) -> bool {
+        self.with(|_, circuit| circuit.is_open())
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut TokenBucket, &mut Circuit) -> T) -> T {
+        // Both are whole at any moment: a panic elsewhere cannot have torn them.
+        let mut both = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (bucket, circuit) = &mut *both;
+        work(bucket, circuit)
     }
 }
 
@@ -215,6 +433,151 @@ mod tests {
         assert_eq!(bucket.take(LONG, LONG), Ok(millis(5100)));
     }
 
+    /// A circuit that so many failures in a row at `now` have opened or not, with the leave of the last.
+    fn after_failures(failures: u32, now: Duration) -> Circuit {
+        let mut circuit = Circuit::default();
+        for _ in 0..failures {
+            let leave = circuit.ask(now).unwrap();
+            circuit.failed(leave, now, None, 1.0);
+        }
+        circuit
+    }
+
+    #[test]
+    fn a_circuit_opens_after_failures_in_a_row_only() {
+        assert!(!after_failures(FAILURES - 1, LONG).is_open());
+        assert_eq!(after_failures(FAILURES, LONG).ask(LONG), Err(FIRST_PAUSE));
+        let mut circuit = after_failures(FAILURES - 1, LONG);
+        circuit.answered();
+        for _ in 1..FAILURES {
+            let leave = circuit.ask(LONG).unwrap();
+            circuit.failed(leave, LONG, None, 1.0);
+        }
+        assert!(!circuit.is_open());
+    }
+
+    #[test]
+    fn an_open_circuit_lets_one_ask_at_a_time_each_later_than_the_last_until_there_is_an_answer() {
+        let (mut circuit, mut now) = (after_failures(FAILURES, LONG), LONG);
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            let pause = circuit.ask(now).unwrap_err();
+            pauses.push(pause.as_secs());
+            assert!(circuit.ask(now + pause - millis(1)).is_err());
+            now += pause;
+            let probe = circuit.ask(now).unwrap();
+            assert_eq!((circuit.ask(now), circuit.ready_at()), (Err(FIRST_PAUSE), None), "one at a time");
+            circuit.failed(probe, now, None, 1.0);
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30, 30]);
+        now += LONGEST_PAUSE;
+        circuit.ask(now).unwrap();
+        circuit.answered();
+        assert!(circuit.is_untroubled() && circuit.ask(now).is_ok() && circuit.ask(now).is_ok());
+    }
+
+    #[test]
+    fn what_was_asked_before_a_circuit_opened_neither_opens_it_again_nor_counts_after_it_closed() {
+        let mut circuit = Circuit::default();
+        let old = circuit.ask(LONG).unwrap();
+        for _ in 0..FAILURES {
+            circuit.failed(old, LONG, None, 1.0);
+        }
+        let now = LONG + FIRST_PAUSE;
+        circuit.ask(now).unwrap();
+        circuit.failed(old, now, None, 1.0);
+        assert_eq!(circuit.ready_at(), None, "the probe is still under way");
+        circuit.answered();
+        for _ in 0..FAILURES {
+            circuit.failed(old, now, None, 1.0);
+        }
+        assert!(circuit.is_untroubled());
+    }
+
+    #[test]
+    fn a_probe_that_was_never_sent_is_anothers() {
+        let mut circuit = after_failures(FAILURES, LONG);
+        let now = LONG + FIRST_PAUSE;
+        let probe = circuit.ask(now).unwrap();
+        circuit.withdrawn(probe, now);
+        let probe = circuit.ask(now).unwrap();
+        circuit.failed(probe, now, None, 1.0);
+        assert_eq!(circuit.ask(now), Err(FIRST_PAUSE * 2), "and the pause grows from where it was");
+    }
+
+    #[test]
+    fn a_circuit_believes_how_long_to_stay_away_up_to_a_minute() {
+        for (told, wait) in [(millis(10), FIRST_PAUSE / 2), (millis(20_000), millis(20_000)), (LONG, LONGEST_OPEN)] {
+            let mut circuit = after_failures(FAILURES - 1, LONG);
+            let leave = circuit.ask(LONG).unwrap();
+            circuit.failed(leave, LONG, Some(told), 0.0);
+            assert_eq!(circuit.ask(LONG), Err(wait));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_gate_is_shut_at_once_while_its_upstream_is_left_alone() {
+        let clock = ManualClock::at(Timestamp::from_secs(10));
+        let gate = Gate::new(Rate { interval: millis(100), burst: 100 });
+        for _ in 0..FAILURES {
+            gate.turn(&clock, LONG).await.unwrap().failed(None, 1.0);
+        }
+        assert!(gate.is_broken());
+        assert_eq!(gate.turn(&clock, LONG).await.unwrap_err(), Shut::Broken(FIRST_PAUSE));
+        clock.advance(FIRST_PAUSE);
+        drop(gate.turn(&clock, LONG).await.unwrap());
+        let probe = gate.turn(&clock, LONG).await.unwrap();
+        assert_eq!(gate.turn(&clock, LONG).await.unwrap_err(), Shut::Broken(FIRST_PAUSE));
+        probe.answered();
+        assert!(gate.turn(&clock, LONG).await.is_ok() && !gate.is_broken());
+    }
+
+    /// Awaits `waiting` while `meanwhile` happens, once it sleeps.
+    async fn once_asleep<T>(clock: &ManualClock, waiting: impl Future<Output = T>, meanwhile: impl AsyncFnOnce()) -> T {
+        let step = async {
+            while clock.sleepers() == 0 {
+                tokio::task::yield_now().await;
+            }
+            meanwhile().await;
+        };
+        tokio::join!(waiting, step).0
+    }
+
+    #[tokio::test]
+    async fn who_waits_at_a_gate_that_is_then_held_waits_on() {
+        let clock = ManualClock::at(Timestamp::from_secs(10));
+        let gate = Gate::new(Rate { interval: millis(100), burst: 1 });
+        gate.pass(&clock, LONG).await.unwrap();
+        let before = clock.boot();
+        let hold = async || {
+            gate.hold(&clock, millis(60_000));
+            clock.advance(millis(100));
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(clock.sleepers(), 1, "its own time has come, and it sleeps on");
+            clock.advance(millis(59_900));
+        };
+        assert!(once_asleep(&clock, gate.turn(&clock, LONG), hold).await.is_ok());
+        assert_eq!(clock.boot() - before, millis(60_000));
+    }
+
+    #[tokio::test]
+    async fn who_waits_at_a_gate_that_is_then_shut_is_sent_away() {
+        let clock = ManualClock::at(Timestamp::from_secs(10));
+        let gate = Gate::new(Rate { interval: millis(100), burst: FAILURES });
+        let mut turns = Vec::new();
+        for _ in 0..FAILURES {
+            turns.push(gate.turn(&clock, LONG).await.unwrap());
+        }
+        let fail = async || {
+            turns.into_iter().for_each(|turn| turn.failed(None, 1.0));
+            clock.advance(millis(100));
+        };
+        let turn = once_asleep(&clock, gate.turn(&clock, LONG), fail).await;
+        assert_eq!(turn.unwrap_err(), Shut::Broken(FIRST_PAUSE - millis(100)));
+    }
+
     #[tokio::test]
     async fn a_gate_waits_on_the_clock_and_refuses_to_wait_too_long() {
         let clock = ManualClock::at(Timestamp::from_secs(10));
@@ -234,6 +597,31 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn whatever_comes_an_open_circuit_lets_one_ask_at_a_time_and_opens_for_no_longer_than_it_may(
+            steps in prop::collection::vec((0_u64..3000, 0.0..1.0, 0_usize..4), 1..200),
+        ) {
+            let (mut circuit, mut now, mut out) = (Circuit::default(), LONG, Vec::new());
+            for (step, fraction, what) in steps {
+                now += millis(step);
+                let open = circuit.is_open();
+                match circuit.ask(now) {
+                    Ok(leave) => out.push((leave, open)),
+                    Err(wait) => prop_assert!(open && wait <= LONGEST_PAUSE),
+                }
+                let probes = out.iter().filter(|(leave, probe)| *probe && leave.openings == circuit.openings);
+                prop_assert!(probes.count() <= 1);
+                if what > 0 && !out.is_empty() {
+                    let (leave, _) = out.remove(what % out.len());
+                    match what {
+                        1 => circuit.withdrawn(leave, now),
+                        _ => circuit.failed(leave, now, None, fraction),
+                    }
+                }
+                prop_assert!(circuit.ready_at().is_none_or(|at| at <= now + LONGEST_PAUSE));
+            }
+        }
+
         #[test]
         fn no_window_ever_sees_more_than_its_burst_and_its_rate(
             burst in 1_u32..20, interval in 1_u64..500, steps in prop::collection::vec(0_u64..300, 1..80),

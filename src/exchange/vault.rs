@@ -245,12 +245,19 @@ impl Vault {
         let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_CAP, TRIES);
         let mut fresh_svid_left = true;
         loop {
-            self.mints.pass(&*self.clock, remaining()).await.map_err(too_often)?;
+            let turn = self.mints.turn(&*self.clock, remaining()).await.map_err(|shut| shut.error("Vault"))?;
             let svid = self.svid(place, remaining()).await?;
             let fault = match self.attempt(order, grant, place, &svid, deadline).await {
-                Ok(minted) => return Ok(minted),
+                Ok(minted) => {
+                    turn.answered();
+                    return Ok(minted);
+                }
                 Err(fault) => fault,
             };
+            match fault.is_outage() {
+                true => turn.failed(fault.retry_after, self.jitter.fraction()),
+                false => turn.answered(),
+            }
             if let Some(wait) = fault.retry_after {
                 self.mints.hold(&*self.clock, wait);
             }
@@ -562,6 +569,10 @@ impl Cloud for Vault {
 
     fn place(&self) -> Option<Arc<str>> {
         Some(self.settings.address.trim_end_matches('/').into())
+    }
+
+    fn is_left_alone(&self) -> bool {
+        self.mints.is_broken()
     }
 
     fn reaches(&self, upstream: &str) -> bool {

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::clock::Timestamp;
+use crate::exchange::retry::{Circuit, Leave, jittered};
 use crate::exchange::{Provider, Revocation};
 use crate::id::LeaseId;
 use crate::lease::record::{LeaseFacts, LeaseState};
@@ -22,10 +23,6 @@ pub const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How many are tried at a time at one provider.
 pub const AT_A_TIME: usize = 8;
 const FIRST_WAIT: Duration = Duration::from_millis(500);
-/// So many failures in a row open the circuit.
-const FAILURES: u32 = 5;
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// Whether `lease` is to be taken back: its task has ended, its provider can, and has not been told yet.
 pub fn is_owed(lease: &LeaseFacts) -> bool {
@@ -65,24 +62,15 @@ struct Waiting {
     /// Time since boot.
     due: Duration,
     tries: u32,
-    busy: bool,
+    /// The leave of the try under way.
+    busy: Option<Leave>,
     /// No longer owed, while a try is under way.
     gone: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Circuit {
-    /// With so many failures in a row.
-    Closed(u32),
-    /// Left alone until then (time since boot), after this pause.
-    Open(Duration, Duration),
-    /// One try is under way, after this pause.
-    Probing(Duration),
-}
-
-impl Default for Circuit {
-    fn default() -> Self {
-        Self::Closed(0)
+impl Lane {
+    fn busy(&self) -> usize {
+        self.leases.values().filter(|waiting| waiting.busy.is_some()).count()
     }
 }
 
@@ -95,14 +83,13 @@ impl Queue {
             let known = before.get_mut(&provider).and_then(|lane| lane.leases.remove(&id));
             let known = known.map(|known| Waiting { gone: false, ..known });
             let lane = self.lanes.entry(provider).or_default();
-            lane.leases.insert(id, known.unwrap_or(Waiting { due: now, tries: 0, busy: false, gone: false }));
+            lane.leases.insert(id, known.unwrap_or(Waiting { due: now, tries: 0, busy: None, gone: false }));
         }
         for (provider, old) in before {
-            let busy = old.leases.into_iter().filter(|(_, waiting)| waiting.busy);
+            let busy = old.leases.into_iter().filter(|(_, waiting)| waiting.busy.is_some());
             let busy = busy.map(|(id, waiting)| (id, Waiting { gone: true, ..waiting }));
             let mut busy = busy.peekable();
-            let closed = old.circuit == Circuit::default();
-            if busy.peek().is_some() || !closed || self.lanes.contains_key(&provider) {
+            if busy.peek().is_some() || !old.circuit.is_untroubled() || self.lanes.contains_key(&provider) {
                 let lane = self.lanes.entry(provider).or_default();
                 lane.circuit = old.circuit;
                 lane.leases.extend(busy);
@@ -114,20 +101,13 @@ impl Queue {
     pub fn take(&mut self, now: Duration) -> Vec<(Provider, LeaseId)> {
         let mut taken = Vec::new();
         for (provider, lane) in &mut self.lanes {
-            let busy = lane.leases.values().filter(|waiting| waiting.busy).count();
-            let places = match lane.circuit {
-                Circuit::Closed(_) => AT_A_TIME.saturating_sub(busy),
-                Circuit::Open(until, _) if until <= now => 1,
-                Circuit::Open(..) | Circuit::Probing(_) => 0,
-            };
+            let places = AT_A_TIME.saturating_sub(lane.busy());
             let mut due: Vec<_> =
-                lane.leases.iter_mut().filter(|(_, waiting)| !waiting.busy && waiting.due <= now).collect();
+                lane.leases.iter_mut().filter(|(_, waiting)| waiting.busy.is_none() && waiting.due <= now).collect();
             due.sort_by_key(|(_, waiting)| waiting.due);
             for (id, waiting) in due.into_iter().take(places) {
-                waiting.busy = true;
-                if let Circuit::Open(_, pause) = lane.circuit {
-                    lane.circuit = Circuit::Probing(pause);
-                }
+                let Ok(leave) = lane.circuit.ask(now) else { break };
+                waiting.busy = Some(leave);
                 taken.push((*provider, id.clone()));
             }
         }
@@ -137,14 +117,12 @@ impl Queue {
     /// Reports a try that ended at `now`; `fraction` is a random number in `[0, 1)`.
     pub fn done(&mut self, provider: Provider, id: &LeaseId, tried: Tried, now: Duration, fraction: f64) {
         let Some(lane) = self.lanes.get_mut(&provider) else { return };
-        lane.circuit = match (tried, lane.circuit) {
-            (Tried::Over | Tried::Refused, _) => Circuit::Closed(0),
-            (Tried::Failed(_), Circuit::Closed(failures)) if failures + 1 < FAILURES => Circuit::Closed(failures + 1),
-            (Tried::Failed(after), Circuit::Closed(_)) => open(now, FIRST_PAUSE, after, fraction),
-            (Tried::Failed(after), Circuit::Probing(pause)) => open(now, pause * 2, after, fraction),
-            (Tried::Failed(_), open @ Circuit::Open(..)) => open,
-        };
         let Some(waiting) = lane.leases.get_mut(id) else { return };
+        match (tried, waiting.busy.take()) {
+            (Tried::Over | Tried::Refused, _) => lane.circuit.answered(),
+            (Tried::Failed(after), Some(leave)) => lane.circuit.failed(leave, now, after, fraction),
+            (Tried::Failed(_), None) => {}
+        }
         let after = match tried {
             Tried::Refused if !waiting.gone => None,
             Tried::Failed(after) if !waiting.gone => after,
@@ -156,32 +134,18 @@ impl Queue {
         let wait = jittered(FIRST_WAIT.saturating_mul(1 << waiting.tries.min(16)).min(LONGEST_WAIT), fraction);
         waiting.due = now + wait.max(after.unwrap_or_default()).min(LONGEST_WAIT);
         waiting.tries = waiting.tries.saturating_add(1);
-        waiting.busy = false;
     }
 
     /// How long from `now` until something could be taken; `None` where only the end of a try can change that.
     pub fn wait(&self, now: Duration) -> Option<Duration> {
         let lanes = self.lanes.values().filter_map(|lane| {
-            let busy = lane.leases.values().filter(|waiting| waiting.busy).count();
-            let due = lane.leases.values().filter(|waiting| !waiting.busy).map(|waiting| waiting.due).min()?;
-            match lane.circuit {
-                Circuit::Closed(_) => (busy < AT_A_TIME).then_some(due),
-                Circuit::Open(until, _) => Some(due.max(until)),
-                Circuit::Probing(_) => None,
-            }
+            let idle = lane.leases.values().filter(|waiting| waiting.busy.is_none());
+            let due = idle.map(|waiting| waiting.due).min()?;
+            let ready_at = lane.circuit.ready_at()?;
+            (lane.busy() < AT_A_TIME).then_some(due.max(ready_at))
         });
         lanes.min().map(|due| due.saturating_sub(now))
     }
-}
-
-fn open(now: Duration, pause: Duration, after: Option<Duration>, fraction: f64) -> Circuit {
-    let pause = pause.min(LONGEST_PAUSE);
-    Circuit::Open(now + jittered(pause, fraction).max(after.unwrap_or_default()).min(LONGEST_WAIT), pause)
-}
-
-/// Half of it for sure, the other half by chance.
-fn jittered(wait: Duration, fraction: f64) -> Duration {
-    wait.mul_f64(0.5 + fraction.clamp(0.0, 1.0) / 2.0)
 }
 
 #[cfg(test)]

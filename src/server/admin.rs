@@ -245,6 +245,7 @@ impl Admin {
             tasks: census.tasks,
             leases: census.leases,
             outstanding: census.outstanding,
+            left_alone: self.left_alone(),
             credential_expiry: census.credential_expiry,
             svid_expiry: identities.svids.iter().map(|svid| svid.expires_at.as_secs() as f64).reduce(f64::min),
             policy_version: policy.as_ref().and_then(|policy| policy.snapshot()).unwrap_or(0),
@@ -256,6 +257,11 @@ impl Admin {
             audit_lost: self.broker.parts().audit.lost(),
             clock_untrusted: self.broker.parts().clock.trusted().is_err(),
         }
+    }
+
+    fn left_alone(&self) -> Vec<&'static str> {
+        let clouds = self.broker.parts().clouds.values();
+        clouds.filter(|cloud| cloud.is_left_alone()).map(|cloud| cloud.provider().as_str()).collect()
     }
 
     fn policy_refreshes(&self) -> Vec<(&'static str, u64)> {

@@ -103,9 +103,10 @@ pub enum MintError {
 
 impl MintError {
     /// Every word of [`MintError::kind`], and the one for success.
-    pub const OUTCOMES: [&'static str; 13] = [
+    pub const OUTCOMES: [&'static str; 14] = [
         "minted",
         "unavailable",
+        "not_asked",
         "refused",
         "inexpressible",
         "unusable",
@@ -148,6 +149,7 @@ impl MintError {
             Self::TooOften(wait) => Some(*wait),
             Self::Exchange(error) => match &**error {
                 ExchangeError::Unavailable { retry_after, .. } => Some(retry_after.unwrap_or(SOON)),
+                ExchangeError::NotAsked { retry_after, .. } => Some(*retry_after),
                 ExchangeError::Unusable { .. } | ExchangeError::NoSvid { passing: true, .. } => Some(SOON),
                 ExchangeError::Refused { .. }
                 | ExchangeError::Inexpressible { .. }

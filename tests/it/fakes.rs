@@ -244,6 +244,10 @@ impl<C: Cloud> Cloud for Overheard<C> {
         self.inner.provider()
     }
 
+    fn is_left_alone(&self) -> bool {
+        self.inner.is_left_alone()
+    }
+
     async fn mint(&self, order: &MintOrder) -> Result<Minted, ExchangeError> {
         let said = self.inner.mint(order).await;
         self.heard.note(order, &said);

@@ -142,8 +142,9 @@ fn a_planted_secret_is_found_in_every_form_and_by_a_part() {
 
 /// What goes wrong.
 enum Fault {
-    /// The STS answers so when it is first asked; the request for the credential is then answered with this status.
-    Sts(OnCall, u16),
+    /// The STS answers so when it is first asked; the request for the credential is then answered with this status, and the
+    /// mint counted and audited with this word.
+    Sts(OnCall, u16, &'static str),
     /// The Workload API answers so when a JWT-SVID is fetched.
     Fetch(OnFetch, u16),
     /// The world changes; the request for the credential is then answered with this status.
@@ -163,57 +164,58 @@ const LEAKY_HEADER: &str = "x-amzn-requestid: {secret} {token}";
 
 /// The answers of an STS that throttles, fails, hangs and lies.
 fn of_the_sts() -> Vec<(&'static str, Fault)> {
+    let unusable = |name, on_call| (name, Answers(on_call, 503, "unusable"));
+    let unavailable = |name, on_call| (name, Answers(on_call, 503, "unavailable"));
     let mut rows = vec![
-        ("nothing goes wrong", Answers(OnCall::Give, 200)),
+        ("nothing goes wrong", Answers(OnCall::Give, 200, "minted")),
         ("a secret in a header of a good answer", {
-            Answers(OnCall::GiveWith("<Audience>", "<Other>{token}</Other><Audience>"), 200)
+            Answers(OnCall::GiveWith("<Audience>", "<Other>{token}</Other><Audience>"), 200, "minted")
         }),
-        ("throttled by status", Answers(OnCall::Say(429, "retry-after: 2", HTML), 503)),
-        ("told to come back at a time that is a secret", Answers(OnCall::Say(503, "retry-after: {secret}", HTML), 503)),
-        ("a secret for an error code", Answers(OnCall::Refuse(400, "{secret}"), 403)),
-        ("a token for an error code", Answers(OnCall::Refuse(403, "A{token}"), 403)),
-        ("a server error with a page", Answers(OnCall::Say(502, LEAKY_HEADER, HTML), 503)),
-        ("a server error without a body", Answers(OnCall::Say(500, "", ""), 503)),
-        ("no answer at all", Answers(OnCall::Hang, 503)),
-        ("one byte a second", Answers(OnCall::Drip, 503)),
-        ("an answer that breaks off", Answers(OnCall::BreakOff, 503)),
-        ("an answer that is lost", Answers(OnCall::Lose, 503)),
-        ("an answer that is too long", Answers(OnCall::SayTooMuch, 503)),
-        ("an empty answer", Answers(OnCall::Say(200, "", ""), 503)),
-        ("a page for an answer", Answers(OnCall::Say(200, LEAKY_HEADER, HTML), 503)),
-        (
-            "JSON for an answer",
-            Answers(OnCall::Say(200, "", "{\"SecretAccessKey\":\"{secret}\",\"t\":\"{token}\"}"), 503),
-        ),
-        ("XML that is cut off", Answers(OnCall::Say(200, "", "<AssumeRoleWithWebIdentityResponse><A>{secret}"), 503)),
-        ("no HTTP", Answers(OnCall::Babble("220 {secret} {token} ready\r\n"), 503)),
-        ("a head that is no head", Answers(OnCall::Babble("HTTP/1.1 200 {secret}\r\n{token}\r\n\r\n"), 503)),
-        ("an answer of another version of HTTP", Answers(OnCall::Babble("HTTP/9.9 200 {secret}\r\n\r\n{token}"), 503)),
+        unavailable("throttled by status", OnCall::Say(429, "retry-after: 2", HTML)),
+        unavailable("told to come back at a time that is a secret", OnCall::Say(503, "retry-after: {secret}", HTML)),
+        ("a secret for an error code", Answers(OnCall::Refuse(400, "{secret}"), 403, "refused")),
+        ("a token for an error code", Answers(OnCall::Refuse(403, "A{token}"), 403, "refused")),
+        unavailable("a server error with a page", OnCall::Say(502, LEAKY_HEADER, HTML)),
+        unavailable("a server error without a body", OnCall::Say(500, "", "")),
+        unavailable("no answer at all", OnCall::Hang),
+        unavailable("one byte a second", OnCall::Drip),
+        unavailable("an answer that breaks off", OnCall::BreakOff),
+        unavailable("an answer that is lost", OnCall::Lose),
+        unusable("an answer that is too long", OnCall::SayTooMuch),
+        unusable("an empty answer", OnCall::Say(200, "", "")),
+        unusable("a page for an answer", OnCall::Say(200, LEAKY_HEADER, HTML)),
+        unusable("JSON for an answer", OnCall::Say(200, "", "{\"SecretAccessKey\":\"{secret}\",\"t\":\"{token}\"}")),
+        unusable("XML that is cut off", OnCall::Say(200, "", "<AssumeRoleWithWebIdentityResponse><A>{secret}")),
+        unavailable("no HTTP", OnCall::Babble("220 {secret} {token} ready\r\n")),
+        unavailable("a head that is no head", OnCall::Babble("HTTP/1.1 200 {secret}\r\n{token}\r\n\r\n")),
+        unavailable("an answer of another version of HTTP", OnCall::Babble("HTTP/9.9 200 {secret}\r\n\r\n{token}")),
     ];
     for status in [301, 302, 303, 307, 308] {
-        rows.push((
+        rows.push(unusable(
             "a redirect that carries the token away",
-            Answers(OnCall::Say(status, "location: http://127.0.0.1:9/?t={token}&s={secret}", HTML), 503),
+            OnCall::Say(status, "location: http://127.0.0.1:9/?t={token}&s={secret}", HTML),
         ));
     }
     let codes = [
-        (400, "Throttling", 503),
-        (400, "AccessDenied", 403),
-        (403, "AccessDenied", 403),
-        (400, "ExpiredTokenException", 403),
-        (400, "InvalidIdentityToken", 403),
-        (400, "IDPCommunicationError", 503),
-        (400, "IDPRejectedClaim", 403),
-        (400, "MalformedPolicyDocument", 403),
-        (400, "PackedPolicyTooLarge", 403),
-        (500, "InternalFailure", 503),
-        (503, "ServiceUnavailable", 503),
+        (400, "Throttling", 503, "unavailable"),
+        (400, "AccessDenied", 403, "refused"),
+        (403, "AccessDenied", 403, "refused"),
+        (400, "ExpiredTokenException", 403, "refused"),
+        (400, "InvalidIdentityToken", 403, "refused"),
+        (400, "IDPCommunicationError", 503, "unavailable"),
+        (400, "IDPRejectedClaim", 403, "refused"),
+        (400, "MalformedPolicyDocument", 403, "inexpressible"),
+        (400, "PackedPolicyTooLarge", 403, "inexpressible"),
+        (500, "InternalFailure", 503, "unavailable"),
+        (503, "ServiceUnavailable", 503, "unavailable"),
     ];
-    rows.extend(codes.map(|(status, code, served)| (code, Answers(OnCall::Refuse(status, code), served))));
+    rows.extend(
+        codes.map(|(status, code, served, outcome)| (code, Answers(OnCall::Refuse(status, code), served, outcome))),
+    );
     let lies = [
         ("another account", "::111122223333:", "::999988887777:"),
         ("another role", "role/tests", "role/admin"),
-        ("another session", "role/tests/smt-", "role/tests/x{session}-"),
+        ("another session", "role/tests/", "role/tests/x{session}-"),
         ("another subject", "/sa/report</Subject", "/sa/{token}</Subject"),
         ("another audience", ">sts.amazonaws.com<", ">{token}<"),
         ("an end that is past", "<Expiration>2026", "<Expiration>2020"),
@@ -223,7 +225,7 @@ fn of_the_sts() -> Vec<(&'static str, Fault)> {
         ("no key", "<AccessKeyId>", "<AccessKeyId></AccessKeyId><X>"),
         ("no name of the session", "<AssumedRoleUser>", "<AssumedRoleOther>{secret}"),
     ];
-    rows.extend(lies.map(|(name, this, that)| (name, Answers(OnCall::GiveWith(this, that), 503))));
+    rows.extend(lies.map(|(name, this, that)| unusable(name, OnCall::GiveWith(this, that))));
     rows
 }
 
@@ -373,7 +375,7 @@ fn misplaced(w: &World, task: &Begun) -> Vec<Call> {
 // ---- the test ----
 
 /// Lets time pass by half seconds until `work` is done.
-async fn stepping<T>(w: &World, work: impl Future<Output = T>) -> T {
+pub(crate) async fn stepping<T>(w: &World, work: impl Future<Output = T>) -> T {
     tokio::pin!(work);
     loop {
         for turn in 0..200 {
@@ -432,9 +434,11 @@ impl Stage {
         assert_eq!(self.credentials(&live).await, 200, "{name}");
         let task = self.w.begin_scope("archive").await;
         let (asked, of_the_sts) = (self.sts.calls(), matches!(fault, Fault::Sts(..)));
+        let mut outcome = None;
         let expected = match fault {
-            Fault::Sts(on_call, expected) => {
+            Fault::Sts(on_call, expected, word) => {
                 self.sts.on_call(on_call);
+                outcome = Some((word, self.mints(word).await));
                 Some(expected)
             }
             Fault::Fetch(on_fetch, expected) => {
@@ -457,8 +461,38 @@ impl Stage {
             assert_eq!(self.credentials(&task).await, expected, "{name}");
             assert!(!of_the_sts || self.sts.calls() > asked, "{name}: the STS was not asked");
         }
+        if let Some((word, before)) = outcome {
+            // The exchange goes on when its caller waits no longer.
+            stepping(&self.w, self.w.landed(&task)).await;
+            assert_eq!(self.mints(word).await, before + 1.0, "{name}: {word}");
+            self.audited(name, &task, word);
+        }
         self.go_on(&task).await;
         self.listen(&live, &task).await;
+    }
+
+    /// How many exchanges ended with this word.
+    async fn mints(&self, word: &str) -> f64 {
+        let series = format!("sidemint_mints_total{{outcome=\"{word}\",provider=\"aws\",tier=\"baseline\"}}");
+        self.w.metric(&series).await.unwrap()
+    }
+
+    /// Checks that the audit log holds one mint of `task`, with this word.
+    fn audited(&self, name: &str, task: &Begun, word: &str) {
+        let written = self.w.written();
+        let logs = written.iter().filter(|(place, _)| place.contains("audit.jsonl"));
+        let text: String = logs.map(|(_, bytes)| String::from_utf8_lossy(bytes)).collect();
+        let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let mints: Vec<_> = lines.filter(|line| line["event"] == "mint" && line["task"] == task.id.as_str()).collect();
+        let [line] = &mints[..] else { panic!("{name}: {mints:?}") };
+        match word {
+            "minted" => {
+                assert_eq!((line["outcome"].as_str(), line["reason"].as_str()), (Some("minted"), None), "{name}")
+            }
+            _ => {
+                assert_eq!((line["outcome"].as_str(), line["reason"].as_str()), (Some("failed"), Some(word)), "{name}")
+            }
+        }
     }
 
     /// All that others and the task's own holder may ask now; most of it is refused, and how does not matter here.

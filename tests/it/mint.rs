@@ -87,10 +87,11 @@ async fn a_caller_waits_no_longer_than_it_may_and_the_exchange_goes_on() {
 async fn a_failure_is_shared_then_left_alone_then_tried_again() {
     let w = World::new().await;
     // (failure, status, how long the provider is left alone)
-    let rows: [(ExchangeError, u16, Duration); 6] = [
+    let rows: [(ExchangeError, u16, Duration); 7] = [
         (unavailable(None), 503, secs(1)),
         (unavailable(Some(secs(7))), 503, secs(7)),
         (unavailable(Some(secs(3600))), 503, secs(60)),
+        (ExchangeError::NotAsked { detail: "spared".into(), retry_after: secs(4) }, 503, secs(4)),
         (ExchangeError::Unusable { detail: "empty".into() }, 503, secs(1)),
         (ExchangeError::NoSvid { detail: "agent".into(), passing: true }, 503, secs(1)),
         (refused(), 403, secs(5)),
@@ -331,8 +332,9 @@ async fn a_credential_that_cannot_be_journalled_is_never_served_and_stays_on_the
 #[tokio::test]
 async fn an_exchange_whose_outcome_is_certain_leaves_no_lease_and_an_uncertain_one_does() {
     let w = World::new().await;
-    for (error, leases) in [(refused(), 0), (unavailable(None), 1), (ExchangeError::Unusable { detail: "x".into() }, 1)]
-    {
+    let not_asked = ExchangeError::NotAsked { detail: "x".into(), retry_after: secs(1) };
+    let unusable = ExchangeError::Unusable { detail: "x".into() };
+    for (error, leases) in [(refused(), 0), (not_asked, 0), (unavailable(None), 1), (unusable, 1)] {
         let task = w.begin_scope("archive").await;
         w.cloud.next([OnMint::Fail(error)]);
         w.credentials(&task.token).await;

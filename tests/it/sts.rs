@@ -1,6 +1,7 @@
 //! An STS on loopback that says what it is told to, also what is no HTTP. Whatever it answers, errors too, holds the token
 //! that it was sent and a credential of its own, so that whoever quotes an answer tells a secret.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -40,6 +41,7 @@ pub(crate) enum OnCall {
 #[derive(Debug)]
 struct State {
     on_call: OnCall,
+    script: VecDeque<OnCall>,
     calls: usize,
     secrets: Vec<String>,
 }
@@ -71,7 +73,12 @@ impl Sts {
     /// Starts one whose time is `clock`'s.
     pub(crate) async fn start(clock: ManualClock) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let state = Arc::new(Mutex::new(State { on_call: OnCall::Give, calls: 0, secrets: Vec::new() }));
+        let state = Arc::new(Mutex::new(State {
+            on_call: OnCall::Give,
+            script: VecDeque::new(),
+            calls: 0,
+            secrets: Vec::new(),
+        }));
         let sts = Self { address: listener.local_addr().unwrap(), clock, state };
         let server = sts.clone();
         tokio::spawn(async move {
@@ -85,6 +92,11 @@ impl Sts {
 
     pub(crate) fn on_call(&self, on_call: OnCall) {
         self.state.lock().unwrap().on_call = on_call;
+    }
+
+    /// How the next calls are answered, one each; then as [`Sts::on_call`] says.
+    pub(crate) fn next(&self, answers: impl IntoIterator<Item = OnCall>) {
+        self.state.lock().unwrap().script.extend(answers);
     }
 
     pub(crate) fn calls(&self) -> usize {
@@ -111,7 +123,7 @@ impl Sts {
         let mut state = self.state.lock().unwrap();
         state.calls += 1;
         state.secrets.extend([given.key.clone(), given.secret.clone(), given.session_token.clone()]);
-        (state.on_call, given)
+        (state.script.pop_front().unwrap_or(state.on_call), given)
     }
 
     async fn answer(&self, mut stream: TcpStream) {

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, SHA256, SHA512, digest};
 use serde_json::{Value, json};
 use sidemint::clock::Timestamp;
 
-use crate::generate::{Signer, base64url, der_of, jwk, mac_token, order, order_less, rsa_der};
+use crate::generate::{Signer, base64url, der_of, jwk, mac_token, order, order_less, rsa_der, sum};
 
 pub(crate) const ID: &str = "spiffe://example.org/ns/finance/sa/report";
 pub(crate) const AUDIENCE: &str = "sidemint";
@@ -106,6 +106,11 @@ fn bundles() -> BTreeMap<String, Value> {
         ("p256 off its curve", set([edited("p256", "y", json!(text("x")))])),
         ("p256 without y", set([without("p256", "y")])),
         ("p256 with a short x", set([edited("p256", "x", json!(text("x")[..40].to_owned()))])),
+        ("p256 with a zero before x", {
+            set([edited("p256", "x", json!(base64url([&[0][..], &coordinates()[..32]].concat())))])
+        }),
+        ("p256 with spare bits in x", set([edited("p256", "x", json!(spare_bit(&text("x"))))])),
+        ("p256 in hexadecimal", set([edited("p256", "x", json!(hexadecimal(&coordinates()[..32])))])),
         ("p256 at infinity", set([edited("p256", "x", json!(base64url([0; 32])))])),
         ("p256 with padding", set([edited("p256", "x", json!(format!("{}=", text("x"))))])),
         ("p256 and unknown members", json!({"keys": [edited("p256", "x-note", json!("a"))], "spiffe_sequence": 1})),
@@ -116,6 +121,14 @@ fn bundles() -> BTreeMap<String, Value> {
         ("rsa that says RS256", set([edited("rsa", "alg", json!("RS256"))])),
         ("rsa with exponent 1", set([edited("rsa", "e", json!(base64url([1])))])),
         ("rsa with exponent 2", set([edited("rsa", "e", json!(base64url([2])))])),
+        ("rsa with exponent 0", set([edited("rsa", "e", json!(base64url([0])))])),
+        ("rsa with exponent 3", set([edited("rsa", "e", json!(base64url([3])))])),
+        ("rsa with an exponent of 65 bits", set([edited("rsa", "e", json!(base64url([1, 0, 0, 0, 0, 0, 0, 0, 1])))])),
+        ("rsa with a zero before its modulus", {
+            set([edited("rsa", "n", json!(base64url([&[0][..], &modulus()].concat())))])
+        }),
+        ("rsa with a zero before its exponent", set([edited("rsa", "e", json!(base64url([0, 1, 0, 1])))])),
+        ("rsa with an even modulus", set([edited("rsa", "n", json!(base64url(even_modulus())))])),
         ("ed25519", set([jwk("ed25519", "ed25519")])),
         ("symmetric", set([json!({"kty": "oct", "kid": "oct", "k": base64url([7; 32])})])),
     ];
@@ -210,6 +223,14 @@ impl Cases<'_> {
             "\"es256\"",
             "\"ES256 \"",
             "\"RS1\"",
+            "\"\\u006eone\"",
+            "\"ES256\\u0000\"",
+            "\"\\u0000ES256\"",
+            "\"\u{ff25}\u{ff33}256\"",
+            "\"E\u{405}256\"",
+            "\"ES256,none\"",
+            "\"PBES2-HS256+A128KW\"",
+            "\"A128KW\"",
             "\"RSA-OAEP\"",
             "\"dir\"",
             "null",
@@ -223,6 +244,8 @@ impl Cases<'_> {
         }
         self.header("no alg", r#"{"kid":"p256","typ":"JWT"}"#, "alg");
         self.header("Alg for alg", r#"{"Alg":"ES256","kid":"p256"}"#, "alg");
+        self.header("alg with an escape", r#"{"alg":"\u0045S256","kid":"p256"}"#, "ok");
+        self.header("alg in a name with an escape", r#"{"\u0061lg":"ES256","kid":"p256"}"#, "ok");
         for none in ["none", "None"] {
             let header = format!(r#"{{"alg":"{none}","kid":"p256"}}"#);
             let token = format!("{}.{}.", base64url(&header), base64url(claims()));
@@ -238,6 +261,9 @@ impl Cases<'_> {
             ("the key in PKCS #1", rsa_der("rsa")),
             ("the JWK", jwk("rsa", "rsa").to_string().into_bytes()),
             ("the point", point),
+            ("the key in PEM", pem(&rsa_spki())),
+            ("the key in PEM without its last line break", pem(&rsa_spki()).trim_ascii().to_vec()),
+            ("the key in DER", rsa_spki()),
             ("nothing", vec![]),
         ];
         for (name, secret) in secrets {
@@ -292,6 +318,17 @@ impl Cases<'_> {
             ("x5t", r#""x5t":"AAAA""#.into()),
             ("cty", r#""cty":"JWT""#.into()),
             ("b64", r#""b64":false"#.into()),
+            ("b64 with its crit", r#""b64":false,"crit":["b64"]"#.into()),
+            ("b64 that is true", r#""b64":true,"crit":["b64"]"#.into()),
+            ("crit of alg", r#""crit":["alg"]"#.into()),
+            ("crit that is no list", r#""crit":"exp""#.into()),
+            ("jwk of nothing", r#""jwk":null"#.into()),
+            ("jku of a file", r#""jku":"file:///etc/hostname""#.into()),
+            ("x5t#S256", r##""x5t#S256":"AAAA""##.into()),
+            ("p2c of many rounds", r#""p2c":2147483647,"p2s":"AAAA""#.into()),
+            ("epk", format!(r#""epk":{own}"#)),
+            ("iss beside the claims", r#""iss":"spiffe://example.org""#.into()),
+            ("nested eight deep", r#""x":[[[[[[[[1]]]]]]]]"#.into()),
             ("zip", r#""zip":"DEF""#.into()),
             ("enc", r#""enc":"A128GCM""#.into()),
             ("an unknown one", r#""x-note":"a""#.into()),
@@ -303,6 +340,9 @@ impl Cases<'_> {
         let header = format!(r#"{{"alg":"ES256","kid":"p256","jwk":{attacker}}}"#);
         let token = self.signer.token("foreign", "ES256", &header, &claims());
         self.add("header jwk of an attacker who signed", token, "header");
+        let header = r#"{"alg":"ES256","jku":"https://attacker.example/keys","kid":"foreign"}"#;
+        let token = self.signer.token("foreign", "ES256", header, &claims());
+        self.add("header jku of an attacker who signed", token, "header");
         self.about("header", "SPIFFE JWT-SVID §2.3: typ is absent, JWT or JOSE");
         for typ in ["\"JWT\"", "\"JOSE\""] {
             self.header(format!("typ {typ}"), &format!(r#"{{"alg":"ES256","kid":"p256","typ":{typ}}}"#), "ok");
@@ -344,6 +384,15 @@ impl Cases<'_> {
             ("padding in the header", format!("{header}=.{payload}.{signature}")),
             ("a space before", format!(" {good}")),
             ("a line break after", format!("{good}\n")),
+            ("a tab within", format!("{header}.\t{payload}.{signature}")),
+            ("a zero byte after", format!("{good}\0")),
+            ("padding as a URL writes it", format!("{good}%3D%3D")),
+            ("dots as a URL writes them", good.replace('.', "%2E")),
+            ("a line break in each 64 characters", folded(&good)),
+            ("a header of one character", format!("e.{payload}.{signature}")),
+            ("a signature of one character", format!("{header}.{payload}.A")),
+            ("a comma and the token again", format!("{good},{good}")),
+            ("quotes", format!("\"{good}\"")),
             ("a line break within", format!("{header}.\n{payload}.{signature}")),
             ("the scheme before", format!("Bearer {good}")),
             ("commas for dots", good.replace('.', ",")),
@@ -358,6 +407,10 @@ impl Cases<'_> {
         for (name, text) in texts {
             self.add(name, text, "malformed");
         }
+        self.about("form", "RFC 7797: claims that are not encoded are for who says b64, and no JWT-SVID does");
+        let bare = format!("{}.{}", base64url(r#"{"alg":"ES256","b64":false,"crit":["b64"],"kid":"p256"}"#), claims());
+        let bare_signature = base64url(self.signer.signature("p256", "ES256", bare.as_bytes()));
+        self.add("claims that are not encoded", format!("{bare}.{bare_signature}"), "malformed");
         self.about("form", "RFC 4648 §3.5: a token has one spelling");
         let last = signature.chars().last().unwrap();
         let alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
@@ -408,11 +461,51 @@ impl Cases<'_> {
         self.claims("claims with a list in eight lists", &deep(8), "ok");
         self.claims("claims with a list in a thousand lists", &deep(1000), "json");
         self.claims("claims with spaces and line breaks", &with("x", Some("\n\t{ \"y\" : 1 } \r\n")), "ok");
+        let texts = [
+            ("a comment", "{/* */}"),
+            ("a number that is none", r#"{"x":NaN}"#),
+            ("a number with a plus", r#"{"x":+1}"#),
+            ("a number with a zero before it", r#"{"x":01}"#),
+            ("a number in hexadecimal", r#"{"x":0x1}"#),
+            ("a number beyond any", r#"{"x":1e999}"#),
+            ("half a character", r#"{"x":"\ud800"}"#),
+            ("the halves of a character in the wrong order", r#"{"x":"\udc00\ud800"}"#),
+            ("a line break in text", "{\"x\":\"\n\"}"),
+            ("an unknown escape", r#"{"x":"\a"}"#),
+            ("a zero byte after", "{}\0"),
+            ("a zero byte before", "\0{}"),
+            ("a member of no name", "{1:1}"),
+        ];
+        for (name, text) in texts {
+            self.header(format!("header with {name}"), text, "json");
+            self.claims(format!("claims with {name}"), text, "json");
+        }
+        self.claims("claims with a number of a thousand digits", &with("x", Some(&"9".repeat(1000))), "json");
+        self.claims("claims with a number near none", &with("x", Some("1e-999")), "ok");
+        self.claims("claims with 2^64", &with("x", Some("18446744073709551616")), "ok");
+        self.about("json", "RFC 8259 §8.1, RFC 3629: JSON is UTF-8");
+        let unreadable: [(&str, &[u8]); 4] = [
+            ("a byte that is none of UTF-8", b"{\"x\":\"\xff\"}"),
+            ("a letter in two bytes too many", b"{\"x\":\"\xe0\x80\xaf\"}"),
+            ("half a character in UTF-8", b"{\"x\":\"\xed\xa0\x80\"}"),
+            ("UTF-16", b"{\0\"\0x\0\"\0:\x001\0}\0"),
+        ];
+        for (name, bytes) in unreadable {
+            for (part, signed) in [
+                ("header", format!("{}.{}", base64url(bytes), base64url(claims()))),
+                ("claims", format!("{}.{}", base64url(HEADER), base64url(bytes))),
+            ] {
+                let signature = base64url(self.signer.signature("p256", "ES256", signed.as_bytes()));
+                self.add(format!("{part} with {name}"), format!("{signed}.{signature}"), "json");
+            }
+        }
         self.about("json", "RFC 7515 §4, RFC 7519 §4: no member twice, or two readers read two tokens");
         let headers = [
             r#"{"alg":"ES256","alg":"ES256","kid":"p256"}"#,
             r#"{"alg":"none","alg":"ES256","kid":"p256"}"#,
             r#"{"alg":"ES256","kid":"p256","\u006bid":"other"}"#,
+            r#"{"alg":"none","\u0061lg":"ES256","kid":"p256"}"#,
+            r#"{"alg":"ES256","typ":"JWT","kid":"p256","typ":"JOSE"}"#,
         ];
         for header in headers {
             self.header(format!("twice in {header}"), header, "duplicate_member");
@@ -605,8 +698,11 @@ impl Cases<'_> {
             ("with zero for r", [&zero, s].concat()),
             ("with zero for s", [r, &zero].concat()),
             ("with zeros", [zero.clone(), zero.clone()].concat()),
-            ("with the order for r", [&order(), s].concat()),
-            ("with the order for s", [r, &order()].concat()),
+            ("with the order for r", [&order("p256"), s].concat()),
+            ("with the order for s", [r, &order("p256")].concat()),
+            ("with the order for both", [order("p256"), order("p256")].concat()),
+            ("with one for both", [&zero[1..], &[1], &zero[1..], &[1]].concat()),
+            ("with zero for r and one for s", [&zero[..], &zero[1..], &[1]].concat()),
             ("with 0xff all over", vec![0xff; 64]),
             ("a byte too short", bytes[..63].to_vec()),
             ("a byte too long", [&bytes[..], &[0]].concat()),
@@ -626,6 +722,7 @@ impl Cases<'_> {
         );
         let twin = [r, &order_less(s)].concat();
         self.add("the twin of a signature", format!("{signed}.{}", base64url(twin)), "ok");
+        self.wide_curves();
         self.about("signature", "RFC 8017 §8: as long as the modulus");
         let header = r#"{"alg":"RS256","kid":"rsa"}"#;
         let rsa = self.signer.token("rsa", "RS256", header, &claims());
@@ -639,10 +736,15 @@ impl Cases<'_> {
             ("of one", [vec![0; 255], vec![1]].concat()),
             ("of the modulus", modulus()),
             ("with a changed byte", [&[bytes[0] ^ 1], &bytes[1..]].concat()),
+            ("with the bytes in the other order", bytes.iter().rev().copied().collect()),
+            ("of one byte", vec![1]),
         ];
         for (name, bytes) in odd {
             self.add(format!("an RSA signature {name}"), format!("{signed}.{}", base64url(bytes)), "signature");
         }
+        self.beyond_the_modulus();
+        self.paddings();
+        self.salts();
         self.about("signature", "RFC 7515 §5.2: over exactly the bytes that came");
         let other = with("sub", Some("\"spiffe://example.org/admin\""));
         let parts: Vec<&str> = token.split('.').collect();
@@ -659,6 +761,120 @@ impl Cases<'_> {
         );
         let stranger = self.signer.token("foreign", "ES256", HEADER, &claims());
         self.add("the signature of a stranger", stranger, "signature");
+    }
+
+    /// The same for the longer curves, whose numbers do not fill their bytes.
+    fn wide_curves(&mut self) {
+        self.about("signature", "RFC 7518 §3.4: r and s, each as long as the order, and nothing else");
+        for (key, scheme) in [("p384", "ES384"), ("p521", "ES512")] {
+            let token = self.signer.token(key, scheme, &json!({"alg": scheme, "kid": key}).to_string(), &claims());
+            let (signed, _) = token.rsplit_once('.').unwrap();
+            let bytes = self.signer.signature(key, scheme, signed.as_bytes());
+            let half = bytes.len() / 2;
+            let (r, s) = bytes.split_at(half);
+            let zero = vec![0; half];
+            let mut odd = vec![
+                ("as ASN.1", der_of(&bytes)),
+                ("with zeros", [zero.clone(), zero.clone()].concat()),
+                ("with zero for s", [r, &zero].concat()),
+                ("with the order for r", [&order(key), s].concat()),
+                ("with the order for s", [r, &order(key)].concat()),
+                ("a byte too short", bytes[..2 * half - 1].to_vec()),
+                ("with a zero before each", [&[0], r, &[0], s].concat()),
+                ("without the first byte of each", [&r[1..], &s[1..]].concat()),
+                ("as long as of P-256", bytes[..64].to_vec()),
+            ];
+            odd.extend(sum(r, &order(key)).map(|more| ("with the order added to r", [&more, s].concat())));
+            odd.extend(sum(s, &order(key)).map(|more| ("with the order added to s", [r, &more].concat())));
+            for (name, bytes) in odd {
+                self.add(
+                    format!("an {scheme} signature {name}"),
+                    format!("{signed}.{}", base64url(bytes)),
+                    "signature",
+                );
+            }
+        }
+        self.about("signature", "RFC 7518 §3.4: ES256 is P-256 with SHA-256, and no other hash");
+        let token = self.signer.token("p256", "ES256 sha384", HEADER, &claims());
+        self.add("a signature of P-256 with SHA-384", token, "signature");
+    }
+
+    /// The modulus added to a signature leaves the same rest (RFC 8017 §8.2.2 step 2: a signature is less than the modulus).
+    fn beyond_the_modulus(&mut self) {
+        let token = (0..100).find_map(|number: u32| {
+            let text = with("x", Some(&number.to_string()));
+            let signed = format!("{}.{}", base64url(r#"{"alg":"RS256","kid":"rsa"}"#), base64url(text));
+            let more = sum(&self.signer.signature("rsa", "RS256", signed.as_bytes()), &modulus())?;
+            Some(format!("{signed}.{}", base64url(more)))
+        });
+        self.add("an RSA signature with the modulus added", token.unwrap(), "signature");
+    }
+
+    /// What an RSA key signs by itself is a number: here its digits say something else than they must.
+    fn paddings(&mut self) {
+        self.about("signature", "RFC 8017 §8.2.2, §9.2: the hash has one encoding, which fills the modulus");
+        let signed = format!("{}.{}", base64url(r#"{"alg":"RS256","kid":"rsa"}"#), base64url(claims()));
+        let sha256 = digest(&SHA256, signed.as_bytes());
+        let (hash, sha1) = (sha256.as_ref(), digest(&SHA1_FOR_LEGACY_USE_ONLY, signed.as_bytes()));
+        let sha512 = digest(&SHA512, signed.as_bytes());
+        let padded = |content: &[u8]| {
+            let padding = vec![0xff; 256 - 3 - content.len()];
+            [&[0, 1][..], &padding, &[0], content].concat()
+        };
+        let after_short_padding = |content: &[u8]| {
+            let rest = vec![0; 256 - 11 - content.len()];
+            [&[0, 1][..], &[0xff; 8], &[0], content, &rest].concat()
+        };
+        let whole = [&DIGEST_INFO[..], hash].concat();
+        let without_null = [&[0x30, 0x2f, 0x30, 0x0b], &DIGEST_INFO[4..15], &[4, 0x20], hash].concat();
+        let long_form = [&[0x30, 0x81, 0x31], &DIGEST_INFO[2..], hash].concat();
+        let of_sha1 = [&[0x30, 0x21, 0x30, 9, 6, 5, 0x2b, 0x0e, 3, 2, 0x1a, 5, 0, 4, 0x14], sha1.as_ref()].concat();
+        let mut of_sha512 = [&DIGEST_INFO[..], sha512.as_ref()].concat();
+        (of_sha512[1], of_sha512[14], of_sha512[18]) = (0x51, 3, 0x40);
+        let mut other_hash = whole.clone();
+        other_hash[14] = 3;
+        let mut type_2 = padded(&whole);
+        type_2[1] = 2;
+        let mut broken = padded(&whole);
+        broken[100] = 0xfe;
+        let mut no_zero = padded(&whole);
+        no_zero[256 - 1 - whole.len()] = 0xff;
+        let blocks = [
+            ("written by hand", padded(&whole), "ok"),
+            ("without NULL in its DigestInfo", padded(&without_null), "signature"),
+            ("with a length in long form", padded(&long_form), "signature"),
+            ("of SHA-1", padded(&of_sha1), "signature"),
+            ("of SHA-512", padded(&of_sha512), "signature"),
+            ("that calls its hash SHA-512", padded(&other_hash), "signature"),
+            ("of the hash alone", padded(hash), "signature"),
+            ("with zeros after the hash", after_short_padding(&whole), "signature"),
+            ("with zeros in its DigestInfo", padded(&[&whole[..], &[0; 8]].concat()), "signature"),
+            ("padded as what is encrypted is", type_2, "signature"),
+            ("with a hole in its padding", broken, "signature"),
+            ("without the zero after its padding", no_zero, "signature"),
+        ];
+        for (name, block, expect) in blocks {
+            let signature = base64url(self.signer.raw("rsa", &block));
+            self.add(format!("an RS256 signature {name}"), format!("{signed}.{signature}"), expect);
+        }
+    }
+
+    fn salts(&mut self) {
+        self.about("signature", "RFC 7518 §3.5: the salt of PS256 is as long as the hash, which MGF1 uses too");
+        let rows = [
+            ("PS256 salt 32", "ok"),
+            ("PS256 salt 0", "signature"),
+            ("PS256 salt 20", "signature"),
+            ("PS256 salt 31", "signature"),
+            ("PS256 salt 33", "signature"),
+            ("PS256 salt 222", "signature"),
+            ("PS256 MGF1 sha1", "signature"),
+            ("PS256 MGF1 sha512", "signature"),
+        ];
+        for (scheme, expect) in rows {
+            let token = self.signer.token("rsa", scheme, r#"{"alg":"PS256","kid":"rsa"}"#, &claims());
+            self.add(format!("a signature by {scheme}"), token, expect);
+        }
     }
 
     fn keys(&mut self) {
@@ -706,6 +922,9 @@ impl Cases<'_> {
             "p256 off its curve",
             "p256 without y",
             "p256 with a short x",
+            "p256 with a zero before x",
+            "p256 with spare bits in x",
+            "p256 in hexadecimal",
             "p256 at infinity",
             "p256 with padding",
             "p256 in no list",
@@ -729,6 +948,12 @@ impl Cases<'_> {
             ("rsa that says RS256", "rsa", "PS256", "key_mismatch"),
             ("rsa with exponent 1", "rsa", "RS256", "signature"),
             ("rsa with exponent 2", "rsa", "RS256", "signature"),
+            ("rsa with exponent 0", "rsa", "RS256", "unknown_key"),
+            ("rsa with exponent 3", "rsa", "RS256", "signature"),
+            ("rsa with an exponent of 65 bits", "rsa", "RS256", "signature"),
+            ("rsa with a zero before its modulus", "rsa", "RS256", "unknown_key"),
+            ("rsa with a zero before its exponent", "rsa", "RS256", "unknown_key"),
+            ("rsa with an even modulus", "rsa", "RS256", "signature"),
         ];
         for (bundle, key, scheme, expect) in rows {
             let token = rsa(self.signer, key, scheme);
@@ -741,10 +966,8 @@ impl Cases<'_> {
     fn exponent_one(&mut self) {
         let signed = format!("{}.{}", base64url(r#"{"alg":"RS256","kid":"rsa"}"#), base64url(claims()));
         let hash = digest(&SHA256, signed.as_bytes());
-        // RFC 8017 §9.2: DigestInfo of SHA-256
-        let info = [0x30, 0x31, 0x30, 0x0d, 6, 9, 0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 1, 5, 0, 4, 0x20];
-        let padding = vec![0xff; 256 - 3 - info.len() - 32];
-        let forged = [&[0, 1][..], &padding, &[0], &info, hash.as_ref()].concat();
+        let padding = vec![0xff; 256 - 3 - DIGEST_INFO.len() - 32];
+        let forged = [&[0, 1][..], &padding, &[0], &DIGEST_INFO, hash.as_ref()].concat();
         let token = format!("{signed}.{}", base64url(forged));
         let case = self.add("bundle: rsa with exponent 1, a signature that anybody can write", token, "signature");
         case.bundles.insert("example.org".into(), "rsa with exponent 1".into());
@@ -799,6 +1022,46 @@ fn modulus() -> Vec<u8> {
     use base64::Engine as _;
     let jwk = jwk("rsa", "rsa");
     base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(jwk["n"].as_str().unwrap()).unwrap()
+}
+
+/// RFC 8017 §9.2: what stands before a hash of SHA-256.
+const DIGEST_INFO: [u8; 19] = [0x30, 0x31, 0x30, 0x0d, 6, 9, 0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 1, 5, 0, 4, 0x20];
+
+fn even_modulus() -> Vec<u8> {
+    let mut modulus = modulus();
+    modulus[255] &= 0xfe;
+    modulus
+}
+
+/// The RSA key as SubjectPublicKeyInfo (RFC 3279 §2.3.1).
+fn rsa_spki() -> Vec<u8> {
+    let key = rsa_der("rsa");
+    assert_eq!(key.len(), 270);
+    let head =
+        [0x30, 0x82, 1, 0x22, 0x30, 0x0d, 6, 9, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 1, 1, 5, 0, 3, 0x82, 1, 0x0f, 0];
+    [&head[..], &key].concat()
+}
+
+fn pem(der: &[u8]) -> Vec<u8> {
+    use base64::Engine as _;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", folded(&text)).into_bytes()
+}
+
+fn folded(text: &str) -> String {
+    text.as_bytes().chunks(64).map(String::from_utf8_lossy).collect::<Vec<_>>().join("\n")
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The same bytes in base64url that is not canonical: the last digit has bits that nobody reads.
+fn spare_bit(text: &str) -> String {
+    const DIGITS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let (rest, last) = text.split_at(text.len() - 1);
+    let at = DIGITS.find(last).unwrap();
+    format!("{rest}{}", &DIGITS[at + 1..at + 2])
 }
 
 /// Claims whose base64url has characters that base64 writes otherwise.

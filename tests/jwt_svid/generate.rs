@@ -110,7 +110,8 @@ impl Signer {
         self.kept.borrow().clone()
     }
 
-    /// The signature of `key` over `message` by `scheme`, the name of a JWS algorithm, or `ES256-DER`.
+    /// The signature of `key` over `message` by `scheme`, the name of a JWS algorithm, or one of those that only OpenSSL makes:
+    /// `PS256 salt N`, `PS256 MGF1 sha1`, `ES256 sha384`.
     pub(crate) fn signature(&self, key: &str, scheme: &str, message: &[u8]) -> Vec<u8> {
         let rsa = |encoding: &'static dyn RsaEncoding| {
             let pair = RsaKeyPair::from_pkcs8(&pkcs8(key)).unwrap();
@@ -119,7 +120,20 @@ impl Signer {
             signature
         };
         match scheme {
-            "RS256" if key == "rsa1024" => self.look_up(key, scheme, message, || by_openssl(key, message)),
+            "RS256" if key == "rsa1024" => {
+                self.look_up(key, scheme, message, || by_openssl(key, &["dgst", "-sha256", "-sign"], message))
+            }
+            "ES256 sha384" => self
+                .look_up(key, scheme, message, || fixed_of(&by_openssl(key, &["dgst", "-sha384", "-sign"], message))),
+            _ if scheme.starts_with("PS256 ") => self.look_up(key, scheme, message, || {
+                let (salt, mgf1) = match scheme.strip_prefix("PS256 salt ") {
+                    Some(salt) => (salt, "sha256"),
+                    None => ("32", scheme.strip_prefix("PS256 MGF1 ").unwrap()),
+                };
+                let (salt, mgf1) = (format!("rsa_pss_saltlen:{salt}"), format!("rsa_mgf1_md:{mgf1}"));
+                let pss = ["-sigopt", "rsa_padding_mode:pss", "-sigopt", &salt, "-sigopt", &mgf1];
+                by_openssl(key, &[&["dgst", "-sha256"], &pss[..], &["-sign"]].concat(), message)
+            }),
             "RS256" => rsa(&RSA_PKCS1_SHA256),
             "RS384" => rsa(&RSA_PKCS1_SHA384),
             "RS512" => rsa(&RSA_PKCS1_SHA512),
@@ -133,6 +147,13 @@ impl Signer {
                 pair.sign(&SystemRandom::new(), message).unwrap().as_ref().to_vec()
             }),
         }
+    }
+
+    /// What an RSA `key` makes of `block` by its private exponent, with no padding of its own.
+    pub(crate) fn raw(&self, key: &str, block: &[u8]) -> Vec<u8> {
+        self.look_up(key, "raw", block, || {
+            by_openssl(key, &["pkeyutl", "-decrypt", "-pkeyopt", "rsa_padding_mode:none", "-inkey"], block)
+        })
     }
 
     fn look_up(&self, key: &str, scheme: &str, message: &[u8], make: impl Fn() -> Vec<u8>) -> Vec<u8> {
@@ -162,39 +183,68 @@ pub(crate) fn mac_token(secret: &[u8], header: &str, claims: &str) -> String {
     format!("{signed}.{}", base64url(mac))
 }
 
-/// As the library signs with no key of 1,024 bits.
-fn by_openssl(key: &str, message: &[u8]) -> Vec<u8> {
+/// Signatures that the library does not make: with a key of 1,024 bits, or by schemes that no JWT-SVID may use. `how` ends
+/// with the option that names the key.
+fn by_openssl(key: &str, how: &[&str], message: &[u8]) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("message");
     fs::write(&file, message).unwrap();
     let mut command = Command::new("openssl");
-    command.args(["dgst", "-sha256", "-keyform", "DER", "-sign"]).arg(key_file(key)).arg(&file);
-    let output = command.output().unwrap();
-    assert!(output.status.success());
+    command.args(how).arg(key_file(key)).args(["-keyform", "DER"]);
+    if how[0] == "pkeyutl" {
+        command.arg("-in");
+    }
+    let output = command.arg(&file).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output.stdout
 }
 
-/// The order of P-256's group (SEC 2 §2.4.2).
-const ORDER: [u8; 32] = [
-    0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc, 0xe6, 0xfa, 0xad, 0xa7,
-    0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
-];
+/// The order of the group of `key`'s curve (SEC 2 §2.4.2, §2.5.1, §2.6.1), as long as the numbers of a signature.
+pub(crate) fn order(key: &str) -> Vec<u8> {
+    let text = match key {
+        "p384" => "ffffffffffffffffffffffffffffffffffffffffffffffffc7634d81f4372ddf581a0db248b0a77aecec196accc52973",
+        "p521" => {
+            "01fffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffffa51868783bf2f966b7fcc0148f709a5d03bb5c9b8899c\
+             47aebb6fb71e91386409"
+        }
+        _ => "ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551",
+    };
+    let digits: Vec<_> = text.chars().collect();
+    digits.chunks(2).map(|two| u8::from_str_radix(&two.iter().collect::<String>(), 16).unwrap()).collect()
+}
 
 /// The order less `number`, both of 32 bytes.
 pub(crate) fn order_less(number: &[u8]) -> Vec<u8> {
-    let mut borrow = 0;
+    let (order, mut borrow) = (order("p256"), 0);
     let mut result = vec![0; 32];
     for at in (0..32).rev() {
-        let digit = i16::from(ORDER[at]) - i16::from(number[at]) - borrow;
+        let digit = i16::from(order[at]) - i16::from(number[at]) - borrow;
         borrow = i16::from(digit < 0);
         result[at] = u8::try_from(digit.rem_euclid(256)).unwrap();
     }
     result
 }
 
-/// The order of P-256's group.
-pub(crate) fn order() -> Vec<u8> {
-    ORDER.to_vec()
+/// The sum of two numbers of the same length, where it is no longer than they are.
+pub(crate) fn sum(one: &[u8], other: &[u8]) -> Option<Vec<u8>> {
+    let mut carry = 0;
+    let mut result = vec![0; one.len()];
+    for at in (0..one.len()).rev() {
+        let digit = u16::from(one[at]) + u16::from(other[at]) + carry;
+        carry = digit >> 8;
+        result[at] = u8::try_from(digit & 0xff).unwrap();
+    }
+    (carry == 0).then_some(result)
+}
+
+/// The two numbers of 32 bytes of a signature that ASN.1 wrote.
+fn fixed_of(der: &[u8]) -> Vec<u8> {
+    let numbers = inner(der);
+    let fixed = |number: &[u8]| {
+        let digits = number.strip_prefix(&[0]).unwrap_or(number);
+        [&vec![0; 32 - digits.len()], digits].concat()
+    };
+    [fixed(inner(numbers)), fixed(inner(after(numbers)))].concat()
 }
 
 /// A signature of two numbers as ASN.1 writes it (RFC 3279 §2.2.3).
@@ -206,7 +256,9 @@ pub(crate) fn der_of(signature: &[u8]) -> Vec<u8> {
     };
     let (r, s) = signature.split_at(signature.len() / 2);
     let content = [number(r), number(s)].concat();
-    [&[0x30, u8::try_from(content.len()).unwrap()], &content[..]].concat()
+    let length = u8::try_from(content.len()).unwrap();
+    let head: &[u8] = if length < 0x80 { &[0x30, length] } else { &[0x30, 0x81, length] };
+    [head, &content].concat()
 }
 
 /// The public key of `key` as PKCS #1 writes it.

@@ -13,8 +13,10 @@ const MAX_CODE: usize = 64;
 /// What to do about a failed try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Remedy {
-    /// Passing: try again after a while.
+    /// Passing: try again after a while. STS, or the way to it, is broken.
     Retry,
+    /// Passing too, but STS is well: it is asked too often.
+    Throttled,
     /// The token may be at fault: fetch a fresh JWT-SVID and try once more.
     FreshSvid,
     /// Final: the provider refuses this identity or this order.
@@ -31,17 +33,29 @@ pub(super) struct Fault {
     pub(super) remedy: Remedy,
     pub(super) detail: String,
     pub(super) retry_after: Option<Duration>,
+    /// Whether STS may have minted all the same: the request may have reached it, and no error of its own came back.
+    pub(super) may_have_minted: bool,
 }
 
 impl Fault {
     /// A fault of the way to STS: worth another try.
     pub(super) fn passing(detail: impl Into<String>) -> Self {
-        Self { remedy: Remedy::Retry, detail: detail.into(), retry_after: None }
+        Self { remedy: Remedy::Retry, detail: detail.into(), retry_after: None, may_have_minted: true }
+    }
+
+    /// The same before anything was sent.
+    pub(super) fn not_sent(detail: impl Into<String>) -> Self {
+        Self { may_have_minted: false, ..Self::passing(detail) }
     }
 
     /// An answer that cannot be STS's, or that says nothing.
     pub(super) fn distrust(detail: impl Into<String>) -> Self {
-        Self { remedy: Remedy::Distrust, detail: detail.into(), retry_after: None }
+        Self { remedy: Remedy::Distrust, ..Self::passing(detail) }
+    }
+
+    /// Whether STS, or the way to it, is at fault, and not the order, its token or how often we ask.
+    pub(super) fn is_outage(&self) -> bool {
+        matches!(self.remedy, Remedy::Retry | Remedy::Distrust)
     }
 
     /// An HTTP answer that is an error: `body` is searched for its code and forgotten.
@@ -51,24 +65,25 @@ impl Fault {
             Some(code) => format!("{code} (HTTP {status})"),
             None => format!("HTTP {status} without an error code"),
         };
-        Self { remedy: remedy(status, code), detail, retry_after: retry_after.and_then(|value| wait(value, now)) }
+        let remedy = remedy(status, code);
+        // Who answers for a server that failed does not know what it did; any other error is the word of STS that it refused.
+        let failed = status == 408 || status >= 500;
+        let may_have_minted = remedy == Remedy::Distrust || failed && remedy != Remedy::Throttled;
+        Self { remedy, detail, retry_after: retry_after.and_then(|value| wait(value, now)), may_have_minted }
     }
 }
 
 /// The table (STS API reference, "Common Errors" and `AssumeRoleWithWebIdentity`; throttling words from botocore's
 /// `_retry.json`; `InvalidArgument` is Ceph RGW's word for `ValidationError`).
 fn remedy(status: u16, code: Option<&str>) -> Remedy {
-    if status == 429 || status == 408 || status >= 500 {
-        return Remedy::Retry;
-    }
     if status < 400 {
         // A redirect: the token goes to the configured endpoint or nowhere.
         return Remedy::Distrust;
     }
     match code {
+        _ if status == 429 => Remedy::Throttled,
         Some(
-            "IDPCommunicationError"
-            | "Throttling"
+            "Throttling"
             | "ThrottlingException"
             | "ThrottledException"
             | "RequestThrottled"
@@ -76,7 +91,11 @@ fn remedy(status: u16, code: Option<&str>) -> Remedy {
             | "RequestLimitExceeded"
             | "TooManyRequestsException"
             | "BandwidthLimitExceeded"
-            | "SlowDown"
+            | "SlowDown",
+        ) => Remedy::Throttled,
+        _ if status == 408 || status >= 500 => Remedy::Retry,
+        Some(
+            "IDPCommunicationError"
             | "RequestTimeout"
             | "RequestTimeoutException"
             | "InternalError"

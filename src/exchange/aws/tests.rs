@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -11,6 +14,8 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use proptest::prelude::*;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -532,6 +537,34 @@ async fn breaks_in_the_middle_of_an_answer_are_passing() {
 }
 
 #[tokio::test]
+async fn a_refusal_after_a_try_that_may_have_minted_settles_nothing() {
+    for lost in [Reply::Close, Reply::Half, error(500, "InternalFailure"), error(504, "x")] {
+        for last in [error(403, "AccessDenied"), error(400, "PackedPolicyTooLarge"), error(400, "InvalidIdentityToken")]
+        {
+            let (error, seen) = refused([lost.clone(), last.clone()]).await;
+            assert!(matches!(error, ExchangeError::Unavailable { .. }), "{lost:?} {last:?}: {error}");
+            assert!(error.to_string().ends_with("after a try that may have minted"), "{error}");
+            assert!(seen.len() > 1, "{lost:?} {last:?}");
+        }
+    }
+    for certain in [error(429, "x"), error(400, "Throttling"), error(400, "IDPCommunicationError")] {
+        let (refused, _) = refused([certain.clone(), error(403, "AccessDenied")]).await;
+        assert!(refused.is_certain(), "{certain:?}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn an_svid_that_is_gone_after_a_try_that_may_have_minted_settles_nothing() {
+    static FETCHED: AtomicUsize = AtomicUsize::new(0);
+    let once = |id: &SpiffeId| match FETCHED.fetch_add(1, Ordering::Relaxed) {
+        0 => svid_of(id),
+        _ => Err(WorkloadApiError::Denied("no entry any more".to_owned())),
+    };
+    let error = World::with_agent([Reply::Close], once).await.aws.mint(&order()).await.unwrap_err();
+    assert!(matches!(error, ExchangeError::Unavailable { .. }), "{error}");
+}
+
+#[tokio::test]
 async fn nobody_listening_is_passing() {
     let world = World::new([Reply::Hang]).await;
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
@@ -569,7 +602,7 @@ async fn retry_after_is_honoured_and_handed_on_when_it_is_too_long() {
     };
     assert_eq!(retry_after, Some(Duration::from_secs(60)));
     let error = world.aws.mint(&order()).await.unwrap_err();
-    assert!(matches!(error, ExchangeError::Unavailable { retry_after: Some(_), .. }), "{error}");
+    assert!(matches!(error, ExchangeError::NotAsked { .. }), "{error}");
     assert_eq!(world.sts.seen().len(), 1, "nobody else calls before the time has come");
 }
 
@@ -581,8 +614,8 @@ async fn one_bucket_shapes_all_calls_of_one_sts() {
         world.aws.mint(&order_with(|_, grant| grant.region = Some(region.to_owned()))).await.unwrap();
     }
     let error = world.aws.mint(&order()).await.unwrap_err();
-    let ExchangeError::Unavailable { retry_after, .. } = error else { panic!("{error}") };
-    assert_eq!(retry_after, Some(Duration::from_secs(60)));
+    let ExchangeError::NotAsked { retry_after, .. } = error else { panic!("{error}") };
+    assert_eq!(retry_after, Duration::from_secs(60));
     assert_eq!(world.sts.seen().len(), 2);
 }
 
@@ -724,6 +757,82 @@ async fn https_means_tls_and_never_falls_back_to_plain_text() {
     world.aws.settings.sts_endpoint = Some(format!("https://{}", world.sts.address));
     let error = world.aws.mint(&order()).await.unwrap_err();
     assert_eq!(error.kind(), "unavailable", "{error}");
+    assert!(world.sts.seen().is_empty());
+}
+
+/// Puts TLS before `sts`, with a certificate for `name` that `issuer` signed and that ends in `year`; where it listens.
+async fn behind_tls(sts: &Sts, issuer: &Issuer<'_, KeyPair>, name: &str, year: i32) -> SocketAddr {
+    let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+    params.not_after = rcgen::date_time_ymd(year, 1, 1);
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.signed_by(&key, issuer).unwrap().der().clone();
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, upstream) = (listener.local_addr().unwrap(), sts.address);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let mut stream = acceptor.accept(stream).await?;
+                let mut upstream = tokio::net::TcpStream::connect(upstream).await?;
+                tokio::io::copy_bidirectional(&mut stream, &mut upstream).await
+            });
+        }
+    });
+    address
+}
+
+fn authority(name: &str) -> (Issuer<'static, KeyPair>, String) {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, name);
+    let key = KeyPair::generate().unwrap();
+    let root = STANDARD.encode(params.self_signed(&key).unwrap().der());
+    let root = format!("-----BEGIN CERTIFICATE-----\n{root}\n-----END CERTIFICATE-----\n");
+    (Issuer::new(params, key), root)
+}
+
+#[tokio::test]
+async fn an_sts_whose_certificate_is_not_to_be_believed_is_sent_nothing() {
+    let ((known, root), (unknown, _)) = (authority("known"), authority("unknown"));
+    let rows = [
+        ("good", &known, "127.0.0.1", 4000, true),
+        ("of an unknown authority", &unknown, "127.0.0.1", 4000, false),
+        ("that has expired", &known, "127.0.0.1", 2020, false),
+        ("for another address", &known, "127.0.0.2", 4000, false),
+        ("for a name", &known, "sts.amazonaws.com", 4000, false),
+    ];
+    for (what, issuer, name, year, believed) in rows {
+        let mut world = World::new([ok(&Given::default())]).await;
+        let address = behind_tls(&world.sts, issuer, name, year).await;
+        world.aws.settings.sts_endpoint = Some(format!("https://{address}"));
+        world.aws.http_client = http_client(TrustStore::empty().with_pem_certificate(root.as_bytes())).unwrap();
+        match world.aws.mint(&order()).await {
+            Ok(_) => assert!(believed, "a certificate {what}"),
+            Err(error) => {
+                assert!(!believed, "a certificate {what}: {error}");
+                assert_eq!(
+                    error.to_string(),
+                    "provider unavailable: no connection to STS (network, DNS or TLS)",
+                    "{what}"
+                );
+            }
+        }
+        assert_eq!(world.sts.seen().len(), usize::from(believed), "{what}");
+    }
+    // The machine's own roots do not know it either.
+    let mut world = World::new([ok(&Given::default())]).await;
+    let address = behind_tls(&world.sts, &known, "127.0.0.1", 4000).await;
+    world.aws.settings.sts_endpoint = Some(format!("https://{address}"));
+    world.aws.http_client = http_client(TrustStore::default()).unwrap();
+    assert_eq!(world.aws.mint(&order()).await.unwrap_err().kind(), "unavailable");
     assert!(world.sts.seen().is_empty());
 }
 

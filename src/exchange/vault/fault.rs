@@ -62,6 +62,15 @@ impl Fault {
         Self { remedy: remedy(step, status), detail, retry_after, status: Some(status) }
     }
 
+    /// Whether Vault, or the way to it, is at fault, and not the order, its token, how often we ask or how far a standby is.
+    pub(super) fn is_outage(&self) -> bool {
+        match self.remedy {
+            Remedy::Retry => !matches!(self.status, Some(412 | 429)),
+            Remedy::Distrust => true,
+            Remedy::FreshSvid | Remedy::Refuse | Remedy::Mend => false,
+        }
+    }
+
     /// Something that is not what Vault answers at this step.
     pub(super) fn nonsense(step: Step, what: &str) -> Self {
         Self::new(Remedy::Distrust, format!("{}: {what}", step.as_str()))
@@ -88,6 +97,14 @@ fn remedy(step: Step, status: u16) -> Remedy {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_outage_is_what_says_that_vault_or_the_way_to_it_is_broken() {
+        let answered = |status| Fault::answered(Step::Login, status, None).is_outage();
+        assert!([302, 408, 473, 500, 502, 503].into_iter().all(answered));
+        assert!(![400, 403, 404, 412, 429, 501].into_iter().any(answered));
+        assert!(Fault::nonsense(Step::Read, "x").is_outage() && Fault::new(Remedy::Retry, "no answer").is_outage());
+    }
 
     #[test]
     fn each_status_has_one_meaning_at_each_step() {

@@ -31,6 +31,8 @@ use crate::policy::cache::PolicyCache;
 use crate::policy::repository::DirectorySource;
 use crate::server::{Listener, ListenerLimits, Server, serve};
 
+mod corpus;
+
 const NOW: Timestamp = Timestamp::from_millis(1_795_435_200_250);
 const HOUR: Duration = Duration::from_secs(3600);
 const REPORT: &str = "spiffe://example.org/ns/finance/sa/report";
