@@ -17,6 +17,7 @@ mod mint;
 mod outstanding;
 pub mod reaper;
 mod recover;
+mod renew;
 mod revoke;
 mod view;
 
@@ -209,8 +210,8 @@ impl Broker {
         match self.live(&task, provider, now, boot)? {
             Served::Live(issued) => Ok(issued),
             Served::Due(issued) => {
-                // The successor is minted behind the request's back; a failure leaves the live one in service.
-                let _ = self.mint(&task, provider, request_id);
+                // It is renewed, or its successor minted, behind the request's back; a failure leaves the live one in service.
+                let _ = self.mint(&task, provider, Some(request_id));
                 Ok(issued)
             }
             // Boxed, so that a request for a live one does not carry about the room that waiting needs.
@@ -356,10 +357,7 @@ impl Broker {
         let Some(issued) = slot.live.as_ref().filter(|issued| issued.is_live(now, boot)) else {
             return Ok(Served::Missing);
         };
-        // A successor cannot outlive the task either: once its end is the limit there is nothing to gain.
-        // (Orders are in whole seconds.)
-        let useful = issued.usable_until() < task.deadline().floor_to_second();
-        let due = useful && issued.is_due(now, boot) && slot.flight.is_none();
+        let due = renew::is_worth_more(task, issued) && issued.is_due(now, boot) && slot.flight.is_none();
         Ok(if due { Served::Due(Arc::clone(issued)) } else { Served::Live(Arc::clone(issued)) })
     }
 

@@ -70,6 +70,7 @@ const KEYS: &[(&str, &str, Form)] = &[
     ("vault", "namespace", Form::Text),
     ("vault", "timeout", Form::Text),
     ("vault", "rate", Form::Number),
+    ("vault", "revocation_rate", Form::Number),
     ("state", "directory", Form::Text),
     ("state", "abandon", Form::List),
     ("audit", "output", Form::Text),
@@ -682,6 +683,7 @@ impl Raw {
         let (ca, namespace) = (section.get::<PathBuf>("ca")?, section.get::<String>("namespace")?);
         let timeout = section.duration("timeout", 5 * second, second)?;
         let rate = section.number("rate", 10, 1)?;
+        let revocation_rate = section.number("revocation_rate", 200, 1)?;
         if namespace.as_deref().is_some_and(|name| !is_plain_path(name)) {
             return Err(section.error("namespace", "write segments of A-Z a-z 0-9 . _ - joined by /"));
         }
@@ -692,7 +694,8 @@ impl Raw {
             };
         };
         let rate = Rate { interval: second / rate, burst: rate.saturating_mul(2) };
-        Ok(Some(vault::Settings { address, ca, namespace, timeout, rate }))
+        let revocation_rate = Rate { interval: second / revocation_rate, burst: revocation_rate };
+        Ok(Some(vault::Settings { address, ca, namespace, timeout, rate, revocation_rate }))
     }
 
     fn state(&self, environment: &BTreeMap<String, String>) -> Result<PathBuf, ConfigError> {
@@ -853,7 +856,7 @@ mod tests {
     #[test]
     fn each_mistake_is_one_line_that_names_its_key() {
         type Case = (&'static str, &'static [(&'static str, &'static str)], &'static str);
-        let cases: [Case; 30] = [
+        let cases: [Case; 31] = [
             ("[policy]\nrepository = \"/p\"", &[], "policy.root"),
             ("[policy]\nrepository = \"/p\"\ndirectory = \"/p\"", &[], "remove one of the two"),
             ("[policy]\nrepository = \"http://h/p\"\nroot = \"/r\"", &[], "https://"),
@@ -872,6 +875,7 @@ mod tests {
             ("[vault]\nnamespace = \"a\"", &[], "vault.address"),
             ("[vault]\naddress = \"https://v\"\nnamespace = \"../a\"", &[], "vault.namespace"),
             ("[vault]\naddress = \"https://v\"\nrate = 0", &[], "vault.rate"),
+            ("[vault]\naddress = \"https://v\"\nrevocation_rate = 0", &[], "vault.revocation_rate"),
             ("[audit]\nrotate_size = \"64MB\"", &[], "audit.rotate_size"),
             ("[audit]\nrotate_size = \"1KiB\"", &[], "at least 4096"),
             ("", &[], "policy.directory"),

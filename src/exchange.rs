@@ -111,6 +111,26 @@ pub struct RevokeOrder {
     pub limit: Duration,
 }
 
+/// What is to live longer. Made by the broker for one live credential of a task that is still permitted.
+#[derive(Debug, Clone)]
+pub struct RenewOrder {
+    /// What [`Minted::upstream`] said when it was minted.
+    pub upstream: String,
+    /// What is granted now: it may be another thing than was minted for.
+    pub grant: ResolvedGrant,
+    /// When the credential must be dead at its provider (the law of life), UTC, whole seconds.
+    pub dead_by: Timestamp,
+    /// How long it may take.
+    pub limit: Duration,
+}
+
+/// A provider's word that a credential lives on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Renewed {
+    /// When it stops working from now on, UTC.
+    pub usable_until: Timestamp,
+}
+
 /// What a provider did when it was told to take a credential back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TakenBack {
@@ -242,6 +262,18 @@ pub trait Cloud: Send + Sync + fmt::Debug {
     /// Which of several it is that could be configured under the provider's name; `None` where there is but one.
     fn place(&self) -> Option<Arc<str>> {
         None
+    }
+
+    /// Whether the credential that [`Minted::upstream`] names can be renewed in place, as far as is known here.
+    fn renews(&self, _upstream: &str) -> bool {
+        false
+    }
+
+    /// Lets one credential of class [`Revocation::Exact`] live on, the same secret, until `dead_by` at the latest. After an
+    /// error it may live as long all the same; where that is [`ExchangeError::Unavailable`] or [`ExchangeError::NotAsked`],
+    /// trying again may help.
+    async fn renew(&self, _order: &RenewOrder) -> Result<Renewed, ExchangeError> {
+        Err(ExchangeError::Inexpressible { detail: "this provider renews nothing".to_owned() })
     }
 
     /// Whether the credential that [`Minted::upstream`] names came from the very provider that is configured now.

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 
 use super::{Broker, detached};
 use crate::audit::{Event, Kind};
+use crate::exchange::Provider;
 use crate::lease::journal::{self, Change};
 use crate::lease::life::Event as Happened;
 use crate::lease::record::report;
@@ -59,12 +60,18 @@ pub(super) struct Look {
     pub(super) behind: Vec<Arc<Task>>,
     /// What the journal may know late.
     changes: Vec<Change>,
+    /// Credentials of running tasks that are to be renewed.
+    renew: Vec<(Arc<Task>, Provider)>,
 }
 
 impl Look {
     /// Whether there is nothing to do.
     pub(super) fn is_empty(&self) -> bool {
-        self.ended.is_empty() && self.lapsed.is_empty() && self.behind.is_empty() && self.changes.is_empty()
+        self.ended.is_empty()
+            && self.lapsed.is_empty()
+            && self.behind.is_empty()
+            && self.changes.is_empty()
+            && self.renew.is_empty()
     }
 }
 
@@ -227,7 +234,9 @@ impl Broker {
             if let Some(wait) = task.next_check(&state, now, boot) {
                 look.next = look.next.min(wait.max(Duration::from_millis(1)));
             }
+            let renew = self.to_renew(&task, &state, now, boot);
             drop(state);
+            look.renew.extend(renew.into_iter().map(|provider| (Arc::clone(&task), provider)));
             if forget {
                 look.changes.extend(self.forget(&task));
             } else if let Some(Stop { reason, detail }) = due {
@@ -250,6 +259,10 @@ impl Broker {
 
     /// Writes down and counts what a look found; says whether anything may have become due by it.
     pub(super) async fn carry_out(self: &Arc<Self>, look: Look) -> bool {
+        for (task, provider) in look.renew {
+            // Who cannot be renewed now is due at the next look, too.
+            let _ = self.mint(&task, provider, None);
+        }
         let mut work = JoinSet::new();
         // All at once: their records share the journal's commits.
         for (task, lease) in look.lapsed {

@@ -16,12 +16,20 @@ use crate::metrics::Limit;
 use crate::policy::{DenialReason, Permit, ResolvedGrant};
 use crate::task::{Flight, FlightResult, Task};
 
-/// A credential that would die sooner than this is not worth asking for.
-const SHORTEST_LIFE: Duration = Duration::from_secs(5);
+/// A credential that would die sooner than this is not worth asking for, nor a later end that comes no later than this.
+pub(super) const SHORTEST_LIFE: Duration = Duration::from_secs(5);
 /// How long a provider is left alone after it refused for good.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 /// How long a provider is left alone at most after it said when to come back.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// What a credential is asked for by.
+pub(super) struct MintFor<'a> {
+    pub(super) permit: &'a Permit,
+    pub(super) provider: Provider,
+    /// Of the request that wants it, where one does.
+    pub(super) request_id: Option<&'a str>,
+}
 
 impl Broker {
     /// A credential for one who has to wait for it.
@@ -32,7 +40,7 @@ impl Broker {
         request_id: &str,
     ) -> Result<Arc<Issued>, CredentialsError> {
         let _place = self.let_wait(task.owner()).ok_or(MintError::TooManyWait)?;
-        let flight = self.mint(task, provider, request_id)?;
+        let flight = self.mint(task, provider, Some(request_id))?;
         let issued = self.await_flight(flight).await?;
         self.still_good(task, issued)
     }
@@ -42,12 +50,13 @@ impl Broker {
         self: &Arc<Self>,
         task: &Arc<Task>,
         provider: Provider,
-        request_id: &str,
+        request_id: Option<&str>,
     ) -> Result<Flight, MintError> {
         let mut state = task.state();
         if let Some(ending) = &state.ending {
             return Err(MintError::TaskEnded(ending.reason));
         }
+        let renews = self.renewal(&state, provider).is_some();
         let slot = state.slots.of(provider);
         // A flight whose sender is gone without an outcome has crashed; it must not ground the next one.
         if let Some(flight) = slot.flight.as_ref().filter(|flight| flight.has_changed().is_ok()) {
@@ -58,7 +67,8 @@ impl Broker {
         {
             return Err(error.clone());
         }
-        if let Err(wait) = self.callers.take_mint(task.owner(), self.parts.clock.boot()) {
+        // Nobody asks for a renewal, and no credential is more by it.
+        if !renews && let Err(wait) = self.callers.take_mint(task.owner(), self.parts.clock.boot()) {
             self.parts.metrics.limited(Limit::MintsPerCaller);
             return Err(MintError::TooOften(wait));
         }
@@ -67,10 +77,10 @@ impl Broker {
         // Before the task can end: whoever ends it sees what it must wait for.
         let under_way = self.under_way.one();
         drop(state);
-        let (broker, task, request_id) = (Arc::clone(self), Arc::clone(task), request_id.to_owned());
+        let (broker, task, request_id) = (Arc::clone(self), Arc::clone(task), request_id.map(str::to_owned));
         tokio::spawn(async move {
             let _under_way = under_way;
-            let result = broker.fly(&task, provider, &request_id).await;
+            let result = broker.fly(&task, provider, request_id.as_deref()).await;
             broker.land(&task, provider, &result);
             outcome.send_replace(Some(result));
         });
@@ -98,16 +108,16 @@ impl Broker {
     }
 
     /// Exchange, counted and audited whatever comes of it.
-    async fn fly(self: &Arc<Self>, task: &Arc<Task>, provider: Provider, request_id: &str) -> FlightResult {
+    async fn fly(self: &Arc<Self>, task: &Arc<Task>, provider: Provider, request_id: Option<&str>) -> FlightResult {
         let started = self.parts.clock.boot();
         let result = self.exchange(task, provider, request_id).await;
         let took = self.parts.clock.boot().saturating_sub(started);
-        let outcome = result.as_ref().map_or_else(MintError::kind, |_| "minted");
+        let outcome = result.as_ref().map_or_else(MintError::kind, |(_, word)| word);
         self.parts.metrics.mint(provider.as_str(), task.begun().tier.as_str(), outcome, took);
         if let Err(error) = &result {
             tracing::warn!(task = %task.id(), %provider, request_id, %error, "nothing minted");
             let event = Event {
-                request_id: Some(request_id),
+                request_id,
                 reason: Some(error.kind()),
                 detail: Some(error.to_string()),
                 task: Some(task.id()),
@@ -121,7 +131,7 @@ impl Broker {
             // Nothing was minted; the failure to say so is logged by the audit log itself.
             let _ = self.parts.audit.record(&event).await;
         }
-        result
+        result.map(|(issued, _)| issued)
     }
 
     /// Puts the outcome where the next request finds it, unless the task has ended meanwhile.
@@ -138,14 +148,26 @@ impl Broker {
                 slot.live = Some(Arc::clone(issued));
             }
             Err(error) => {
+                let (now, boot) = (self.now(), self.parts.clock.boot());
+                if let Some(live) = &slot.live {
+                    // What is tried again though nobody waits for it must not fill the audit log in an outage.
+                    slot.quiet_until = boot + live.told_life(now, boot) / 8;
+                }
                 let pause = error.retry_after().unwrap_or(REFUSED_PAUSE).min(LONGEST_PAUSE);
-                slot.cooling = Some(Box::new((self.parts.clock.boot() + pause, error.clone())));
+                slot.cooling = Some(Box::new((boot + pause, error.clone())));
             }
         }
     }
 
+    /// Lets the credential that is live live on where its provider can, else asks for another. Returns the word for which it was.
+    ///
     /// INVARIANT: decide → intent durable → exchange → outcome durable → look again.
-    async fn exchange(self: &Arc<Self>, task: &Arc<Task>, provider: Provider, request_id: &str) -> FlightResult {
+    async fn exchange(
+        self: &Arc<Self>,
+        task: &Arc<Task>,
+        provider: Provider,
+        request_id: Option<&str>,
+    ) -> Result<(Arc<Issued>, &'static str), MintError> {
         self.parts.clock.trusted().map_err(MintError::ClockUntrusted)?;
         let now = self.now();
         // What could not be audited would not be served either, and live on at its provider.
@@ -159,7 +181,7 @@ impl Broker {
                 return Err(MintError::PolicyExpired(denial.detail.into()));
             }
             Err(denial) => {
-                let ending = self.end(task, denial, Some(request_id)).await;
+                let ending = self.end(task, denial, request_id).await;
                 return Err(MintError::TaskEnded(ending.reason));
             }
         };
@@ -177,7 +199,17 @@ impl Broker {
             limit: self.parts.limits.mint,
         };
 
-        let lease = self.intend(task, provider, &order, now).await?;
+        let of = MintFor { permit: &permit, provider, request_id };
+        let renewal = self.renewal(&task.state(), provider);
+        if let Some(renewal) = renewal {
+            if let Some(issued) = self.renew(task, renewal, &order, &**cloud, &of).await? {
+                return Ok((issued, "renewed"));
+            }
+            // Counted, and not refused: one for each life that ends.
+            let _ = self.callers.take_mint(task.owner(), self.parts.clock.boot());
+        }
+
+        let lease = self.intend(task, provider, &order, self.now()).await?;
         self.still_wanted(task, &lease, &order).await?;
         let minted = match cloud.mint(&order).await {
             Ok(minted) => minted,
@@ -192,16 +224,25 @@ impl Broker {
             upstream: minted.upstream.clone(),
         };
         let receipt = self.record_issued(task, &lease, &word, &**cloud).await?;
-        self.audit_minted(task, &lease, &word, &permit, (provider, request_id)).await?;
+        self.audit_given(task, &lease, (&word.upstream, word.usable_until), "minted", &of).await?;
+        self.look_again(task, request_id).await?;
+        let (now, boot) = (self.now(), self.parts.clock.boot());
+        let issued = Issued::new(lease, minted, task.deadline(), (now, boot), &receipt);
+        if issued.is_live(now, boot) { Ok((Arc::new(issued), "minted")) } else { Err(dead_on_arrival()) }
+    }
+
+    /// Looks again before what a provider gave is served: policy, task and clocks may be others than when it was asked.
+    pub(super) async fn look_again(
+        self: &Arc<Self>,
+        task: &Arc<Task>,
+        request_id: Option<&str>,
+    ) -> Result<(), MintError> {
         if let Some(stop) = self.reason_to_end(task) {
-            let ending = self.end(task, stop, Some(request_id)).await;
+            let ending = self.end(task, stop, request_id).await;
             return Err(MintError::TaskEnded(ending.reason));
         }
         // Its ends could not be fixed on a clock that jumped meanwhile.
-        self.parts.clock.trusted().map_err(MintError::ClockUntrusted)?;
-        let (now, boot) = (self.now(), self.parts.clock.boot());
-        let issued = Issued::new(lease, minted, task.deadline(), (now, boot), &receipt);
-        if issued.is_live(now, boot) { Ok(Arc::new(issued)) } else { Err(dead_on_arrival()) }
+        self.parts.clock.trusted().map_err(MintError::ClockUntrusted)
     }
 
     /// Records that a credential is about to be asked for.
@@ -284,22 +325,28 @@ impl Broker {
         word: &Word,
         cloud: &dyn Cloud,
     ) -> Result<Receipt, MintError> {
-        let change;
-        let record = match answered(task, id, word) {
-            Ok((record, ended_at, at)) => {
-                change = at;
-                if let Some(ended_at) = ended_at.filter(|_| record.revocation == Revocation::Expire) {
-                    let left = LeaseEnding::from(&*record).residual(ended_at);
-                    self.parts.metrics.residual(record.provider.as_str(), left);
-                }
-                record
-            }
+        let Noted { record, ended_at, change, .. } = match happened(task, id, &Happened::Issued(word.clone())) {
+            Ok(noted) => noted,
             Err(error) => {
                 // Nobody waits for it any more and nothing lists it: it is taken back here and now, or never.
                 self.take_back_unlisted(task, id, word, cloud).await;
                 return Err(error);
             }
         };
+        if let Some(ended_at) = ended_at.filter(|_| record.revocation == Revocation::Expire) {
+            let left = LeaseEnding::from(&*record).residual(ended_at);
+            self.parts.metrics.residual(record.provider.as_str(), left);
+        }
+        self.write_lease(task, record, change).await
+    }
+
+    /// Makes a lease durable as it is since `change`.
+    pub(super) async fn write_lease(
+        &self,
+        task: &Task,
+        record: LeaseRecord,
+        change: u32,
+    ) -> Result<Receipt, MintError> {
         let recorded = journal::record(&*self.parts.journal, vec![Change::Lease(Box::new(record))]).await;
         // The task may have ended meanwhile: then this is taken back, whether or not it is recorded.
         self.to_revoke.notify_one();
@@ -328,17 +375,18 @@ impl Broker {
         }
     }
 
-    async fn audit_minted(
+    /// Writes down that a provider gave something, or let it live on.
+    pub(super) async fn audit_given(
         &self,
         task: &Task,
         lease: &LeaseId,
-        word: &Word,
-        permit: &Permit,
-        (provider, request_id): (Provider, &str),
+        (upstream, usable_until): (&str, Timestamp),
+        outcome: &'static str,
+        MintFor { permit, provider, request_id }: &MintFor<'_>,
     ) -> Result<(), MintError> {
         let record = task.begun();
         let event = Event {
-            request_id: Some(request_id),
+            request_id: *request_id,
             task: Some(task.id()),
             label: record.label.as_deref(),
             spiffe_id: Some(task.owner()),
@@ -347,34 +395,45 @@ impl Broker {
             policy_version: Some(&permit.policy_version().0),
             rule_ids: permit.rule_ids(),
             stale: permit.stale(),
-            provider: Some(provider),
+            provider: Some(*provider),
             lease: Some(lease),
             session_name: Some(task.session_name()),
-            upstream: Some(&word.upstream),
-            usable_until: Some(word.usable_until),
-            ..Event::new(self.now(), Kind::Mint, "minted")
+            upstream: Some(upstream),
+            usable_until: Some(usable_until),
+            ..Event::new(self.now(), Kind::Mint, outcome)
         };
         self.parts.audit.record(&event).await.map_err(|error| MintError::NotRecorded(error.to_string()))
     }
 }
 
-/// Puts the provider's word into the lease of `id`; tells it as it is now, when its task ended, where it has, and which
-/// change of the task this was.
-fn answered(task: &Task, id: &LeaseId, word: &Word) -> Result<(LeaseRecord, Option<Timestamp>, u32), MintError> {
+/// A lease after something happened to it.
+pub(super) struct Noted {
+    pub(super) record: LeaseRecord,
+    /// Until when it was usable before, for all that was known.
+    pub(super) before: Timestamp,
+    /// When its task ended, where it has.
+    pub(super) ended_at: Option<Timestamp>,
+    /// Which change of the task this was.
+    pub(super) change: u32,
+}
+
+/// Lets `event` happen to the lease of `id`, and to the report of its task's end where that has come.
+pub(super) fn happened(task: &Task, id: &LeaseId, event: &Happened) -> Result<Noted, MintError> {
     let mut state = task.state();
     let lease = state.leases.iter_mut().find(|lease| lease.id == *id);
-    let lease = lease.ok_or_else(|| MintError::NotRecorded("its intent is gone".into()))?;
-    lease.apply(&Happened::Issued(word.clone())).map_err(|refused| MintError::NotRecorded(refused.to_string()))?;
+    let lease = lease.ok_or_else(|| MintError::NotRecorded("its record is gone".into()))?;
+    let before = lease.usable_until;
+    lease.apply(event).map_err(|refused| MintError::NotRecorded(refused.to_string()))?;
     let record = lease.clone();
     let mut ended_at = None;
     if let Some(ending) = &mut state.ending {
-        // The report names the intent: it says from now on what the provider said.
+        // The report names the lease: it says from now on what the provider said.
         ending.tell(&record);
         ended_at = Some(ending.ended_at);
         state.touch();
     }
     state.amend();
-    Ok((record, ended_at, state.change()))
+    Ok(Noted { record, before, ended_at, change: state.change() })
 }
 
 /// Never 200 with an expired credential, whoever let it expire.

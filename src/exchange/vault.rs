@@ -1,30 +1,35 @@
 //! HashiCorp Vault and OpenBao: a JWT-SVID of the caller becomes a dynamic secret that can be taken back.
 //!
-//! Every mint logs in anew and reads one secret: **each lease has a service token of its own**, which is kept in memory
-//! until the lease is revoked. Renewing was the other way. It would let one token live as long as its task, so the law of
-//! life would rest on our renewing nothing too far; so it rests on Vault: a token ends by itself within the law, and a
-//! lease with its token. It also makes an answer that was lost harmless (its token is revoked, and with it whatever it
-//! read), and a successor never depends on what its predecessor may still do. A predecessor is left to its own end, which
-//! its workload was told, or revoked with the task.
+//! **A task has one lease and one service token at a time.** A mint logs in anew and reads one secret; its token is kept in
+//! memory until the lease is revoked. While the task lives both are renewed in place, so that a role of a database does not
+//! vanish under a job that uses it. Only where that cannot be (not renewable, its maximum life is reached, refused, the token
+//! was lost with a crash, or something else is granted now) is another secret minted, by a login of its own; the one before
+//! is left to its own end, which its workload was told, or revoked with the task.
+//!
+//! A token never serves two leases. So an answer that was lost is harmless: its token is revoked, and with it whatever it read.
 //!
 //! # The law of life at Vault
 //! - A login whose life is longer than the law allows any credential of the grant is refused: the role is set up wrongly.
 //! - A token or lease that would outlive what is left (the task's deadline may be near) is shortened: Vault counts the
-//!   `increment` of a renewal from now, so that it can only be asked for less. What cannot be shortened is refused.
-//! - Whatever is refused after a login is revoked with its token.
+//!   `increment` of a renewal from now. What cannot be shortened is refused.
+//! - A renewal asks for no more than the law allows from now on, and what it answers is held against that. Vault ends both by
+//!   themselves: nothing that lives on depends on our ending it.
+//! - Whatever is refused after a login is revoked, with its token.
 //!
 //! # Taking back
-//! `sys/leases/revoke` with `sync`, then a look whether the lease is gone (success without effect is no success), then
-//! the token. After a crash the token is lost, and a new login of the same caller revokes by the lease's id, where its
-//! policy has `update` on `sys/leases/revoke`; where not, nothing is called revoked.
+//! Look whether the lease is there, `sys/leases/revoke` with `sync`, look whether it is gone (success without effect is no
+//! success), then the token. Vault calls a lease that it does not know revoked: one that was gone before we told it to go may
+//! live on elsewhere (a Vault restored from a snapshot has forgotten it, and the database has not), so it is left to its own
+//! end and not called revoked. After a crash the token is lost, and a new login of the same caller revokes by the lease's id,
+//! where its policy has `update` on `sys/leases/revoke`; where not, nothing is called revoked.
 
 mod answer;
 mod fault;
 mod http;
+mod taking_back;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -32,12 +37,13 @@ use ::http::Method;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use self::answer::{BadLogin, Leased, Login, leased, login, shortened};
+use self::answer::{BadLogin, Leased, Login, leased, login, renewed};
 use self::fault::{Fault, Remedy, Step};
 use self::http::{Call, Client, Reply};
 use super::retry::{Backoff, Gate, Jitter, MAX_RETRY_AFTER, Rate, SystemJitter};
 use super::{
-    Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, Revocation, RevokeOrder, TakenBack, VaultSecret,
+    Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, RenewOrder, Renewed, Revocation, RevokeOrder,
+    TakenBack, VaultSecret,
 };
 use crate::clock::{SharedClock, Timestamp};
 use crate::identity::SpiffeId;
@@ -70,8 +76,10 @@ pub struct Settings {
     pub namespace: Option<String>,
     /// How long one request may take.
     pub timeout: Duration,
-    /// How often it may be asked for a credential, and as often to take one back.
+    /// How often it may be asked for a credential, or to renew one.
     pub rate: Rate,
+    /// How often it may be asked to take one back.
+    pub revocation_rate: Rate,
 }
 
 /// Settings that cannot work, each with its mend.
@@ -103,16 +111,52 @@ pub struct Vault {
     /// Apart from the mints, so that neither ever waits for the other.
     revocations: Gate,
     held: Mutex<BTreeMap<String, Arc<Held>>>,
+    /// The leases that were there when we told Vault to revoke them, and whose end it has not confirmed yet.
+    ordered: Mutex<BTreeSet<String>>,
 }
 
-/// The token by which a lease can be taken back.
+/// The token by which a lease can be renewed and taken back.
 #[derive(Debug)]
 struct Held {
     token: Secret,
-    /// When it ends by itself.
+    known: Mutex<Known>,
+}
+
+/// What is known of a token and its lease.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    /// When the token ends by itself, at the latest.
     until: Timestamp,
-    /// Whether its lease is certainly gone.
-    lease_gone: AtomicBool,
+    /// Whether both can be renewed, for all that is known.
+    renewable: bool,
+    /// Whether the lease is certainly gone.
+    lease_gone: bool,
+}
+
+impl Held {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Each member is whole by itself.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A failed try to mint.
+#[derive(Debug)]
+struct Failed {
+    fault: Fault,
+    /// Whether a secret may have been leased that was not certainly taken back.
+    uncertain: bool,
+}
+
+/// What may have been leased when reading a secret failed.
+#[derive(Debug)]
+enum Left {
+    /// Nothing.
+    Nothing,
+    /// Something whose name is not known.
+    Perhaps,
+    /// The lease of this id.
+    Lease(String),
 }
 
 /// The name of a lease that is journalled ([`Minted::upstream`]): enough to log in again and revoke it. No secret.
@@ -149,9 +193,17 @@ impl Vault {
         clock: SharedClock,
     ) -> Result<Self, SettingsError> {
         let client = Client::new(&settings.address, settings.ca.as_deref())?;
-        let (mints, revocations) = (Gate::new(settings.rate), Gate::new(settings.rate));
-        let jitter = Arc::new(SystemJitter);
-        Ok(Self { settings, client, workload_api, clock, jitter, mints, revocations, held: Mutex::default() })
+        Ok(Self {
+            client,
+            workload_api,
+            clock,
+            jitter: Arc::new(SystemJitter),
+            mints: Gate::new(settings.rate),
+            revocations: Gate::new(settings.revocation_rate),
+            settings,
+            held: Mutex::default(),
+            ordered: Mutex::default(),
+        })
     }
 
     /// The same with another source of randomness for its backoff.
@@ -162,6 +214,19 @@ impl Vault {
     fn held(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Held>>> {
         // The map is whole between any two lines: a panic elsewhere cannot have torn it.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ordered(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        // Likewise.
+        self.ordered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets the tokens that are surely dead, and says how many are left. A clock that was set forward kills none.
+    fn purge(&self) -> usize {
+        let surely = self.clock.earliest();
+        let mut all = self.held();
+        all.retain(|_, held| held.known().until > surely);
+        all.len()
     }
 
     /// One request, its JSON built from `body`.
@@ -243,21 +308,29 @@ impl Vault {
         let deadline = self.clock.boot().saturating_add(order.limit);
         let remaining = || deadline.saturating_sub(self.clock.boot());
         let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_CAP, TRIES);
-        let mut fresh_svid_left = true;
+        let (mut fresh_svid_left, mut uncertain) = (true, false);
         loop {
-            let turn = self.mints.turn(&*self.clock, remaining()).await.map_err(|shut| shut.error("Vault"))?;
-            let svid = self.svid(place, remaining()).await?;
+            let told = |error: ExchangeError| if uncertain { error.after_uncertain_try() } else { error };
+            let turn = self.mints.turn(&*self.clock, remaining()).await.map_err(|shut| told(shut.error("Vault")))?;
+            let svid = self.svid(place, remaining()).await.map_err(told)?;
             let fault = match self.attempt(order, grant, place, &svid, deadline).await {
                 Ok(minted) => {
                     turn.answered();
                     return Ok(minted);
                 }
-                Err(fault) => fault,
+                Err(failed) => {
+                    uncertain |= failed.uncertain;
+                    failed.fault
+                }
             };
             match fault.is_outage() {
                 true => turn.failed(fault.retry_after, self.jitter.fraction()),
                 false => turn.answered(),
             }
+            let told = |fault: Fault| match uncertain {
+                true => ExchangeError::from(fault).after_uncertain_try(),
+                false => fault.into(),
+            };
             if let Some(wait) = fault.retry_after {
                 self.mints.hold(&*self.clock, wait);
             }
@@ -267,15 +340,15 @@ impl Vault {
                         tracing::debug!(detail = fault.detail, ?wait, "Vault will be tried again");
                         self.clock.sleep(wait).await;
                     }
-                    None => return Err(fault.into()),
+                    None => return Err(told(fault)),
                 },
                 Remedy::FreshSvid if fresh_svid_left => fresh_svid_left = false,
-                _ => return Err(fault.into()),
+                _ => return Err(told(fault)),
             }
         }
     }
 
-    /// One login and one secret; whatever goes wrong after the login, its token is revoked.
+    /// One login and one secret; whatever goes wrong after the login, what it leased and its token are revoked.
     async fn attempt(
         &self,
         order: &MintOrder,
@@ -283,29 +356,41 @@ impl Vault {
         place: Place<'_>,
         svid: &JwtSvid,
         deadline: Duration,
-    ) -> Result<Minted, Fault> {
-        let login = self.login(place, svid, deadline.saturating_sub(self.clock.boot())).await?;
-        match self.with_token(order, grant, place, &login, deadline).await {
-            Ok((leased, usable_until)) => Ok(self.keep(grant, place, login, leased, usable_until)),
-            Err(fault) => match self.drop_token(&login.token, place.namespace, CLEAN_UP).await {
-                true => Err(fault),
-                // Something may have been leased and not taken back: then it is not certain that nothing was minted.
-                false if fault.remedy == Remedy::Retry => Err(fault),
-                false => Err(Fault { remedy: Remedy::Distrust, ..fault }),
+    ) -> Result<Minted, Failed> {
+        // Nothing is leased before there is a token that somebody has.
+        let nothing = |fault| Failed { fault, uncertain: false };
+        let login = self.login(place, svid, deadline.saturating_sub(self.clock.boot())).await.map_err(nothing)?;
+        let (fault, left) = match self.token_in_time(order, place, &login, deadline).await {
+            Err(fault) => (fault, Left::Nothing),
+            Ok(token_end) => match self.read(order, grant, place, (&login, token_end), deadline).await {
+                Ok((leased, usable_until)) => {
+                    return Ok(self.keep(grant, place, login, token_end, leased, usable_until));
+                }
+                Err(failed) => failed,
             },
-        }
+        };
+        // Vault revokes the leases of a token that is revoked some time soon: one that is known is revoked first.
+        let lease_revoked = match &left {
+            Left::Lease(id) => self.revoke_fresh(id, &login.token, place.namespace).await,
+            Left::Nothing | Left::Perhaps => false,
+        };
+        let dropped = self.drop_token(&login.token, place.namespace, CLEAN_UP).await;
+        let uncertain = match left {
+            Left::Nothing => false,
+            Left::Perhaps => !dropped,
+            Left::Lease(_) => !lease_revoked,
+        };
+        Err(Failed { fault, uncertain })
     }
 
-    /// Reads the secret, and sees to it that neither token nor lease outlive the law.
-    async fn with_token(
+    /// Sees to it that the token does not outlive the law; says when it ends.
+    async fn token_in_time(
         &self,
         order: &MintOrder,
-        grant: &VaultGrant,
         place: Place<'_>,
         login: &Login,
         deadline: Duration,
-    ) -> Result<(Leased, Timestamp), Fault> {
-        let remaining = || deadline.saturating_sub(self.clock.boot());
+    ) -> Result<Timestamp, Fault> {
         let life = Duration::from_secs(login.life);
         if life > order.max_life {
             return Err(Fault::new(
@@ -317,25 +402,45 @@ impl Vault {
                 ),
             ));
         }
-        let auth = (Some(&login.token), place.namespace);
-        let mut token_end = self.clock.now() + life;
-        if token_end > order.dead_by {
-            #[derive(Serialize)]
-            struct Body {
-                increment: u64,
-            }
-            let body = Body { increment: self.asked_for(order.dead_by, login.renewable)? };
-            let reply = self.call((Step::Shorten, "auth/token/renew-self"), auth, Some(&body), remaining()).await?;
-            token_end = self.in_time(&reply, order.dead_by)?;
+        let token_end = self.clock.now() + life;
+        if token_end <= order.dead_by {
+            return Ok(token_end);
         }
-        let reply = self.call((Step::Read, &grant.read), auth, None::<&()>, remaining()).await?;
-        let leased = leased(&reply.body, &grant.read)?;
+        if !login.renewable {
+            return Err(cannot_be_shortened());
+        }
+        let limit = deadline.saturating_sub(self.clock.boot());
+        self.renew_token(Step::Shorten, (&login.token, place.namespace), order.dead_by, limit).await
+    }
+
+    /// Reads the secret, and sees to it that its lease does not outlive the law; says when it stops working.
+    async fn read(
+        &self,
+        order: &MintOrder,
+        grant: &VaultGrant,
+        place: Place<'_>,
+        (login, token_end): (&Login, Timestamp),
+        deadline: Duration,
+    ) -> Result<(Leased, Timestamp), (Fault, Left)> {
+        let remaining = || deadline.saturating_sub(self.clock.boot());
+        let auth = (Some(&login.token), place.namespace);
+        let read = self.call((Step::Read, &grant.read), auth, None::<&()>, remaining()).await;
+        let read = read.and_then(|reply| leased(&reply.body, &grant.read));
+        let leased = read.map_err(|fault| match fault.remedy {
+            Remedy::Refuse | Remedy::Mend | Remedy::FreshSvid => (fault, Left::Nothing),
+            Remedy::Retry | Remedy::Distrust => (fault, Left::Perhaps),
+        })?;
         let lease_end = self.clock.now() + Duration::from_secs(leased.life);
-        let lease_end = self.shorten_lease(&leased, lease_end, (order.dead_by, token_end), auth, remaining()).await?;
+        let lease_end =
+            match self.shorten_lease(&leased, lease_end, (order.dead_by, token_end), auth, remaining()).await {
+                Ok(end) => end,
+                Err(fault) => return Err((fault, Left::Lease(leased.lease_id))),
+            };
         // A lease dies with its token.
         let usable_until = lease_end.min(token_end);
         if usable_until <= self.clock.now() {
-            return Err(Fault::nonsense(Step::Read, "it came after the end of its own life"));
+            let fault = Fault::nonsense(Step::Read, "it came after the end of its own life");
+            return Err((fault, Left::Lease(leased.lease_id)));
         }
         Ok((leased, usable_until))
     }
@@ -350,24 +455,13 @@ impl Vault {
         auth: (Option<&Secret>, Option<&str>),
         limit: Duration,
     ) -> Result<Timestamp, Fault> {
-        #[derive(Serialize)]
-        struct Body<'a> {
-            lease_id: &'a str,
-            increment: u64,
-        }
         let end = dead_by.min(token_end);
         if lease_end <= end {
             return Ok(lease_end);
         }
-        let shortened = match self.asked_for(end, leased.renewable) {
-            Err(fault) => Err(fault),
-            Ok(increment) => {
-                let body = Body { lease_id: &leased.lease_id, increment };
-                match self.call((Step::Shorten, "sys/leases/renew"), auth, Some(&body), limit).await {
-                    Ok(reply) => self.in_time(&reply, dead_by),
-                    Err(fault) => Err(fault),
-                }
-            }
+        let shortened = match leased.renewable {
+            false => Err(cannot_be_shortened()),
+            true => self.renew_lease((Step::Shorten, &leased.lease_id), auth, (end, dead_by), limit).await,
         };
         match shortened {
             Err(fault) if lease_end <= dead_by && fault.remedy != Remedy::Retry => Ok(lease_end),
@@ -375,25 +469,85 @@ impl Vault {
         }
     }
 
-    /// The seconds to ask for, so that the end comes no later than `end`.
-    fn asked_for(&self, end: Timestamp, renewable: bool) -> Result<u64, Fault> {
-        let seconds = end.since(self.clock.now()).saturating_sub(SLACK).as_secs();
-        if !renewable {
-            return Err(Fault::new(Remedy::Mend, "it would outlive the law of life and cannot be shortened"));
+    /// Lets the lease `id` live until `end`, and says when it ends: never after `dead_by`.
+    async fn renew_lease(
+        &self,
+        (step, id): (Step, &str),
+        auth: (Option<&Secret>, Option<&str>),
+        (end, dead_by): (Timestamp, Timestamp),
+        limit: Duration,
+    ) -> Result<Timestamp, Fault> {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            lease_id: &'a str,
+            increment: u64,
         }
-        if seconds == 0 {
-            return Err(Fault::new(Remedy::Mend, "too little life is left"));
-        }
-        Ok(seconds)
+        let increment = self.asked_for(end)?;
+        let body = Body { lease_id: id, increment };
+        let reply = self.call((step, "sys/leases/renew"), auth, Some(&body), limit).await?;
+        self.in_time(step, &reply, increment, dead_by)
     }
 
-    /// The end that a renewal answered, which must not be after `dead_by`.
-    fn in_time(&self, reply: &Reply, dead_by: Timestamp) -> Result<Timestamp, Fault> {
-        let end = self.clock.now() + Duration::from_secs(shortened(&reply.body)?);
-        if end > dead_by {
-            return Err(Fault::new(Remedy::Mend, "it lives longer than the law of life allows and was not shortened"));
+    /// Lets the token live until `dead_by`, and says when it ends: never later.
+    async fn renew_token(
+        &self,
+        step: Step,
+        (token, namespace): (&Secret, Option<&str>),
+        dead_by: Timestamp,
+        limit: Duration,
+    ) -> Result<Timestamp, Fault> {
+        #[derive(Serialize)]
+        struct Body {
+            increment: u64,
         }
-        Ok(end)
+        let increment = self.asked_for(dead_by)?;
+        let auth = (Some(token), namespace);
+        let reply = self.call((step, "auth/token/renew-self"), auth, Some(&Body { increment }), limit).await?;
+        self.in_time(step, &reply, increment, dead_by)
+    }
+
+    /// The seconds to ask for, so that the end comes no later than `end`.
+    fn asked_for(&self, end: Timestamp) -> Result<u64, Fault> {
+        match end.since(self.clock.now()).saturating_sub(SLACK).as_secs() {
+            0 => Err(Fault::new(Remedy::Mend, "too little life is left")),
+            seconds => Ok(seconds),
+        }
+    }
+
+    /// The end that a renewal answered, which must not be after `dead_by`. It asked for `increment` seconds.
+    fn in_time(&self, step: Step, reply: &Reply, increment: u64, dead_by: Timestamp) -> Result<Timestamp, Fault> {
+        let life = renewed(step, &reply.body)?;
+        let end = self.clock.now() + Duration::from_secs(life);
+        match end <= dead_by {
+            true => Ok(end),
+            false if life <= increment => Err(Fault::new(Remedy::Retry, "the answer came too late to tell its end")),
+            false => Err(Fault::new(Remedy::Mend, "it lives longer than the law of life allows and was not shortened")),
+        }
+    }
+
+    /// Renews the lease and then its token; says when the secret stops working. The lease comes first: what refuses is most
+    /// often its maximum life, and then nothing else has changed.
+    async fn lengthen(
+        &self,
+        handle: &Handle,
+        held: &Held,
+        dead_by: Timestamp,
+        deadline: Duration,
+    ) -> Result<Timestamp, Fault> {
+        let remaining = || deadline.saturating_sub(self.clock.boot());
+        let namespace = handle.namespace.as_deref();
+        let lease = (Step::Renew, handle.lease.as_str());
+        let lease_end =
+            self.renew_lease(lease, (Some(&held.token), namespace), (dead_by, dead_by), remaining()).await?;
+        {
+            // Should no answer come, it may live as long as that.
+            let mut known = held.known();
+            known.until = known.until.max(dead_by);
+        }
+        let token_end = self.renew_token(Step::Renew, (&held.token, namespace), dead_by, remaining()).await?;
+        held.known().until = token_end;
+        // A lease dies with its token.
+        Ok(lease_end.min(token_end))
     }
 
     /// Keeps the token of a lease until it is taken back.
@@ -402,6 +556,7 @@ impl Vault {
         grant: &VaultGrant,
         place: Place<'_>,
         login: Login,
+        token_end: Timestamp,
         leased: Leased,
         usable_until: Timestamp,
     ) -> Minted {
@@ -416,80 +571,11 @@ impl Vault {
         };
         // Texts always serialise.
         let upstream = serde_json::to_string(&handle).unwrap_or_default();
-        let held = Held { token: login.token, until: usable_until, lease_gone: AtomicBool::new(false) };
-        let now = self.clock.now();
-        let mut all = self.held();
-        all.retain(|_, held| held.until > now);
-        all.insert(upstream.clone(), Arc::new(held));
-        drop(all);
+        let renewable = login.renewable && leased.renewable;
+        let known = Mutex::new(Known { until: token_end, renewable, lease_gone: false });
+        self.held().insert(upstream.clone(), Arc::new(Held { token: login.token, known }));
         let credential = Credential::Vault(VaultSecret { lease_id: leased.lease_id, data: leased.data });
         Minted { credential, usable_until, revocation: Revocation::Exact, upstream }
-    }
-
-    /// Takes the lease of `handle` back by `token`: `None` where the policy of the token does not allow it.
-    async fn revoke_lease(&self, handle: &Handle, token: &Secret, limit: Duration) -> Result<Option<()>, Fault> {
-        #[derive(Serialize)]
-        struct Revoke<'a> {
-            lease_id: &'a str,
-            sync: bool,
-        }
-        #[derive(Serialize)]
-        struct Look<'a> {
-            lease_id: &'a str,
-        }
-        let auth = (Some(token), handle.namespace.as_deref());
-        let body = Revoke { lease_id: &handle.lease, sync: true };
-        match self.call((Step::Revoke, "sys/leases/revoke"), auth, Some(&body), limit).await {
-            Ok(_) => {}
-            Err(fault) if fault.status == Some(403) => return Ok(None),
-            Err(fault) => return Err(fault),
-        }
-        let look = Look { lease_id: &handle.lease };
-        match self.call((Step::Confirm, "sys/leases/lookup"), auth, Some(&look), limit).await {
-            Ok(_) => Err(Fault::new(Remedy::Retry, "Vault said that it revoked the lease, and it is still there")),
-            // Unknown there (400), or not for us to look (403): then its word stands.
-            Err(fault) if matches!(fault.status, Some(400 | 403)) => Ok(Some(())),
-            Err(fault) => Err(fault),
-        }
-    }
-
-    /// By the token that read it.
-    async fn revoke_held(&self, handle: &Handle, held: &Held, limit: Duration) -> Result<TakenBack, Fault> {
-        let allowed = match held.lease_gone.load(Ordering::Acquire) {
-            true => true,
-            false => self.revoke_lease(handle, &held.token, limit).await?.is_some(),
-        };
-        held.lease_gone.store(allowed, Ordering::Release);
-        let auth = (Some(&held.token), handle.namespace.as_deref());
-        match self.call((Step::DropToken, "auth/token/revoke-self"), auth, None::<&()>, limit).await {
-            Ok(_) => {}
-            // The answer to an earlier try was lost: the token is no longer known.
-            Err(fault) if allowed && fault.status == Some(403) => {}
-            Err(fault) => return Err(fault),
-        }
-        // Where the policy says no, Vault revokes the lease because of its token, some time soon.
-        Ok(if allowed { TakenBack::Revoked } else { TakenBack::Requested })
-    }
-
-    /// By a new login, since the token is lost.
-    async fn revoke_anew(&self, handle: &Handle, login: &Login, limit: Duration) -> Result<TakenBack, Fault> {
-        #[derive(Serialize)]
-        struct Body<'a> {
-            accessor: &'a str,
-        }
-        let revoked = self.revoke_lease(handle, &login.token, limit).await;
-        let auth = (Some(&login.token), handle.namespace.as_deref());
-        let body = Body { accessor: &handle.accessor };
-        // The lost token ends by itself and nobody has it; where the policy allows, it ends now.
-        let accessor = self.call((Step::DropToken, "auth/token/revoke-accessor"), auth, Some(&body), limit).await;
-        match (revoked?, accessor) {
-            (Some(()), _) => Ok(TakenBack::Revoked),
-            (None, Ok(_)) => Ok(TakenBack::Requested),
-            (None, Err(_)) => {
-                let detail = "the role's policy lacks update on sys/leases/revoke";
-                Err(Fault::new(Remedy::Refuse, detail))
-            }
-        }
     }
 }
 
@@ -506,14 +592,13 @@ impl Cloud for Vault {
         let ProviderGrant::Vault(grant) = &order.grant.provider else {
             return inexpressible("the grant is not for Vault");
         };
-        let same = |address: &str| address.trim_end_matches('/') == self.settings.address.trim_end_matches('/');
-        if grant.address.as_deref().is_some_and(|address| !same(address)) {
+        if !self.is_for_us(grant) {
             return inexpressible("the grant is for another Vault than vault.address names here");
         }
         if order.dead_by.since(self.clock.now()) < MIN_LIFE {
             return inexpressible("too little life is left");
         }
-        if self.held().len() >= MAX_HELD {
+        if self.purge() >= MAX_HELD {
             let detail = "too many leases of Vault are live".to_owned();
             return Err(ExchangeError::Unavailable { detail, retry_after: None });
         }
@@ -532,36 +617,63 @@ impl Cloud for Vault {
         let remaining = || deadline.saturating_sub(self.clock.boot());
         self.revocations.pass(&*self.clock, remaining()).await.map_err(too_often)?;
         let held = self.held().get(&order.upstream).cloned();
-        let outcome = match held {
-            Some(held) => self.revoke_held(&handle, &held, remaining()).await,
-            None => {
-                let place = Place {
-                    mount: &handle.mount,
-                    role: &handle.role,
-                    namespace: handle.namespace.as_deref(),
-                    audience: &handle.audience,
-                    caller: &order.caller,
-                };
-                let svid = self.svid(place, remaining()).await?;
-                match self.login(place, &svid, remaining()).await {
-                    Ok(login) => {
-                        let outcome = self.revoke_anew(&handle, &login, remaining()).await;
-                        self.drop_token(&login.token, place.namespace, CLEAN_UP).await;
-                        outcome
-                    }
-                    Err(fault) => Err(fault),
-                }
-            }
+        let by_held = match &held {
+            Some(held) => self.revoke_held((&handle, &order.upstream), held, deadline).await,
+            None => Ok(None),
         };
-        match outcome {
-            Ok(taken) => {
+        let outcome = match by_held {
+            Ok(Some(taken)) => Ok(taken),
+            // Ended by its own time or by somebody at Vault: it is of no more use.
+            Ok(None) => self.revoke_anew(order, &handle, deadline).await,
+            Err(fault) => Err(fault.into()),
+        };
+        match &outcome {
+            Ok(_) => {
                 self.held().remove(&order.upstream);
-                Ok(taken)
+                self.ordered().remove(&order.upstream);
+            }
+            Err(ExchangeError::Unavailable { retry_after: Some(wait), .. }) => {
+                self.revocations.hold(&*self.clock, *wait);
+            }
+            Err(_) => {}
+        }
+        outcome
+    }
+
+    fn renews(&self, upstream: &str) -> bool {
+        self.held().get(upstream).is_some_and(|held| held.known().renewable)
+    }
+
+    async fn renew(&self, order: &RenewOrder) -> Result<Renewed, ExchangeError> {
+        let inexpressible = |detail: &str| Err(ExchangeError::Inexpressible { detail: detail.to_owned() });
+        let handle = serde_json::from_str::<Handle>(&order.upstream).ok();
+        let (Some(handle), ProviderGrant::Vault(grant)) = (handle, &order.grant.provider) else {
+            return inexpressible("it is no lease of Vault");
+        };
+        if !self.is_ours(&handle) || !self.is_for_us(grant) || !handle.is_of(grant, self.namespace(grant)) {
+            return inexpressible("something else is granted now");
+        }
+        let held = self.held().get(&order.upstream).cloned();
+        let Some(held) = held.filter(|held| held.known().renewable) else {
+            return inexpressible("its token is gone, or one of both cannot be renewed");
+        };
+        let deadline = self.clock.boot().saturating_add(order.limit);
+        let turn = self.mints.turn(&*self.clock, order.limit).await.map_err(|shut| shut.error("Vault"))?;
+        match self.lengthen(&handle, &held, order.dead_by, deadline).await {
+            Ok(usable_until) => {
+                turn.answered();
+                Ok(Renewed { usable_until })
             }
             Err(fault) => {
-                if let Some(wait) = fault.retry_after {
-                    self.revocations.hold(&*self.clock, wait);
+                match fault.is_outage() {
+                    true => turn.failed(fault.retry_after, self.jitter.fraction()),
+                    false => turn.answered(),
                 }
+                if let Some(wait) = fault.retry_after {
+                    self.mints.hold(&*self.clock, wait);
+                }
+                // What it refused it will refuse again.
+                held.known().renewable &= fault.remedy == Remedy::Retry;
                 Err(fault.into())
             }
         }
@@ -581,12 +693,32 @@ impl Cloud for Vault {
 }
 
 impl Vault {
-    /// Whether `handle` is of the Vault that is configured. An unknown lease counts as revoked there: another Vault would say
-    /// so of every one of ours.
+    /// Whether `handle` is of the Vault that is configured: another one would know none of our leases.
     fn is_ours(&self, handle: &Handle) -> bool {
-        let same = |one: &str, other: &str| one.trim_end_matches('/') == other.trim_end_matches('/');
-        same(&handle.address, &self.settings.address)
+        self.is_at(&handle.address)
     }
+
+    /// Whether `grant` names this Vault, or none.
+    fn is_for_us(&self, grant: &VaultGrant) -> bool {
+        grant.address.as_deref().is_none_or(|address| self.is_at(address))
+    }
+
+    fn is_at(&self, address: &str) -> bool {
+        address.trim_end_matches('/') == self.settings.address.trim_end_matches('/')
+    }
+}
+
+impl Handle {
+    /// Whether what `grant` gives, in this namespace, is what this lease is of.
+    fn is_of(&self, grant: &VaultGrant, namespace: Option<&str>) -> bool {
+        let place = (self.mount.as_str(), self.role.as_str(), self.audience.as_str(), self.namespace.as_deref());
+        let of_path = self.lease.strip_prefix(&grant.read).is_some_and(|rest| rest.starts_with('/'));
+        of_path && place == (&grant.mount, &grant.role, &grant.audience, namespace)
+    }
+}
+
+fn cannot_be_shortened() -> Fault {
+    Fault::new(Remedy::Mend, "it would outlive the law of life and cannot be shortened")
 }
 
 fn too_often(wait: Duration) -> ExchangeError {
@@ -604,5 +736,35 @@ impl From<Fault> for ExchangeError {
             Remedy::Mend => Self::Inexpressible { detail },
             Remedy::Distrust => Self::Unusable { detail },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{ManualClock, TrustedClock};
+    use crate::identity::workload_api::testing::FakeWorkloadApi;
+
+    const START: Timestamp = Timestamp::from_secs(1_000_000);
+
+    #[test]
+    fn tokens_that_are_surely_dead_make_room_and_a_clock_that_was_set_forward_kills_none() {
+        let (machine, directory) = (ManualClock::at(START), tempfile::tempdir().unwrap());
+        let clock = TrustedClock::start(Arc::new(machine.clone()), directory.path()).unwrap();
+        let rate = Rate::default();
+        let (address, timeout) = ("http://127.0.0.1:1".to_owned(), Duration::from_secs(1));
+        let settings = Settings { address, ca: None, namespace: None, timeout, rate, revocation_rate: rate };
+        let vault = Vault::new(settings, FakeWorkloadApi::new(Arc::new(machine.clone()), &[]), clock).unwrap();
+        for seconds in [10, 40] {
+            let until = START + Duration::from_secs(seconds);
+            let known = Mutex::new(Known { until, renewable: true, lease_gone: false });
+            let held = Held { token: Secret::new("token".into()), known };
+            vault.held().insert(seconds.to_string(), Arc::new(held));
+        }
+        machine.set_wall(START + Duration::from_secs(20));
+        assert_eq!(vault.purge(), 2);
+        machine.advance(Duration::from_secs(15));
+        assert_eq!(vault.purge(), 1);
+        assert!(vault.renews("40") && !vault.renews("10"));
     }
 }

@@ -1,7 +1,7 @@
 //! A credential that may be served, and until when.
 
 use std::fmt;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,7 +15,8 @@ use crate::secret::SecretBytes;
 /// A credential that may be served: it is journalled, and its task was still permitted after the exchange.
 pub struct Issued {
     lease: LeaseId,
-    credential: Credential,
+    /// Shared with what it was before it was renewed: a secret is never copied.
+    credential: Arc<Credential>,
     issued_at: Timestamp,
     usable_until: Deadline,
     told_expiry: Deadline,
@@ -36,16 +37,36 @@ impl Issued {
         lease: LeaseId,
         minted: Minted,
         deadline: Timestamp,
-        (now, boot): (Timestamp, Duration),
+        clocks: (Timestamp, Duration),
         _durable: &Receipt,
     ) -> Self {
-        let end = minted.usable_until.min(deadline);
+        Self::until(lease, Arc::new(minted.credential), (minted.usable_until, deadline), clocks)
+    }
+
+    /// The same credential once it was renewed and lives until `usable_until`: that this is so is durable, too.
+    pub fn renewed(
+        &self,
+        usable_until: Timestamp,
+        deadline: Timestamp,
+        clocks: (Timestamp, Duration),
+        _durable: &Receipt,
+    ) -> Self {
+        Self::until(self.lease.clone(), Arc::clone(&self.credential), (usable_until, deadline), clocks)
+    }
+
+    fn until(
+        lease: LeaseId,
+        credential: Arc<Credential>,
+        (usable_until, deadline): (Timestamp, Timestamp),
+        (now, boot): (Timestamp, Duration),
+    ) -> Self {
+        let end = usable_until.min(deadline);
         let life = end.since(now);
         Self {
             lease,
-            credential: minted.credential,
+            credential,
             issued_at: now,
-            usable_until: Deadline::fix(minted.usable_until, now, boot),
+            usable_until: Deadline::fix(usable_until, now, boot),
             told_expiry: Deadline::fix((end - MARGIN.min(life / 10)).floor_to_second(), now, boot),
             body: OnceLock::new(),
         }
@@ -82,11 +103,17 @@ impl Issued {
         self.told_expiry.left(now, boot)
     }
 
-    /// Whether it is time to mint its successor in the background.
+    /// Whether it is time to renew it, or to mint its successor, in the background.
     pub fn is_due(&self, now: Timestamp, boot: Duration) -> bool {
         let life = self.usable_until.wall().since(self.issued_at);
         let left = self.usable_until.left(now, boot);
         if life >= LONG_LIFE { left < REMINT_BEFORE } else { left < life / 2 }
+    }
+
+    /// Whether so little of it is left that whoever cannot renew it now should mint its successor instead.
+    pub fn is_pressing(&self, now: Timestamp, boot: Duration) -> bool {
+        let life = self.usable_until.wall().since(self.issued_at).min(2 * REMINT_BEFORE);
+        self.usable_until.left(now, boot) < life / 4
     }
 
     /// The response body for it, written by `render` on first use and then shared.

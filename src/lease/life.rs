@@ -4,12 +4,14 @@
 //!            issued                ended
 //! Intent ────────────→ Issued ────────────→ Ending ────→ Revoked
 //!    │  ended              │    lapsed         │  │         (only `exact`, only by the provider's word)
-//!    └─────────→ Ending    └──────→ Expired ←──┘  ↺ issued, requested
+//!    └─────────→ Ending    └──────→ Expired ←──┘  ↺ issued, renewed, requested
+//!                    Issued ↺ renewing, renewed
 //! ```
 //!
 //! - Nothing leaves `Revoked` or `Expired`.
 //! - Once a credential is known, the end of its residual access changes by a provider's word alone (revoked: now). An intent that
-//!   never heard an answer counts as usable until the latest end that its order allowed.
+//!   never heard an answer counts as usable until the latest end that its order allowed, and a lease whose renewal was never
+//!   answered until the latest end that the renewal allowed: that is recorded before the provider is asked.
 //! - `Revoked` is said only of class `exact`, and only after the task's end: nobody else may take it back.
 //!
 //! [`LeaseRecord`] holds the facts and lets everyone read them; only [`LeaseRecord::apply`] changes them.
@@ -28,6 +30,10 @@ use crate::exchange::Revocation;
 pub enum Event {
     /// The provider gave the credential, and said what this holds.
     Issued(Word),
+    /// The provider is about to be asked to let it live until then at the latest.
+    Renewing(Timestamp),
+    /// The provider said that the end of its residual access is now this.
+    Renewed(Timestamp),
     /// Its task ended, when the earlier of the clocks showed this: one that is set forward lets nothing die.
     Ended(Timestamp),
     /// The provider says that it is dead, at this moment of the wall clock.
@@ -43,6 +49,8 @@ impl Event {
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Issued(_) => "issued",
+            Self::Renewing(_) => "renewing",
+            Self::Renewed(_) => "renewed",
             Self::Ended(_) => "ended",
             Self::Revoked(_) => "revoked",
             Self::Requested => "requested",
@@ -90,6 +98,12 @@ pub fn after(lease: &LeaseFacts, event: &Event) -> Result<LeaseFacts, Refused> {
         }
         (Ending, Event::Issued(word)) if unanswered => told(&mut next, word),
         (Ending, Event::Issued(_)) => return refused,
+        (Issued, Event::Renewing(until)) if lease.revocation == Revocation::Exact => {
+            next.usable_until = lease.usable_until.max(*until);
+        }
+        // The task may have ended while the provider was asked.
+        (Issued | Ending, Event::Renewed(until)) if lease.revocation == Revocation::Exact => next.usable_until = *until,
+        (Intent | Issued | Ending, Event::Renewing(_) | Event::Renewed(_)) => return refused,
         (Intent | Issued, Event::Ended(at)) => {
             next.state = Ending;
             // What can be taken back is, for as long as the provider's clock may be behind.
@@ -208,6 +222,8 @@ mod tests {
         let events = |class| {
             [
                 word(class),
+                Event::Renewing(ALLOWED),
+                Event::Renewed(TOLD),
                 Event::Ended(OPENED),
                 Event::Ended(ALLOWED),
                 Event::Revoked(OPENED),
@@ -219,37 +235,61 @@ mod tests {
             ]
         };
         let (no, yes) = (None, Some);
-        // issued, ended early, ended late, revoked, requested, lapsed: at once, at its end, with the skew, at the order's end
+        // issued, renewing, renewed, ended early, ended late, revoked, requested, lapsed: at once, at its end, with the skew, at the order's end
         let table = [
-            (Intent, Expire, false, [yes(Issued), yes(Ending), yes(Expired), no, no, no, no, no, yes(Expired)]),
+            (Intent, Expire, false, [yes(Issued), no, no, yes(Ending), yes(Expired), no, no, no, no, no, yes(Expired)]),
             (
                 Issued,
                 Expire,
                 true,
-                [no, yes(Ending), yes(Expired), no, no, no, yes(Expired), yes(Expired), yes(Expired)],
+                [no, no, no, yes(Ending), yes(Expired), no, no, no, yes(Expired), yes(Expired), yes(Expired)],
             ),
             (
                 Issued,
                 Exact,
                 true,
-                [no, yes(Ending), yes(Expired), no, no, no, yes(Expired), yes(Expired), yes(Expired)],
+                [
+                    no,
+                    yes(Issued),
+                    yes(Issued),
+                    yes(Ending),
+                    yes(Expired),
+                    no,
+                    no,
+                    no,
+                    yes(Expired),
+                    yes(Expired),
+                    yes(Expired),
+                ],
             ),
-            (Ending, Expire, false, [yes(Ending), yes(Ending), yes(Ending), no, no, no, no, no, yes(Expired)]),
+            (Ending, Expire, false, [yes(Ending), no, no, yes(Ending), yes(Ending), no, no, no, no, no, yes(Expired)]),
             (
                 Ending,
                 Expire,
                 true,
-                [no, yes(Ending), yes(Ending), no, no, no, yes(Expired), yes(Expired), yes(Expired)],
+                [no, no, no, yes(Ending), yes(Ending), no, no, no, yes(Expired), yes(Expired), yes(Expired)],
             ),
             (
                 Ending,
                 Exact,
                 true,
-                [no, yes(Ending), yes(Ending), yes(Revoked), yes(Ending), no, no, yes(Expired), yes(Expired)],
+                [
+                    no,
+                    no,
+                    yes(Ending),
+                    yes(Ending),
+                    yes(Ending),
+                    yes(Revoked),
+                    yes(Ending),
+                    no,
+                    no,
+                    yes(Expired),
+                    yes(Expired),
+                ],
             ),
-            (Revoked, Exact, true, [no; 9]),
-            (Expired, Expire, true, [no; 9]),
-            (Expired, Exact, true, [no; 9]),
+            (Revoked, Exact, true, [no; 11]),
+            (Expired, Expire, true, [no; 11]),
+            (Expired, Exact, true, [no; 11]),
         ];
         for (state, class, answered, expected) in table {
             let lease = reached(state, class, answered);
@@ -284,6 +324,19 @@ mod tests {
     }
 
     #[test]
+    fn a_renewal_lengthens_before_it_is_asked_for_and_is_as_long_as_was_told_once_it_is_answered() {
+        let issued = reached(LeaseState::Issued, Revocation::Exact, true);
+        let renewing = after(&issued, &Event::Renewing(ALLOWED)).unwrap();
+        assert_eq!((renewing.usable_until, renewing.state), (ALLOWED, LeaseState::Issued));
+        assert_eq!(after(&renewing, &Event::Renewing(TOLD)).unwrap().usable_until, ALLOWED, "an earlier one may count");
+        let told = TOLD + Duration::from_secs(60);
+        assert_eq!(after(&renewing, &Event::Renewed(told)).unwrap().usable_until, told);
+        let ended = after(&renewing, &Event::Ended(OPENED)).unwrap();
+        assert_eq!((ended.usable_until, ended.state), (ALLOWED, LeaseState::Ending), "never answered");
+        assert_eq!(after(&ended, &Event::Renewed(told)).unwrap().usable_until, told);
+    }
+
+    #[test]
     fn a_lease_that_ends_with_its_task_is_taken_back_all_the_same_where_that_can_be_done() {
         for (class, state) in [(Revocation::Exact, LeaseState::Ending), (Revocation::Expire, LeaseState::Expired)] {
             let issued = reached(LeaseState::Issued, class, true);
@@ -305,6 +358,8 @@ mod tests {
             (class, at()).prop_map(|(revocation, usable_until)| {
                 Event::Issued(Word { revocation, usable_until, upstream: "u".into() })
             }),
+            at().prop_map(Event::Renewing),
+            at().prop_map(Event::Renewed),
             at().prop_map(Event::Ended),
             at().prop_map(Event::Revoked),
             Just(Event::Requested),
@@ -328,8 +383,9 @@ mod tests {
                     prop_assert_eq!(&lease, &before);
                     continue;
                 }
-                let by_word = matches!(event, Event::Issued(_) | Event::Revoked(_));
-                prop_assert!(by_word || lease.usable_until == before.usable_until, "{:?}", event);
+                let by_word = matches!(event, Event::Issued(_) | Event::Renewed(_) | Event::Revoked(_));
+                let longer = matches!(event, Event::Renewing(_)) && lease.usable_until > before.usable_until;
+                prop_assert!(by_word || longer || lease.usable_until == before.usable_until, "{:?}", event);
                 if lease.upstream.is_none() {
                     prop_assert_eq!(lease.usable_until, ALLOWED);
                     if let (LeaseState::Expired, Event::Ended(at) | Event::Lapsed(at)) = (lease.state, event) {

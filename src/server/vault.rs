@@ -8,7 +8,8 @@ use super::{Answer, Dialect, Server, aws};
 use crate::exchange::VaultSecret;
 use crate::lease::Issued;
 
-/// The members of Vault's answer that mean something here. Never renewable: the broker mints anew while the task lives.
+/// The members of Vault's answer that mean something here. Never renewable by its reader: the broker does that while the task
+/// lives.
 #[derive(Serialize)]
 struct Wire<'a> {
     lease_id: &'a str,

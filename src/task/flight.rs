@@ -22,6 +22,8 @@ pub struct ProviderSlot {
     pub live: Option<Arc<Issued>>,
     /// The exchange that is under way, shared by all who need its outcome.
     pub flight: Option<Flight>,
+    /// After a failure: until when no renewal is tried that no request asks for (time since boot).
+    pub quiet_until: Duration,
     /// After a failure: until when nobody asks the provider again (time since boot), and what it said.
     pub cooling: Option<Box<(Duration, MintError)>>,
 }
@@ -102,9 +104,10 @@ pub enum MintError {
 }
 
 impl MintError {
-    /// Every word of [`MintError::kind`], and the one for success.
-    pub const OUTCOMES: [&'static str; 14] = [
+    /// Every word of [`MintError::kind`], and those for success.
+    pub const OUTCOMES: [&'static str; 15] = [
         "minted",
+        "renewed",
         "unavailable",
         "not_asked",
         "refused",

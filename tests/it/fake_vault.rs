@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -45,6 +46,7 @@ struct Token {
 
 struct Lease {
     token: String,
+    issued_at: Timestamp,
     until: Timestamp,
     dead: bool,
 }
@@ -56,7 +58,10 @@ pub(crate) struct Role {
     pub(crate) token_type: &'static str,
     pub(crate) policies: &'static str,
     pub(crate) renewable: bool,
+    /// The longest that a lease can live, renewed or not.
+    pub(crate) lease_max: u64,
     pub(crate) may_revoke: bool,
+    pub(crate) may_look: bool,
 }
 
 struct State {
@@ -68,6 +73,8 @@ struct State {
     next: BTreeMap<&'static str, VecDeque<On>>,
     calls: Vec<String>,
     secrets: Vec<String>,
+    /// How long every answer takes.
+    latency: Duration,
 }
 
 pub(crate) struct FakeVault {
@@ -85,7 +92,9 @@ impl FakeVault {
             token_type: "service",
             policies: "app",
             renewable: true,
+            lease_max: 24 * 3600,
             may_revoke: true,
+            may_look: true,
         };
         let state = State {
             role,
@@ -96,6 +105,7 @@ impl FakeVault {
             next: BTreeMap::new(),
             calls: Vec::new(),
             secrets: Vec::new(),
+            latency: Duration::ZERO,
         };
         let fake = Arc::new(Self { address: listener.local_addr().unwrap(), clock, state: Mutex::new(state) });
         let served = Arc::clone(&fake);
@@ -130,6 +140,21 @@ impl FakeVault {
     /// How the next call of `path` is answered.
     pub(crate) fn next(&self, path: &'static str, on: On) {
         self.state().next.entry(path).or_default().push_back(on);
+    }
+
+    /// Every answer takes so long from now on.
+    pub(crate) fn slow(&self, latency: Duration) {
+        self.state().latency = latency;
+    }
+
+    /// Forgets every lease, as one that was restored from an old snapshot; the secrets work on.
+    pub(crate) fn forget_leases(&self) {
+        self.state().leases.clear();
+    }
+
+    /// Revokes every token, as an operator of Vault would.
+    pub(crate) fn kill_tokens(&self) {
+        self.state().tokens.values_mut().for_each(|token| token.dead = true);
     }
 
     /// Everything answers as it should.
@@ -193,11 +218,19 @@ impl FakeVault {
             let next = state.next.iter_mut().find(|(path, _)| **path == name).and_then(|(_, next)| next.pop_front());
             next.or_else(|| state.always.get(name.as_str()).cloned())
         };
+        let latency = self.state().latency;
+        let done = match on {
+            None => Some(self.act(&name, &path, token.clone(), &body)),
+            _ => None,
+        };
+        if !latency.is_zero() {
+            self.clock.sleep(latency).await;
+        }
         let answer =
             |status: u16, body: String| Ok(Response::builder().status(status).body(Full::new(body.into())).unwrap());
         match on {
             None => {
-                let (status, body) = self.act(&name, &path, token, &body);
+                let (status, body) = done.unwrap();
                 answer(status, if body.is_null() { String::new() } else { body.to_string() })
             }
             Some(On::Status(status)) => answer(status, json!({ "errors": ["the canary echoes", token] }).to_string()),
@@ -234,7 +267,8 @@ impl FakeVault {
             };
             let accessor = format!("accessor-{}", state.serial);
             let until = now + secs(state.role.token_ttl);
-            state.tokens.insert(token.clone(), Token { accessor: accessor.clone(), until, dead: false });
+            let issued = Token { accessor: accessor.clone(), until, dead: false };
+            state.tokens.insert(token.clone(), issued);
             state.secrets.push(token.clone());
             let role = &state.role;
             return (
@@ -255,7 +289,8 @@ impl FakeVault {
                 state.serial += 1;
                 let id = format!("{path}/{:024}", state.serial);
                 let password = format!("password-{:04}-{:p}-must-never-leak", state.serial, self);
-                state.leases.insert(id.clone(), Lease { token, until: now + secs(state.role.lease_ttl), dead: false });
+                let until = now + secs(state.role.lease_ttl);
+                state.leases.insert(id.clone(), Lease { token, issued_at: now, until, dead: false });
                 state.secrets.push(password.clone());
                 (
                     200,
@@ -273,9 +308,16 @@ impl FakeVault {
                 )
             }
             "renew" if state.role.renewable => {
-                let Some(lease) = state.leases.get_mut(&lease) else { return invalid() };
-                lease.until = now + secs(body["increment"].as_u64().unwrap());
-                (200, json!({ "lease_id": body["lease_id"], "lease_duration": body["increment"], "renewable": true }))
+                let alive = |lease: &&mut Lease| !lease.dead && lease.until > now;
+                let Some(lease) = state.leases.get_mut(&lease).filter(alive) else { return invalid() };
+                // Counted from now, and cut at the longest life; once that is reached nothing is renewed.
+                let last = lease.issued_at + secs(state.role.lease_max);
+                lease.until = (now + secs(body["increment"].as_u64().unwrap())).min(last);
+                let life = lease.until.since(now).as_secs();
+                match life {
+                    0 => invalid(),
+                    _ => (200, json!({ "lease_id": body["lease_id"], "lease_duration": life, "renewable": true })),
+                }
             }
             "revoke" if !state.role.may_revoke => (403, json!({ "errors": ["permission denied"] })),
             "revoke" => {
@@ -285,6 +327,7 @@ impl FakeVault {
                 }
                 (204, Value::Null)
             }
+            "lookup" if !state.role.may_look => (403, json!({ "errors": ["permission denied"] })),
             "lookup" => {
                 let alive = |token: &str| state.tokens.get(token).is_some_and(|token| !token.dead && token.until > now);
                 match state.leases.get(&lease).filter(|lease| !lease.dead && lease.until > now && alive(&lease.token)) {

@@ -25,14 +25,28 @@ async fn world() -> World {
     w
 }
 
+/// The same, whose tokens and leases live for so many seconds: nothing needs to be shortened.
+async fn world_of(ttl: u64) -> World {
+    let w = world().await;
+    vault(&w).role(|role| (role.token_ttl, role.lease_ttl) = (ttl, ttl));
+    w
+}
+
 pub(crate) fn scope(directory: &std::path::Path, id: &str, max_residual: &str, grants: &[&str]) {
+    scope_of(directory, id, max_residual, grants, "database/creds/ro");
+}
+
+/// The same, of this secret.
+fn scope_of(directory: &std::path::Path, id: &str, max_residual: &str, grants: &[&str], read: &str) {
     let scope = "schema = 1\npurpose = \"tests\"\nbusiness_owner = \"tests\"\njustification = \"tests\"\n";
     let aws = "schema = 1\nprovider = \"aws\"\nrole_arn = \"arn:aws:iam::111122223333:role/tests\"\naccept_role_scope = true\n";
-    let vault = "schema = 1\nprovider = \"vault\"\nrole = \"ledger\"\naudience = \"vault\"\nread = \"database/creds/ro\"\n\
-                 accept_role_scope = true\n";
+    let vault = format!(
+        "schema = 1\nprovider = \"vault\"\nrole = \"ledger\"\naudience = \"vault\"\nread = \"{read}\"\n\
+         accept_role_scope = true\n"
+    );
     let mut listed = Vec::new();
     for grant in grants {
-        let text = if *grant == "aws" { aws } else { vault };
+        let text = if *grant == "aws" { aws } else { &vault };
         write(directory, &format!("grants/{id}-{grant}.toml"), text);
         listed.push(format!("{id}-{grant} = \"{}\"", Digest::of(text.as_bytes())));
     }
@@ -178,10 +192,11 @@ async fn an_end_takes_the_secret_back_before_it_is_answered() {
 
 #[tokio::test]
 async fn every_lease_that_a_task_still_has_is_taken_back() {
-    let w = world().await;
+    let w = world_of(200).await;
+    vault(&w).role(|role| role.renewable = false);
     let task = w.begin_scope("db").await;
     let first = secret(&w, &task).await;
-    w.clock.advance(secs(200));
+    w.clock.advance(secs(150));
     secret(&w, &task).await;
     w.landed(&task).await;
     assert_eq!(vault(&w).live().len(), 2, "the first was told to work on");
@@ -189,6 +204,327 @@ async fn every_lease_that_a_task_still_has_is_taken_back() {
     let ending = w.end(&task).await;
     assert_eq!(ending["leases"].as_array().unwrap().iter().filter(|lease| lease["outcome"] == "revoked").count(), 2);
     assert_eq!((vault(&w).live().len(), vault(&w).live_tokens()), (0, 0));
+}
+
+async fn mints(w: &World, outcome: &str) -> f64 {
+    let series = format!("sidemint_mints_total{{outcome=\"{outcome}\",provider=\"vault\",tier=\"baseline\"}}");
+    w.metric(&series).await.unwrap()
+}
+
+/// Lets time pass in steps of a second; at each of them no lease lives longer than the record of the only one says, and
+/// than the law allows.
+async fn pass_watched(w: &World, task: &Begun, seconds: u64) {
+    for _ in 0..seconds {
+        settle().await;
+        w.clock.advance(secs(1));
+        settle().await;
+        let recorded = time(&w.show(task).await["leases"][0]["usable_until"]);
+        for end in vault(w).ends() {
+            assert!(end <= recorded.max(w.now()), "it lives until {end}, recorded is {recorded}");
+            assert!(end <= (w.now() + secs(300)).min(task.expires_at), "{end} is outside the law at {}", w.now());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_secret_is_renewed_in_place_for_as_long_as_its_task_lives() {
+    let w = world_of(290).await;
+    let task = w.begin(json!({ "scope": "db", "ttl": "25m" })).await;
+    let first = secret(&w, &task).await;
+    let mut expires = w.now();
+    for half_life in 1..=8 {
+        pass_watched(&w, &task, 155).await;
+        let again = secret(&w, &task).await;
+        assert_eq!([&again["lease_id"], &again["data"]], [&first["lease_id"], &first["data"]], "{half_life}");
+        let told = w.now() + secs(again["lease_duration"].as_u64().unwrap());
+        assert!(told > expires + secs(100), "{half_life}: it was told to live until {expires}, and now until {told}");
+        expires = told;
+    }
+    assert_eq!((vault(&w).count("login"), vault(&w).count("creds"), vault(&w).live_tokens()), (1, 1, 1));
+    assert_eq!((vault(&w).count("renew"), vault(&w).count("renew-self")), (8, 8));
+    assert_eq!((mints(&w, "minted").await, mints(&w, "renewed").await), (1.0, 8.0));
+    let lines = audited(&w, "mint", "renewed");
+    assert_eq!((lines.len(), &lines[0]["task"], &lines[0]["scope"]), (8, &json!(task.id), &json!("db")));
+    assert!(lines.iter().all(|line| line["lease"] == lines[0]["lease"] && line["request_id"].is_null()));
+    assert!(time(&lines[1]["usable_until"]) > time(&lines[0]["usable_until"]));
+    let ending = w.end(&task).await;
+    assert_eq!((ending["leases"].as_array().unwrap().len(), &ending["leases"][0]["outcome"]), (1, &json!("revoked")));
+    assert_eq!((vault(&w).live().len(), vault(&w).live_tokens()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_secret_that_was_read_once_lives_as_long_as_its_task_and_no_longer() {
+    let w = world_of(290).await;
+    let task = w.begin(json!({ "scope": "db", "ttl": "20m" })).await;
+    let lease = secret(&w, &task).await["lease_id"].as_str().unwrap().to_owned();
+    for _ in 0..19 {
+        pass_watched(&w, &task, 60).await;
+        assert_eq!(vault(&w).live(), std::slice::from_ref(&lease));
+    }
+    let renewed = vault(&w).count("renew");
+    pass_watched(&w, &task, 70).await;
+    assert_eq!((w.is_ended(&task), vault(&w).live().len(), vault(&w).count("creds")), (true, 0, 1));
+    assert_eq!(vault(&w).count("renew"), renewed, "near the end of the task there is nothing to gain");
+}
+
+#[tokio::test]
+async fn what_cannot_be_renewed_is_minted_anew_and_both_are_taken_back() {
+    type Change = fn(&FakeVault);
+    let rows: [(&str, Change); 6] = [
+        ("not renewable", |vault| vault.role(|role| role.renewable = false)),
+        ("its longest life is reached", |vault| vault.role(|role| role.lease_max = 291)),
+        ("refused", |vault| vault.on("renew", On::Status(400))),
+        ("the token is not renewed", |vault| vault.on("renew-self", On::Status(403))),
+        ("no answer of Vault", |vault| vault.on("renew", On::Say("canary".into()))),
+        ("forgotten by Vault", |vault| vault.forget_leases()),
+    ];
+    for (why, change) in rows {
+        let w = world_of(290).await;
+        if why == "not renewable" {
+            change(vault(&w));
+        }
+        let task = w.begin_scope("db").await;
+        let first = secret(&w, &task).await;
+        change(vault(&w));
+        pass(&w, secs(155)).await;
+        secret(&w, &task).await;
+        w.landed(&task).await;
+        let second = secret(&w, &task).await;
+        assert_ne!(second["lease_id"], first["lease_id"], "{why}");
+        assert_eq!((vault(&w).count("creds"), vault(&w).count("login")), (2, 2), "{why}");
+        assert_eq!(mints(&w, "minted").await, 2.0, "{why}");
+        vault(&w).well();
+        let ending = w.end(&task).await;
+        let lines = ending["leases"].as_array().unwrap();
+        assert_eq!(lines.len(), 2, "{why}");
+        if why != "forgotten by Vault" {
+            assert!(lines.iter().all(|line| line["outcome"] == "revoked"), "{why}: {ending}");
+        }
+        assert_eq!((vault(&w).live().len(), vault(&w).live_tokens()), (0, 0), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_renewal_whose_answer_is_lost_late_or_out_of_order_is_tried_again_and_the_record_never_says_less() {
+    for path in ["renew", "renew-self"] {
+        for on in [On::Lost, On::Hang, On::Status(503), On::Later(429, 7)] {
+            let w = world_of(290).await;
+            let task = w.begin_scope("db").await;
+            let first = secret(&w, &task).await;
+            vault(&w).next(path, on.clone());
+            pass_watched(&w, &task, 152).await;
+            let served = secret(&w, &task).await;
+            assert_eq!(served["lease_id"], first["lease_id"], "{path} {on:?}");
+            pass_watched(&w, &task, 35).await;
+            let served = secret(&w, &task).await;
+            assert_eq!(served["lease_id"], first["lease_id"], "{path} {on:?}");
+            assert!(served["lease_duration"].as_u64().unwrap() > 200, "{path} {on:?}: {served}");
+            assert_eq!((vault(&w).count("creds"), mints(&w, "unavailable").await), (1, 1.0), "{path} {on:?}");
+            assert_eq!(w.end(&task).await["leases"][0]["outcome"], "revoked", "{path} {on:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_vault_that_renews_nothing_for_long_is_asked_for_another_secret_in_time() {
+    let w = world_of(290).await;
+    let task = w.begin_scope("db").await;
+    let first = secret(&w, &task).await;
+    vault(&w).on("renew", On::Status(500));
+    pass(&w, secs(215)).await;
+    assert_eq!(secret(&w, &task).await["lease_id"], first["lease_id"]);
+    pass(&w, secs(25)).await;
+    let tries = vault(&w).count("renew");
+    assert!((3..20).contains(&tries), "{tries}");
+    assert_ne!(secret(&w, &task).await["lease_id"], first["lease_id"]);
+    assert_eq!(w.end(&task).await["leases"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_renewal_for_longer_than_the_law_allows_is_not_believed() {
+    for path in ["renew", "renew-self"] {
+        let w = world_of(290).await;
+        let task = w.begin_scope("db").await;
+        let first = secret(&w, &task).await;
+        let body = json!({ "lease_id": first["lease_id"], "lease_duration": 3600, "renewable": true });
+        let body =
+            if path == "renew" { body } else { json!({ "auth": { "client_token": "x", "lease_duration": 3600 } }) };
+        vault(&w).on(path, On::Say(body.to_string()));
+        pass(&w, secs(160)).await;
+        let served = secret(&w, &task).await;
+        assert_ne!(served["lease_id"], first["lease_id"], "{path}");
+        assert!(served["lease_duration"].as_u64().unwrap() <= 300, "{path}");
+        assert_eq!(mints(&w, "renewed").await, 0.0, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_longer_permitted_is_not_renewed_and_what_is_granted_anew_is_minted_anew() {
+    let w = world_of(55).await;
+    let (gone, changed) = (w.begin_scope("db").await, w.begin_scope("db-brief").await);
+    secret(&w, &gone).await;
+    let first = secret(&w, &changed).await;
+    std::fs::remove_file(w.policy_directory().join("decisions/db.toml")).unwrap();
+    std::fs::remove_file(w.policy_directory().join("decisions/db.cedar")).unwrap();
+    scope_of(&w.policy_directory(), "db-brief", "60s", &["vault"], "database/creds/rw");
+    w.reload().await;
+    pass(&w, secs(20)).await;
+    assert_eq!((w.ended(&gone).await.as_str(), vault(&w).count("renew")), ("policy_changed", 0));
+    assert_eq!(vault(&w).live(), [first["lease_id"].as_str().unwrap()]);
+    pass(&w, secs(12)).await;
+    let second = secret(&w, &changed).await;
+    assert!(second["lease_id"].as_str().unwrap().starts_with("database/creds/rw/"), "{second}");
+    assert_eq!((vault(&w).count("renew"), mints(&w, "renewed").await), (0, 0.0));
+}
+
+#[tokio::test]
+async fn a_renewal_is_recorded_before_it_is_asked_for() {
+    let w = world_of(290).await;
+    let task = w.begin_scope("db").await;
+    let first = secret(&w, &task).await;
+    w.journal.fail("issued");
+    pass(&w, secs(152)).await;
+    assert_eq!((vault(&w).count("renew"), secret(&w, &task).await["lease_id"].clone()), (0, first["lease_id"].clone()));
+    assert!(mints(&w, "not_recorded").await >= 1.0);
+}
+
+#[tokio::test]
+async fn an_end_that_overtakes_a_renewal_takes_the_secret_back_all_the_same() {
+    let w = world_of(290).await;
+    let task = w.begin_scope("db").await;
+    secret(&w, &task).await;
+    pass(&w, secs(143)).await;
+    vault(&w).slow(secs(2));
+    passing(&w, until("it is renewed", || vault(&w).count("renew") == 1)).await;
+    passing(&w, w.end(&task)).await;
+    assert_eq!(w.send(ask(&task, "?provider=vault")).await.status, 409);
+    pass(&w, secs(15)).await;
+    assert_eq!((vault(&w).live().len(), vault(&w).live_tokens(), outstanding(&w).await), (0, 0, 0.0));
+    let ending = passing(&w, w.end(&task)).await;
+    assert_eq!(ending["leases"][0]["outcome"], "revoked");
+    assert!(time(&ending["leases"][0]["usable_until"]) <= w.now());
+    assert_eq!(mints(&w, "renewed").await, 0.0, "it was never served again");
+}
+
+#[tokio::test]
+async fn a_crash_during_a_renewal_leaves_a_record_of_the_later_end() {
+    let mut w = world_of(290).await;
+    let task = w.begin_scope("db").await;
+    secret(&w, &task).await;
+    let before = vault(&w).ends()[0];
+    pass(&w, secs(143)).await;
+    vault(&w).slow(secs(3600));
+    passing(&w, until("it is renewed", || vault(&w).ends()[0] > before)).await;
+    let end = vault(&w).ends()[0];
+    w.crash().await;
+    vault(&w).slow(Duration::ZERO);
+    let lease = &w.show(&task).await["leases"][0];
+    assert!(time(&lease["usable_until"]) >= end && lease["state"] == "issued", "{lease}: it lives until {end}");
+    assert_eq!(w.end(&task).await["leases"][0]["outcome"], "revoked");
+    assert_eq!(vault(&w).live().len(), 0);
+}
+
+#[tokio::test]
+async fn two_hundred_leases_that_end_together_are_revoked_within_five_seconds() {
+    let w = world().await;
+    for _ in 0..200 {
+        let task = w.begin_scope("db").await;
+        secret(&w, &task).await;
+    }
+    assert_eq!(vault(&w).live().len(), 200);
+    vault(&w).slow(Duration::from_millis(50));
+    std::fs::remove_file(w.policy_directory().join("decisions/db.toml")).unwrap();
+    w.reload().await;
+    pass(&w, secs(5)).await;
+    assert_eq!((vault(&w).live().len(), vault(&w).live_tokens()), (0, 0));
+    assert_eq!(w.metric("sidemint_revocation_lag_seconds_bucket{provider=\"vault\",le=\"5\"}").await, Some(200.0));
+    assert_eq!((outcomes(&w, "revoked").await, outstanding(&w).await), (200.0, 0.0));
+}
+
+#[tokio::test]
+async fn a_lease_that_vault_does_not_know_is_not_called_revoked() {
+    let w = world().await;
+    let task = w.begin_scope("db").await;
+    secret(&w, &task).await;
+    let until = w.show(&task).await["leases"][0]["usable_until"].clone();
+    vault(&w).forget_leases();
+    let ending = w.end(&task).await;
+    assert_eq!([&ending["leases"][0]["outcome"], &ending["leases"][0]["usable_until"]], [&json!("expires"), &until]);
+    assert_eq!((outcomes(&w, "requested").await, outcomes(&w, "revoked").await), (1.0, 0.0));
+    assert_eq!((vault(&w).count("revoke"), vault(&w).live_tokens()), (1, 0), "told to go all the same");
+    pass(&w, secs(60)).await;
+    assert_eq!(vault(&w).count("revoke"), 1, "there is nothing more to do");
+}
+
+#[tokio::test]
+async fn a_lease_whose_revocation_went_unanswered_is_called_revoked_once_it_is_gone() {
+    let w = world().await;
+    let task = w.begin_scope("db").await;
+    secret(&w, &task).await;
+    vault(&w).next("revoke", On::Lost);
+    let ending = passing(&w, w.end(&task)).await;
+    assert_eq!((&ending["leases"][0]["outcome"], vault(&w).count("revoke")), (&json!("revoked"), 1));
+}
+
+#[tokio::test]
+async fn where_nobody_may_look_only_the_token_that_leased_it_is_believed() {
+    for crashed in [false, true] {
+        let mut w = world().await;
+        vault(&w).role(|role| role.may_look = false);
+        let task = w.begin_scope("db").await;
+        secret(&w, &task).await;
+        if crashed {
+            w.crash().await;
+        }
+        let ending = w.end(&task).await;
+        assert_eq!(ending["leases"][0]["outcome"], if crashed { "expires" } else { "revoked" });
+        assert_eq!(vault(&w).live().len(), 0, "crashed: {crashed}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_somebody_revoked_at_vault_is_replaced_by_a_new_login() {
+    let w = world().await;
+    let task = w.begin_scope("db").await;
+    secret(&w, &task).await;
+    vault(&w).kill_tokens();
+    let ending = w.end(&task).await;
+    assert_eq!(ending["leases"][0]["outcome"], "expires", "nobody knows who ended it");
+    assert_eq!((vault(&w).count("login"), vault(&w).live_tokens(), outcomes(&w, "requested").await), (2, 0, 1.0));
+    assert_eq!((outcomes(&w, "refused").await, audited(&w, "revocation", "failed").len()), (0.0, 0));
+}
+
+#[tokio::test]
+async fn a_refusal_after_a_try_that_may_have_leased_something_leaves_its_intent() {
+    let w = world_of(290).await;
+    let task = w.begin_scope("db").await;
+    vault(&w).next("creds", On::Lost);
+    vault(&w).on("revoke-self", On::Status(503));
+    let refused_later = async {
+        until("the token was not revoked", || vault(&w).count("revoke-self") == 1).await;
+        vault(&w).on("login", On::Status(403));
+    };
+    let ((reply, line), ()) = tokio::join!(refused(&w, &task), refused_later);
+    assert_eq!((reply.status, &line["reason"]), (503, &json!("unusable")), "{line}");
+    let lease = w.show(&task).await["leases"][0].clone();
+    assert_eq!(lease["state"], "intent");
+    assert!(vault(&w).ends().iter().all(|end| *end <= time(&lease["usable_until"])));
+    let line = w.end(&task).await["leases"][0].clone();
+    assert_eq!([&line["outcome"], &line["usable_until"]], [&json!("expires"), &lease["usable_until"]]);
+}
+
+#[tokio::test]
+async fn a_lease_that_cannot_be_kept_is_revoked_at_once_or_else_its_intent_stays() {
+    for may_revoke in [true, false] {
+        let w = world_of(290).await;
+        let task = w.begin_scope("db").await;
+        vault(&w).role(|role| (role.lease_ttl, role.renewable, role.may_revoke) = (100_000, false, may_revoke));
+        let (reply, line) = refused(&w, &task).await;
+        let expected = if may_revoke { (403, "inexpressible", 0) } else { (503, "unusable", 1) };
+        let leases = w.show(&task).await["leases"].as_array().unwrap().len();
+        assert_eq!((reply.status, line["reason"].as_str().unwrap(), leases), expected);
+        assert_eq!((vault(&w).count("revoke"), vault(&w).live_tokens()), (1, 0));
+    }
 }
 
 #[tokio::test]
@@ -238,8 +574,10 @@ async fn a_vault_that_lies_about_revoking_is_not_believed() {
         let task = w.begin_scope("db").await;
         secret(&w, &task).await;
         vault(&w).on("revoke", lie.clone());
+        let asked = w.now();
         let ending = passing(&w, w.end(&task)).await;
         assert_eq!(ending["leases"][0]["outcome"], "expires", "{lie:?}");
+        assert!(w.now() < asked + secs(3), "{lie:?}: the answer waits two seconds at most");
         pass(&w, secs(10)).await;
         assert_eq!((vault(&w).live().len(), outstanding(&w).await), (1, 1.0), "{lie:?}");
         vault(&w).well();

@@ -345,6 +345,7 @@ impl World {
                 namespace: None,
                 timeout: secs(5),
                 rate: Rate { interval: Duration::from_millis(1), burst: 1000 },
+                revocation_rate: Rate { interval: Duration::from_millis(5), burst: 200 },
             };
             let vault = Vault::new(settings, Arc::clone(&self.api) as _, clock).unwrap();
             clouds.insert(Provider::Vault, Arc::new(vault));

@@ -144,11 +144,11 @@ pub(super) fn leased(body: &[u8], path: &str) -> Result<Leased, Fault> {
     Ok(Leased { lease_id: lease_id.to_owned(), life, renewable: found.renewable, data: Secret::new(data.to_owned()) })
 }
 
-/// The life that a token or lease has after it was shortened, in seconds.
-pub(super) fn shortened(body: &[u8]) -> Result<u64, Fault> {
-    let found = envelope(Step::Shorten, body)?;
+/// The life that a token or lease has once it was renewed, or shortened, in seconds.
+pub(super) fn renewed(step: Step, body: &[u8]) -> Result<u64, Fault> {
+    let found = envelope(step, body)?;
     let life = found.auth.map(|auth| auth.lease_duration).or(found.lease_duration);
-    life.filter(|life| *life > 0).ok_or_else(|| Fault::nonsense(Step::Shorten, "it tells no life"))
+    life.filter(|life| *life > 0).ok_or_else(|| Fault::nonsense(step, "it tells no life"))
 }
 
 #[cfg(test)]
@@ -230,7 +230,7 @@ mod tests {
             for body in [bytes.clone(), text.clone().into_bytes(), format!("{{\"auth\":{text}}}").into_bytes(),
                          json!({ "lease_id": text, "lease_duration": 1, "data": { "a": text } }).to_string().into_bytes()] {
                 for said in [login(&body).err().map(|bad| bad.fault.detail), leased(&body, "a/b").err().map(|f| f.detail),
-                             shortened(&body).err().map(|f| f.detail)].into_iter().flatten() {
+                             renewed(Step::Renew, &body).err().map(|f| f.detail)].into_iter().flatten() {
                     prop_assert!(said.len() < 120 && said.is_ascii());
                 }
             }

@@ -8,6 +8,7 @@ pub(super) enum Step {
     Login,
     Read,
     Shorten,
+    Renew,
     Revoke,
     Confirm,
     DropToken,
@@ -19,6 +20,7 @@ impl Step {
             Self::Login => "the login",
             Self::Read => "reading the secret",
             Self::Shorten => "shortening its life",
+            Self::Renew => "renewing it",
             Self::Revoke => "revoking the lease",
             Self::Confirm => "looking for the lease",
             Self::DropToken => "revoking the token",
@@ -115,13 +117,16 @@ mod tests {
             (Step::Read, 400, Remedy::Mend),
             (Step::Read, 403, Remedy::Refuse),
             (Step::Read, 404, Remedy::Mend),
+            (Step::Renew, 400, Remedy::Refuse),
+            (Step::Renew, 403, Remedy::Refuse),
             (Step::Revoke, 403, Remedy::Refuse),
             (Step::Revoke, 404, Remedy::Retry),
         ];
         for (step, status, expected) in rows {
             assert_eq!(remedy(step, status), expected, "{step:?} {status}");
         }
-        for step in [Step::Login, Step::Read, Step::Shorten, Step::Revoke, Step::Confirm, Step::DropToken] {
+        for step in [Step::Login, Step::Read, Step::Shorten, Step::Renew, Step::Revoke, Step::Confirm, Step::DropToken]
+        {
             for status in [408, 412, 429, 472, 473, 500, 502, 503, 504] {
                 assert_eq!(remedy(step, status), Remedy::Retry, "{step:?} {status}");
             }

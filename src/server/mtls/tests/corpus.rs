@@ -5,6 +5,7 @@
 //! `tests/spiffe_x509` sees that it is believed for whom it names, and the tests beside this one what comes after.
 
 use std::collections::BTreeMap;
+use std::future::pending;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -135,7 +136,11 @@ async fn every_case_of_the_corpus_ends_its_handshake_with_its_word_in_metric_and
         };
         let accept = async {
             let (stream, peer) = listener.accept().await.unwrap();
-            assert!(mtls.accept(stream, peer).await.is_none(), "{}: a connection without its key", case.name);
+            assert!(
+                mtls.accept(stream, peer, pending()).await.is_none(),
+                "{}: a connection without its key",
+                case.name
+            );
         };
         tokio::join!(show, accept);
         *expected.entry(case.outcome().to_owned()).or_default() += 1;

@@ -46,6 +46,32 @@ def gone_with_the_task(world):
     served.stop()
 
 
+@case("a task that lives longer than max_residual keeps the same role of PostgreSQL, and it is gone after the end", NEEDS)
+def renewed_in_place(world):
+    bao, served = world.openbao, sidecar(world, "vault-renewed")
+    before = bao.roles()
+    task = served.task(REPORT_UID, "database-read", params={})
+    got = secret(world, task)
+    read = time.monotonic()
+    made = got["data"]["username"]
+    # Nobody asks for it meanwhile: the decision says 50 s, the role's tokens live 45 s.
+    while time.monotonic() - read < 75:
+        assert bao.log_in(got), f"the role does not work {time.monotonic() - read:.0f} s after it was read"
+        until = float(bao.sql(f"SELECT extract(epoch FROM rolvaliduntil) FROM pg_roles WHERE rolname = '{made}'"))
+        assert until - time.time() <= 51, "it lives longer than the law of life allows"
+        time.sleep(1)
+    again = secret(world, task)
+    assert (again["lease_id"], again["data"]) == (got["lease_id"], got["data"]) and again["lease_duration"] >= 10, again["lease_duration"]
+    assert bao.roles() - before == {made} and bao.leases() == 1
+    renewed = served.metric("sidemint_mints_total", provider="vault", tier="baseline", outcome="renewed")
+    assert renewed >= 2, renewed
+    assert served.metric("sidemint_mints_total", provider="vault", tier="baseline", outcome="minted") == 1
+    report = task.end()
+    assert [lease["outcome"] for lease in report["leases"]] == ["revoked"], report
+    assert bao.roles() == before and not bao.log_in(got) and bao.leases() == 0
+    served.stop()
+
+
 @case("a sidecar that is killed and started again takes the role back by a new login", NEEDS)
 def taken_back_after_a_crash(world):
     bao, served = world.openbao, sidecar(world, "vault-crash")

@@ -1,0 +1,116 @@
+//! A credential that its provider can renew lives on while its task lives, the same secret, whether or not anyone asks for it: a
+//! workload reads it once and uses it for hours.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::mint::{MintFor, SHORTEST_LIFE, happened};
+use super::{Broker, MintError};
+use crate::clock::Timestamp;
+use crate::exchange::{Cloud, ExchangeError, MintOrder, Provider, RenewOrder, Revocation};
+use crate::lease::journal::Receipt;
+use crate::lease::life::Event as Happened;
+use crate::lease::{Issued, LeaseId, LeaseState};
+use crate::task::{Task, TaskState};
+
+/// A live credential that its provider renews.
+pub(super) struct Renewal {
+    live: Arc<Issued>,
+    /// The provider's name for it.
+    upstream: String,
+}
+
+impl Broker {
+    /// What of `state` would be renewed at `provider` rather than minted anew.
+    pub(super) fn renewal(&self, state: &TaskState, provider: Provider) -> Option<Renewal> {
+        let (now, boot) = (self.now(), self.parts.clock.boot());
+        let live = state.slots.get(provider)?.live.as_ref().filter(|live| live.is_live(now, boot))?;
+        let lease = state.leases.iter().find(|lease| lease.id == *live.lease())?;
+        let upstream = lease.upstream.as_ref()?;
+        let renews = lease.state == LeaseState::Issued
+            && lease.revocation == Revocation::Exact
+            && self.parts.clouds.get(&provider)?.renews(upstream);
+        renews.then(|| Renewal { live: Arc::clone(live), upstream: upstream.clone() })
+    }
+
+    /// Where a renewal of a running task is due that no request has asked for.
+    pub(super) fn to_renew(&self, task: &Task, state: &TaskState, now: Timestamp, boot: Duration) -> Vec<Provider> {
+        let due = state.slots.iter().filter(|(provider, slot)| {
+            slot.flight.is_none()
+                && slot.quiet_until <= boot
+                && slot.live.as_ref().is_some_and(|live| is_worth_more(task, live) && live.is_due(now, boot))
+                && self.renewal(state, *provider).is_some()
+        });
+        due.map(|(provider, _)| provider).collect()
+    }
+
+    /// Renews a live credential within `order`; `None` where another is to be minted instead.
+    ///
+    /// INVARIANT: decide → later end durable → renew → outcome durable → look again.
+    pub(super) async fn renew(
+        self: &Arc<Self>,
+        task: &Arc<Task>,
+        Renewal { live, upstream }: Renewal,
+        order: &MintOrder,
+        cloud: &dyn Cloud,
+        of: &MintFor<'_>,
+    ) -> Result<Option<Arc<Issued>>, MintError> {
+        let (lease, lasts) = (live.lease(), order.grant.outlives.lasts);
+        // Whatever becomes of the answer, the record never says less than what may be.
+        let (before, _) = self.amend_lease(task, lease, &Happened::Renewing(order.dead_by + lasts)).await?;
+        if let Some(reason) = task.ended() {
+            return Err(MintError::TaskEnded(reason));
+        }
+        let grant = order.grant.clone();
+        let asked = RenewOrder { upstream: upstream.clone(), grant, dead_by: order.dead_by, limit: order.limit };
+        let usable_until = match cloud.renew(&asked).await {
+            Ok(renewed) => renewed.usable_until,
+            Err(error) => return self.not_renewed(task, &live, error),
+        };
+        // Of a task that ended meanwhile this says what is left; its lease is taken back like any other.
+        let end = (usable_until + lasts).max(before);
+        let (_, receipt) = self.amend_lease(task, lease, &Happened::Renewed(end)).await?;
+        self.audit_given(task, lease, (&upstream, end), "renewed", of).await?;
+        self.look_again(task, of.request_id).await?;
+        if usable_until > order.dead_by {
+            tracing::error!(task = %task.id(), %lease, %usable_until, "renewed for longer than the law of life allows");
+            return Ok(None);
+        }
+        let gained = usable_until.since(live.usable_until());
+        let clocks = (self.now(), self.parts.clock.boot());
+        let issued = live.renewed(usable_until, task.deadline(), clocks, &receipt);
+        // Its maximum life is reached.
+        Ok((gained >= SHORTEST_LIFE && issued.is_live(clocks.0, clocks.1)).then(|| Arc::new(issued)))
+    }
+
+    /// What passes is tried again while there is time for it; else another credential is minted.
+    fn not_renewed(&self, task: &Task, live: &Issued, error: ExchangeError) -> Result<Option<Arc<Issued>>, MintError> {
+        let (now, boot) = (self.now(), self.parts.clock.boot());
+        tracing::warn!(task = %task.id(), lease = %live.lease(), %error, "not renewed");
+        let passing = matches!(error, ExchangeError::Unavailable { .. } | ExchangeError::NotAsked { .. });
+        if !passing || live.is_pressing(now, boot) {
+            return Ok(None);
+        }
+        Err(MintError::Exchange(Arc::new(error)))
+    }
+
+    /// Lets `event` happen to a lease, and makes that durable. Tells until when the lease was usable before.
+    async fn amend_lease(
+        &self,
+        task: &Task,
+        id: &LeaseId,
+        event: &Happened,
+    ) -> Result<(Timestamp, Receipt), MintError> {
+        // Revoked with its task meanwhile, it has no more of a life.
+        let ended = |error| task.ended().map_or(error, MintError::TaskEnded);
+        let done = happened(task, id, event).map_err(ended)?;
+        let before = done.before;
+        Ok((before, self.write_lease(task, done.record, done.change).await?))
+    }
+}
+
+/// Whether a later end than that of `live` would be of use: no credential outlives its task. (Orders are in whole seconds,
+/// and providers are asked for a little less.)
+pub(super) fn is_worth_more(task: &Task, live: &Issued) -> bool {
+    live.usable_until() + SHORTEST_LIFE <= task.deadline()
+}

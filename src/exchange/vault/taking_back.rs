@@ -1,0 +1,179 @@
+//! Takes leases back: look, revoke, look again, then the token.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::answer::Login;
+use super::fault::{Fault, Remedy, Step};
+use super::{CLEAN_UP, Handle, Held, MAX_HELD, Place, Vault};
+use crate::exchange::{ExchangeError, RevokeOrder, TakenBack};
+use crate::secret::Secret;
+
+/// What became of a lease that was to be revoked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gone {
+    /// Vault revoked it.
+    Revoked,
+    /// Vault did not know it, or nobody could see that it did.
+    Unknown,
+    /// The policy of the token does not allow it to be revoked.
+    Forbidden,
+}
+
+#[derive(Serialize)]
+struct Revoke<'a> {
+    lease_id: &'a str,
+    sync: bool,
+}
+
+impl Vault {
+    /// Revokes a lease that nobody was told of; says whether Vault did. Bounded by itself.
+    pub(super) async fn revoke_fresh(&self, id: &str, token: &Secret, namespace: Option<&str>) -> bool {
+        let body = Revoke { lease_id: id, sync: true };
+        let revoked =
+            self.call((Step::Revoke, "sys/leases/revoke"), (Some(token), namespace), Some(&body), CLEAN_UP).await;
+        if let Err(fault) = &revoked {
+            tracing::warn!(detail = fault.detail, "a lease of Vault was not revoked and ends by itself");
+        }
+        revoked.is_ok()
+    }
+
+    /// Whether Vault knows the lease of `handle`; `None` where the token may not look.
+    async fn is_there(&self, handle: &Handle, token: &Secret, limit: Duration) -> Result<Option<bool>, Fault> {
+        #[derive(Serialize)]
+        struct Look<'a> {
+            lease_id: &'a str,
+        }
+        let auth = (Some(token), handle.namespace.as_deref());
+        let look = Look { lease_id: &handle.lease };
+        match self.call((Step::Confirm, "sys/leases/lookup"), auth, Some(&look), limit).await {
+            Ok(_) => Ok(Some(true)),
+            Err(fault) if fault.status == Some(400) => Ok(Some(false)),
+            Err(fault) if fault.status == Some(403) => Ok(None),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Takes the lease of `handle`, journalled as `upstream`, back by `token`, which is the one that read it where `own`.
+    async fn revoke_lease(
+        &self,
+        (handle, upstream): (&Handle, &str),
+        (token, own): (&Secret, bool),
+        deadline: Duration,
+    ) -> Result<Gone, Fault> {
+        let remaining = || deadline.saturating_sub(self.clock.boot());
+        let there = self.is_there(handle, token, remaining()).await?;
+        if there == Some(false) && self.ordered().contains(upstream) {
+            // The answer to an earlier try was lost.
+            return Ok(Gone::Revoked);
+        }
+        if there == Some(true) {
+            let mut ordered = self.ordered();
+            // Whoever is forgotten here is not called revoked, should its answer be lost.
+            if ordered.len() >= MAX_HELD {
+                ordered.clear();
+            }
+            ordered.insert(upstream.to_owned());
+        }
+        let auth = (Some(token), handle.namespace.as_deref());
+        let body = Revoke { lease_id: &handle.lease, sync: true };
+        match self.call((Step::Revoke, "sys/leases/revoke"), auth, Some(&body), remaining()).await {
+            Ok(_) => {}
+            Err(fault) if fault.status == Some(403) => return Ok(Gone::Forbidden),
+            Err(fault) => return Err(fault),
+        }
+        match there {
+            Some(false) => Ok(Gone::Unknown),
+            // A Vault that knows the token is the one that leased: then its word stands.
+            None => Ok(if own { Gone::Revoked } else { Gone::Unknown }),
+            Some(true) => match self.is_there(handle, token, remaining()).await? {
+                Some(true) => {
+                    Err(Fault::new(Remedy::Retry, "Vault said that it revoked the lease, and it is still there"))
+                }
+                Some(false) | None => Ok(Gone::Revoked),
+            },
+        }
+    }
+
+    /// By the token that read it; `None` where Vault does not know that token any more.
+    pub(super) async fn revoke_held(
+        &self,
+        (handle, upstream): (&Handle, &str),
+        held: &Held,
+        deadline: Duration,
+    ) -> Result<Option<TakenBack>, Fault> {
+        let lease_gone = held.known().lease_gone;
+        let gone = match lease_gone {
+            true => Gone::Revoked,
+            false => self.revoke_lease((handle, upstream), (&held.token, true), deadline).await?,
+        };
+        held.known().lease_gone = gone == Gone::Revoked;
+        let auth = (Some(&held.token), handle.namespace.as_deref());
+        let limit = deadline.saturating_sub(self.clock.boot());
+        match self.call((Step::DropToken, "auth/token/revoke-self"), auth, None::<&()>, limit).await {
+            Ok(_) => {}
+            Err(fault) if fault.status == Some(403) => match gone {
+                // The answer to an earlier try was lost: the token is no longer known.
+                Gone::Revoked => {}
+                // It was known a moment ago: what it says stands.
+                Gone::Unknown => {}
+                Gone::Forbidden => return Ok(None),
+            },
+            Err(fault) => return Err(fault),
+        }
+        Ok(Some(match gone {
+            Gone::Revoked => TakenBack::Revoked,
+            // Where the policy says no, Vault revokes the lease because of its token, some time soon.
+            Gone::Unknown | Gone::Forbidden => TakenBack::Requested,
+        }))
+    }
+
+    /// By a new login, since the token is lost.
+    pub(super) async fn revoke_anew(
+        &self,
+        order: &RevokeOrder,
+        handle: &Handle,
+        deadline: Duration,
+    ) -> Result<TakenBack, ExchangeError> {
+        let remaining = || deadline.saturating_sub(self.clock.boot());
+        let place = Place {
+            mount: &handle.mount,
+            role: &handle.role,
+            namespace: handle.namespace.as_deref(),
+            audience: &handle.audience,
+            caller: &order.caller,
+        };
+        let svid = self.svid(place, remaining()).await?;
+        let login = self.login(place, &svid, remaining()).await?;
+        let outcome = self.revoke_logged_in((handle, &order.upstream), &login, deadline).await;
+        self.drop_token(&login.token, place.namespace, CLEAN_UP).await;
+        Ok(outcome?)
+    }
+
+    async fn revoke_logged_in(
+        &self,
+        (handle, upstream): (&Handle, &str),
+        login: &Login,
+        deadline: Duration,
+    ) -> Result<TakenBack, Fault> {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            accessor: &'a str,
+        }
+        let revoked = self.revoke_lease((handle, upstream), (&login.token, false), deadline).await;
+        let auth = (Some(&login.token), handle.namespace.as_deref());
+        let body = Body { accessor: &handle.accessor };
+        // The lost token ends by itself and nobody has it; where the policy allows, it ends now.
+        let limit = deadline.saturating_sub(self.clock.boot());
+        let accessor = self.call((Step::DropToken, "auth/token/revoke-accessor"), auth, Some(&body), limit).await;
+        match (revoked?, accessor) {
+            (Gone::Revoked, _) => Ok(TakenBack::Revoked),
+            (Gone::Unknown, _) | (Gone::Forbidden, Ok(_)) => Ok(TakenBack::Requested),
+            (Gone::Forbidden, Err(_)) => {
+                let detail = "the role's policy lacks update on sys/leases/revoke";
+                Err(Fault::new(Remedy::Refuse, detail))
+            }
+        }
+    }
+}
