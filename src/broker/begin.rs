@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::end::LOOK_EVERY;
 use super::{BeginError, Broker};
 use crate::audit::{Event, Kind};
 use crate::clock::Timestamp;
@@ -116,7 +117,9 @@ impl Broker {
             return Err(BeginError::NoProvider(grant.provider.provider()));
         }
         let (_opening, opening) = self.callers.open(caller.spiffe_id());
-        if self.tasks.running_of(caller.spiffe_id()) + opening > self.parts.limits.tasks_per_caller {
+        let limit = self.parts.limits.tasks_per_caller;
+        // Counted task by task only where there could be too many.
+        if self.tasks.len() + opening > limit && self.tasks.running_of(caller.spiffe_id()) + opening > limit {
             return Err(BeginError::TooManyOfCaller);
         }
         if self.is_full() {
@@ -141,9 +144,14 @@ impl Broker {
     }
 
     fn run(&self, record: TaskRecord, decided: Decided) -> Arc<Task> {
-        let task = Arc::new(Task::new(record, Vec::new(), Some(decided), self.now(), self.parts.clock.boot()));
+        let (now, boot) = (self.now(), self.parts.clock.boot());
+        let task = Arc::new(Task::new(record, Vec::new(), Some(decided), now, boot));
+        let check = task.next_check(&task.state(), now, boot);
         self.tasks.insert(Arc::clone(&task));
-        self.changed.notify_one();
+        // The reaper looks at every task: not for one that it comes to in time by itself.
+        if check.is_some_and(|wait| wait < LOOK_EVERY) || task.begun().parent.is_some() {
+            self.changed.notify_one();
+        }
         task
     }
 
