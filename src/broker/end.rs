@@ -20,7 +20,7 @@ use crate::task::{EndReason, Ending, REMEMBER, Task, TaskState};
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How many ends are written down at a time: enough to share the journal's commits, and so few that whoever asks for a
 /// credential meanwhile does not queue behind thousands.
-const AT_A_TIME: usize = 64;
+const AT_A_TIME: usize = 32;
 
 /// Why a task ends, and the whole story for the audit log.
 #[derive(Debug, Clone, PartialEq, Eq)]
