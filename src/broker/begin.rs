@@ -12,7 +12,7 @@ use crate::identity::task_token::{self, TokenHash};
 use crate::identity::{Caller, Evidence};
 use crate::lease::journal::{self, Change};
 use crate::metrics::Limit;
-use crate::policy::{Ask, Permit};
+use crate::policy::{Ask, Permit, PolicyVersion};
 use crate::secret::Secret;
 use crate::task::{Decided, Idempotency, Task, TaskId, TaskRecord};
 
@@ -132,7 +132,8 @@ impl Broker {
         let set_from = self.parts.clock.earliest();
         let record = new_record(request, caller, &permit, parent.as_deref(), hash, set_from)?;
         let decided = Decided::from(&permit);
-        self.audit_permit(request, &record, Some(&decided), Some(&permit), None).await?;
+        let by = (permit.policy_version(), permit.rule_ids());
+        self.audit_permit(request, &record, Some(by), Some(&permit), None).await?;
         journal::record(&*self.parts.journal, vec![Change::Task(Box::new(record.clone()))]).await?;
         let task = self.run(record, decided);
         Ok(Begun { task, token })
@@ -175,8 +176,12 @@ impl Broker {
         }
         let (token, hash) = task_token::generate()?;
         let record = TaskRecord { token: hash, ..task.begun().clone() };
-        let decided = task.state().decided.clone();
-        self.audit_permit(request, &record, decided.as_ref(), None, Some("idempotency_key")).await?;
+        // By what it goes on: asked again, since a running task does not keep it.
+        let kept = self
+            .policy()
+            .and_then(|policy| policy.still_permits(&task.caller(), &task.begun().ask, task.id(), self.now()).ok());
+        let by = kept.as_ref().map(|kept| (&kept.policy_version, &*kept.rule_ids));
+        self.audit_permit(request, &record, by, None, Some("idempotency_key")).await?;
         journal::record(&*self.parts.journal, vec![Change::Task(Box::new(record))]).await?;
         self.tasks.replace_token(&task, hash);
         if task.ended().is_some() {
@@ -191,7 +196,7 @@ impl Broker {
         &self,
         request: &BeginRequest,
         record: &TaskRecord,
-        decided: Option<&Decided>,
+        by: Option<(&PolicyVersion, &[String])>,
         permit: Option<&Permit>,
         reason: Option<&str>,
     ) -> Result<(), BeginError> {
@@ -206,8 +211,8 @@ impl Broker {
             params: Some(&record.ask.params),
             stated_reason: record.ask.reason.as_deref(),
             tier: Some(record.tier),
-            policy_version: Some(&decided.map_or(&record.policy_version, |decided| &decided.version).0),
-            rule_ids: decided.map_or(&[], |decided| &decided.rule_ids),
+            policy_version: Some(&by.map_or(&record.policy_version, |(version, _)| version).0),
+            rule_ids: by.map_or(&[], |(_, rule_ids)| rule_ids),
             digests: permit.map(Permit::digests),
             stale: permit.and_then(Permit::stale),
             deadline: Some(record.deadline),
@@ -286,7 +291,8 @@ fn new_record(
         owner: caller.spiffe_id().clone(),
         proof: caller.proof(),
         proved_until: caller.until(),
-        ask: request.ask.clone(),
+        // The policy's own text of the scope, which all its tasks share.
+        ask: Ask { scope: permit.scope().clone(), ..request.ask.clone() },
         label: request.label.clone(),
         parent: parent.map(|task| task.id().clone()),
         hold: request.hold,
