@@ -116,7 +116,7 @@ pub(crate) fn restart() -> Outcome {
 pub(crate) fn drain_serving() -> Outcome {
     const RATE: f64 = 2_000.0;
     const SLICE: Duration = Duration::from_millis(100);
-    const LONGEST: Duration = Duration::from_secs(60);
+    const LONGEST: Duration = Duration::from_secs(300);
     const PATH: &str = "/v1/aws/credentials";
     let stage = Stage::new(100)?;
     let journal = full_journal(SystemClock.now() - Duration::from_secs(60))?;
