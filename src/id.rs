@@ -2,18 +2,18 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::identity::task_token::{self, NoRandomness};
 
 const ID_BITS: usize = 16;
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
-const ID_LENGTH: usize = 26;
+/// A letter, a dash, and 26 digits of five bits.
+const LENGTH: usize = 28;
 
 /// An unguessable id: `prefix` and 128 random bits in Crockford's base 32, lower case.
-fn random_id(prefix: &str) -> Result<String, NoRandomness> {
+fn random_id(prefix: [u8; 2]) -> Result<[u8; LENGTH], NoRandomness> {
     let mut bits = [0u8; ID_BITS];
     #[cfg(feature = "dev")]
     let bits_are_made = testing::next(&mut bits);
@@ -23,89 +23,88 @@ fn random_id(prefix: &str) -> Result<String, NoRandomness> {
         task_token::random(&mut bits)?;
     }
     let mut value = u128::from_be_bytes(bits);
-    let mut digits = [0u8; ID_LENGTH];
+    let mut id = [0u8; LENGTH];
+    let (front, digits) = id.split_at_mut(prefix.len());
+    front.copy_from_slice(&prefix);
     for digit in digits.iter_mut().rev() {
         // INVARIANT: the index is below 32.
         *digit = ALPHABET.get((value & 31) as usize).copied().unwrap_or(b'0');
         value >>= 5;
     }
-    Ok(format!("{prefix}{}", String::from_utf8_lossy(&digits)))
+    Ok(id)
 }
 
-/// The id of a task: `t-` and 128 random bits.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct TaskId(Arc<str>);
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $prefix:literal) => {
+        $(#[$doc])*
+        // In place and not behind a pointer: each stands in several tables, and a pointer's text would be as large again.
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name([u8; LENGTH]);
 
-impl TaskId {
-    /// A new, unguessable id.
-    ///
-    /// # Errors
-    /// When the system gives no random bytes.
-    pub fn generate() -> Result<Self, NoRandomness> {
-        random_id("t-").map(|id| Self(id.into()))
-    }
+        impl $name {
+            /// A new, unguessable id.
+            ///
+            /// # Errors
+            /// When the system gives no random bytes.
+            pub fn generate() -> Result<Self, NoRandomness> {
+                random_id(*$prefix).map(Self)
+            }
 
-    /// The id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
+            /// The id as text.
+            pub fn as_str(&self) -> &str {
+                // Made of ASCII, here and in `from_str`.
+                std::str::from_utf8(&self.0).unwrap_or_default()
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = ();
+
+            /// Reads an id as it stands in a path or a record; anything else cannot be one.
+            fn from_str(text: &str) -> Result<Self, ()> {
+                let id: [u8; LENGTH] = text.as_bytes().try_into().map_err(drop)?;
+                let digits = id.strip_prefix($prefix.as_slice()).ok_or(())?;
+                if digits.iter().all(|digit| ALPHABET.contains(digit)) { Ok(Self(id)) } else { Err(()) }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                text.parse().map_err(|()| serde::de::Error::custom(concat!("no ", stringify!($name))))
+            }
+        }
+    };
 }
 
-impl FromStr for TaskId {
-    type Err = ();
-
-    /// Reads an id as it stands in a path; anything else cannot name a task.
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let digits = text.strip_prefix("t-").ok_or(())?;
-        let known = digits.len() == ID_LENGTH && digits.bytes().all(|b| ALPHABET.contains(&b));
-        if known { Ok(Self(text.into())) } else { Err(()) }
-    }
-}
-
-impl fmt::Display for TaskId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for TaskId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// The id of a lease: `l-` and 128 random bits.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct LeaseId(Arc<str>);
-
-impl LeaseId {
-    /// A new, unguessable id.
-    ///
-    /// # Errors
-    /// When the system gives no random bytes.
-    pub fn generate() -> Result<Self, NoRandomness> {
-        random_id("l-").map(|id| Self(id.into()))
-    }
-
-    /// The id as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for LeaseId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for LeaseId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+id!(
+    /// The id of a task: `t-` and 128 random bits.
+    TaskId,
+    b"t-"
+);
+id!(
+    /// The id of a lease: `l-` and 128 random bits.
+    LeaseId,
+    b"l-"
+);
 
 /// Ids that a simulation can foresee, so that the same seed tells the same history whatever is ordered by an id.
 #[cfg(feature = "dev")]
@@ -137,5 +136,24 @@ pub mod testing {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_read_as_it_is_written_and_nothing_else_is_one() {
+        let (task, lease) = (TaskId::generate().unwrap(), LeaseId::generate().unwrap());
+        assert_eq!(task.to_string().parse(), Ok(task.clone()));
+        assert_eq!(serde_json::from_str(&serde_json::to_string(&lease).unwrap()).ok(), Some(lease.clone()));
+        for other in
+            ["", "t-", "t-0123456789abcdefghjkmnpqr", "t-0123456789abcdefghjkmnpqrst", "t-0123456789abcdefghjkmnpqrU"]
+        {
+            assert_eq!(other.parse::<TaskId>(), Err(()), "{other}");
+        }
+        assert_eq!(lease.as_str().parse::<TaskId>(), Err(()));
+        assert!(serde_json::from_str::<LeaseId>(&serde_json::to_string(&task).unwrap()).is_err());
     }
 }

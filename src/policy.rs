@@ -442,7 +442,7 @@ impl Policy {
             Freshness::Expired(lapse) => return Err(self.expired(active, &lapse)),
         };
         Ok(Permit {
-            scope: ask.scope.clone(),
+            scope: active.digests.id.clone(),
             policy_version: self.version().clone(),
             rule_ids,
             tier: active.decision.tier,

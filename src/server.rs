@@ -11,6 +11,7 @@ mod crowd;
 pub mod descriptors;
 pub mod guard;
 pub mod mtls;
+mod patience;
 pub mod problem;
 mod stall;
 pub mod tasks;

@@ -29,29 +29,25 @@ pub const HOLD_GRACE: Duration = Duration::from_secs(10);
 /// How long an ended task is remembered, so that its report can be read again.
 pub const REMEMBER: Duration = Duration::from_secs(24 * 3600);
 
-/// What a running task keeps of its permit: enough to tell whether to decide again, by what it was permitted, and
-/// when it is idle. Every mint decides anew, so the rest would only take room, and the policy itself would outlive its
-/// successor.
+/// What a running task keeps of its permit: enough to tell whether to decide again, and when it is idle. Every mint
+/// decides anew, so the rest would only take room, and the policy itself would outlive its successor.
 #[derive(Debug, Clone)]
 pub struct Decided {
     /// The policy that permitted.
     pub version: PolicyVersion,
-    /// The `@id`s of the rules that permitted.
-    pub rule_ids: Box<[String]>,
     /// Idle time after which the task ends, where the decision sets one.
     pub idle: Option<Duration>,
 }
 
 impl From<&Permit> for Decided {
     fn from(permit: &Permit) -> Self {
-        let rule_ids = permit.rule_ids().into();
-        Self { version: permit.policy_version().clone(), rule_ids, idle: permit.caps().idle }
+        Self { version: permit.policy_version().clone(), idle: permit.caps().idle }
     }
 }
 
 impl From<Kept> for Decided {
     fn from(kept: Kept) -> Self {
-        Self { version: kept.policy_version, rule_ids: kept.rule_ids.into(), idle: kept.idle }
+        Self { version: kept.policy_version, idle: kept.idle }
     }
 }
 
@@ -286,4 +282,16 @@ pub fn session_part(path: &str) -> String {
     let segment = path.rsplit('/').next().unwrap_or_default();
     // both alphabets are ASCII, so characters are bytes
     segment.chars().take(16).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ten thousand tasks are ten thousand times as much (`task_bytes` of benches/report).
+    #[test]
+    fn what_is_kept_of_each_task_stays_small() {
+        let sizes = [size_of::<Task>(), size_of::<crate::lease::Issued>(), size_of::<LeaseRecord>()];
+        assert!(sizes.iter().zip([560, 240, 144]).all(|(size, most)| *size <= most), "{sizes:?}: box what is rare");
+    }
 }

@@ -11,11 +11,14 @@ use async_trait::async_trait;
 use sidemint::audit::{Audit, Output, Settings as AuditSettings};
 use sidemint::broker::{BeginRequest, Broker, Claimant, CredentialsError, Limits, Parts, reaper};
 use sidemint::clock::{Clock as _, SharedClock, SystemClock, Timestamp};
-use sidemint::exchange::{AwsCredential, Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, Revocation};
+use sidemint::exchange::{
+    AwsCredential, Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, Revocation, RevokeOrder, TakenBack,
+};
 use sidemint::identity::task_token::TokenHash;
 use sidemint::identity::workload_api::WorkloadApi as _;
 use sidemint::identity::workload_api::testing::FakeWorkloadApi;
 use sidemint::identity::{Authenticator, Evidence};
+use sidemint::lease::LeaseState;
 use sidemint::lease::journal::DiskJournal;
 use sidemint::policy::cache::PolicyCache;
 use sidemint::policy::repository::DirectorySource;
@@ -37,9 +40,13 @@ const AT_A_TIME: usize = 64;
 /// Over how long the ends are spread.
 const SPREAD: Duration = Duration::from_secs(3);
 
-/// A cloud that is not in the way.
+/// How many tasks end at once whose credentials are to be revoked, and how long their provider takes for each.
+const TO_REVOKE: usize = 1_000;
+const REVOKING: Duration = Duration::from_millis(5);
+
+/// A cloud that is not in the way, whose credentials can be taken back by this class.
 #[derive(Debug)]
-struct AtOnce;
+struct AtOnce(Revocation);
 
 #[async_trait]
 impl Cloud for AtOnce {
@@ -57,9 +64,14 @@ impl Cloud for AtOnce {
                 account_id: None,
             }),
             usable_until: order.dead_by,
-            revocation: Revocation::Expire,
+            revocation: self.0,
             upstream: format!("arn:aws:sts::111122223333:assumed-role/ledger/{}", order.session_name),
         })
+    }
+
+    async fn revoke(&self, _: &RevokeOrder) -> Result<TakenBack, ExchangeError> {
+        SystemClock.sleep(REVOKING).await;
+        Ok(TakenBack::Revoked)
     }
 }
 
@@ -84,7 +96,7 @@ struct Held {
 }
 
 impl House {
-    async fn open() -> Fallible<Self> {
+    async fn open(class: Revocation) -> Fallible<Self> {
         // On the same file system as the sidecar's own, and not on one in memory.
         let folder = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR").to_owned() + "/target")?;
         for (path, text) in policy_files(1) {
@@ -104,7 +116,7 @@ impl House {
             workload_api: Arc::clone(&api) as _,
             authenticator: Authenticator::new(Arc::clone(&api) as _, "sidemint".into()),
             policy: Arc::clone(&policy),
-            clouds: BTreeMap::from([(Provider::Aws, Arc::new(AtOnce) as Arc<dyn Cloud>)]),
+            clouds: BTreeMap::from([(Provider::Aws, Arc::new(AtOnce(class)) as Arc<dyn Cloud>)]),
             journal: Arc::new(journal),
             audit: Arc::new(Audit::start(&audit, &state, clock.now())?),
             metrics: Arc::new(sidemint::app::metrics()?),
@@ -124,10 +136,10 @@ impl House {
         Ok(Self { broker, api, reaper, _folder: folder })
     }
 
-    /// Begins all tasks and mints for each; `ttl` says how long the one of this number may last.
-    async fn fill(&self, ttl: impl Fn(usize) -> Option<Duration>) -> Fallible<Vec<Held>> {
-        let (mut held, mut work) = (Vec::with_capacity(TASKS), JoinSet::new());
-        for number in 0..TASKS {
+    /// Begins `count` tasks and mints for each; `ttl` says how long the one of this number may last.
+    async fn fill(&self, count: usize, ttl: impl Fn(usize) -> Option<Duration>) -> Fallible<Vec<Held>> {
+        let (mut held, mut work) = (Vec::with_capacity(count), JoinSet::new());
+        for number in 0..count {
             if work.len() >= AT_A_TIME {
                 held.push(work.join_next().await.ok_or("nothing is under way")???);
             }
@@ -142,14 +154,7 @@ impl House {
 
     /// Waits until none of them runs any more.
     async fn until_over(&self, held: &[Held]) -> Fallible<()> {
-        let clock = SystemClock;
-        for _ in 0..6000 {
-            if held.iter().all(|held| held.task.ended().is_some()) {
-                return Ok(());
-            }
-            clock.sleep(Duration::from_millis(20)).await;
-        }
-        Err("some never ended".into())
+        until_all(held, |task| task.ended().is_some()).await
     }
 
     /// Whether a request is refused because its task has ended.
@@ -182,6 +187,16 @@ async fn begin(broker: &Arc<Broker>, ttl: Option<Duration>) -> Fallible<Held> {
     Ok(Held { task: begun.task, token })
 }
 
+async fn until_all(held: &[Held], so: impl Fn(&Task) -> bool) -> Fallible<()> {
+    for _ in 0..6000 {
+        if held.iter().all(|held| so(&held.task)) {
+            return Ok(());
+        }
+        SystemClock.sleep(Duration::from_millis(20)).await;
+    }
+    Err("some never ended".into())
+}
+
 /// When a task stopped being served; `None` while it is.
 fn ended_at(held: &Held, reason: EndReason) -> Fallible<Timestamp> {
     let state = held.task.state();
@@ -200,17 +215,17 @@ fn run<T>(work: impl Future<Output = Fallible<T>>) -> Result<T, Box<dyn Error>> 
 
 /// How long it takes until all tasks have begun.
 async fn filling() -> Fallible<Duration> {
-    let (house, began) = (House::open().await?, Instant::now());
-    house.fill(|_| None).await?;
+    let (house, began) = (House::open(Revocation::Expire).await?, Instant::now());
+    house.fill(TASKS, |_| None).await?;
     Ok(began.elapsed())
 }
 
 /// The lateness of each end beside its due time, in milliseconds, when all are due within [`SPREAD`] after `lead`.
 async fn spread(lead: Duration) -> Fallible<Vec<f64>> {
-    let house = House::open().await?;
+    let house = House::open(Revocation::Expire).await?;
     let began = Instant::now();
     let due = |number: usize| lead + SPREAD.mul_f64(number as f64 / TASKS as f64);
-    let held = house.fill(|number| Some(due(number).saturating_sub(began.elapsed()))).await?;
+    let held = house.fill(TASKS, |number| Some(due(number).saturating_sub(began.elapsed()))).await?;
     if began.elapsed() > lead {
         return Err(format!("the tasks took longer than {lead:?} to begin").into());
     }
@@ -241,8 +256,8 @@ pub(crate) fn expiry_lateness() -> Outcome {
 /// Seconds from the withdrawal of the identity until no task of it holds a credential, and until the first request after it
 /// was refused.
 async fn withdrawn() -> Fallible<(f64, f64)> {
-    let house = House::open().await?;
-    let held = house.fill(|_| None).await?;
+    let house = House::open(Revocation::Expire).await?;
+    let held = house.fill(TASKS, |_| None).await?;
     let (first, last) = (held.first().ok_or("no task")?, held.last().ok_or("no task")?);
     let (clock, began) = (SystemClock, Instant::now());
     let seen = clock.now();
@@ -273,4 +288,38 @@ pub(crate) fn end_all() -> Outcome {
         rounds.split_off(1),
         format!("two requests at once after the trigger were refused within {:.0} µs", median(first)),
     )
+}
+
+/// Seconds from each task's end until its provider said that the credential is dead, when all end at once.
+async fn revoked() -> Fallible<Vec<f64>> {
+    let house = House::open(Revocation::Exact).await?;
+    let held = house.fill(TO_REVOKE, |_| None).await?;
+    let mut ends = JoinSet::new();
+    for held in &held {
+        let (broker, task) = (Arc::clone(&house.broker), Arc::clone(&held.task));
+        ends.spawn(async move { broker.end(&task, EndReason::Operator, None).await });
+    }
+    while ends.join_next().await.is_some() {}
+    until_all(&held, |task| task.state().leases.iter().all(|lease| lease.state.is_over())).await?;
+    let lag = |held: &Held| {
+        let state = held.task.state();
+        let (ending, lease) = (state.ending.as_ref().ok_or("a task still runs")?, state.leases.first());
+        let lease = lease.filter(|lease| lease.state == LeaseState::Revoked).ok_or("a lease is not revoked")?;
+        Ok(lease.usable_until.since(ending.ended_at).as_secs_f64())
+    };
+    held.iter().map(lag).collect()
+}
+
+pub(crate) fn revocation_lag() -> Outcome {
+    let mut rounds = Vec::new();
+    for _ in 0..ROUNDS {
+        let mut lags = run(revoked())?;
+        lags.sort_by(f64::total_cmp);
+        rounds.push(lags.get(lags.len() * 99 / 100).copied().ok_or("nothing was revoked")?);
+    }
+    let note = format!(
+        "{TO_REVOKE} credentials of tasks that end at once, {} ms each at their provider",
+        REVOKING.as_millis()
+    );
+    over_rounds(rounds, note)
 }

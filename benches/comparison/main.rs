@@ -6,7 +6,7 @@
 //! - [`report`]: rows, bars, the table and the file.
 //! - [`stage`]: a Workload API, an STS, policy files, and the real `sidemint serve` between them.
 //! - [`load`]: HTTP clients that cost as little as possible.
-//! - [`serving`], [`handshakes`], [`process`], [`policy`], [`repository`], [`inside`], [`ends`]: the measurements.
+//! - [`serving`], [`handshakes`], [`process`], [`policy`], [`repository`], [`inside`], [`ends`], [`starts`]: the measurements.
 
 #![allow(clippy::disallowed_methods, reason = "a measurement reads the clock; the product never does")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the table is what this program is for")]
@@ -21,6 +21,7 @@ mod report;
 mod repository;
 mod serving;
 mod stage;
+mod starts;
 
 use report::{Bar, Measured, Outcome, Row};
 
@@ -28,7 +29,7 @@ use report::{Bar, Measured, Outcome, Row};
 type Measure = fn() -> Outcome;
 
 /// Every row, in the order of the table.
-const ROWS: [(&str, &str, Bar, Measure); 20] = [
+const ROWS: [(&str, &str, Bar, Measure); 23] = [
     ("serve_throughput_vs_hyper", "ratio", Bar::AtLeast(0.85), serving::throughput),
     ("serve_p99_vs_hyper", "ratio", Bar::AtMost(1.5), serving::tail),
     ("jwt_first_seen_vs_raw", "ratio", Bar::AtMost(1.5), inside::jwt_first_seen),
@@ -48,6 +49,9 @@ const ROWS: [(&str, &str, Bar, Measure); 20] = [
     ("policy_rss_10000", "MiB", Bar::AtMost(128.0), policy::rss),
     ("policy_reload_serving_p99", "ratio", Bar::AtMost(3.0), policy::reload_serving),
     ("expiry_lateness_p99", "ms", Bar::AtMost(50.0), ends::expiry_lateness),
+    ("revocation_lag_p99", "s", Bar::AtMost(5.0), ends::revocation_lag),
+    ("restart_10000", "s", Bar::AtMost(0.5), starts::restart),
+    ("drain_serving_p99", "ratio", Bar::AtMost(1.5), starts::drain_serving),
     ("end_all_10000", "s", Bar::AtMost(1.0), ends::end_all),
 ];
 
@@ -69,19 +73,36 @@ fn main() -> std::process::ExitCode {
     report::begin();
     for (name, unit, bar, measure) in ROWS {
         let wanted = arguments.is_empty() || arguments.iter().any(|argument| argument == name);
-        let outcome = if wanted { measure() } else { Err("not asked for".into()) };
-        let row = Row::new(name, unit, bar, outcome);
-        row.print();
+        let row = Row::new(name, unit, bar, wanted.then(measure));
+        if wanted {
+            row.print();
+        }
         rows.push(row);
     }
+    report::end(&rows);
     match report::write(&rows) {
-        Ok(path) => println!("\nwritten to {}", path.display()),
+        Ok(path) => println!("written to {}", path.display()),
         Err(error) => {
             eprintln!("the report cannot be written: {error}");
             return std::process::ExitCode::FAILURE;
         }
     }
     std::process::ExitCode::SUCCESS
+}
+
+/// Both of a pair, each first every other `turn`: whoever comes second finds a warmer machine.
+fn both<T, E>(
+    turn: usize,
+    ours: impl FnOnce() -> Result<T, E>,
+    bare: impl FnOnce() -> Result<T, E>,
+) -> Result<(T, T), E> {
+    if turn.is_multiple_of(2) {
+        let ours = ours()?;
+        Ok((ours, bare()?))
+    } else {
+        let bare = bare()?;
+        Ok((ours()?, bare))
+    }
 }
 
 /// The median of what several rounds gave, with how far they lay apart.

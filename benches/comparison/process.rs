@@ -54,10 +54,9 @@ pub(crate) fn task_bytes() -> Outcome {
     const COUNTED: usize = 9_500;
     // The memory grows in steps, and tables double now and then: so nothing but the whole way says what a task costs, and
     // each process goes it once.
-    const PROCESSES: usize = 3;
     let stage = Stage::new(100)?;
     let (mut rounds, mut secrets) = (Vec::new(), 0.0);
-    for _ in 0..PROCESSES {
+    for _ in 0..ROUNDS {
         let sidecar = Sidecar::start(&stage, None)?;
         begin_many(&stage, &sidecar, BEFORE)?;
         let before = resident(sidecar.pid())?;

@@ -49,15 +49,19 @@ pub(crate) struct Row {
     bar: Bar,
     value: Option<f64>,
     note: String,
+    asked: bool,
 }
 
 impl Row {
-    pub(crate) fn new(name: &'static str, unit: &'static str, bar: Bar, outcome: Outcome) -> Self {
+    /// `None` for one that was not asked for.
+    pub(crate) fn new(name: &'static str, unit: &'static str, bar: Bar, outcome: Option<Outcome>) -> Self {
+        let asked = outcome.is_some();
         let (value, note) = match outcome {
-            Ok(measured) => (Some(measured.value), measured.note),
-            Err(reason) => (None, format!("not measured: {reason}")),
+            Some(Ok(measured)) => (Some(measured.value), measured.note),
+            Some(Err(reason)) => (None, format!("not measured: {reason}")),
+            None => (None, "not asked for".into()),
         };
-        Self { name, unit, bar, value, note }
+        Self { name, unit, bar, value, note, asked }
     }
 
     fn ok(&self) -> bool {
@@ -89,6 +93,23 @@ pub(crate) fn begin() {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     println!("{cores} cores, load average before: {}", load.split(' ').take(3).collect::<Vec<_>>().join(" "));
     println!("{:<28} {:>10} {:<6} {:<9} {:<5} spread and figures", "name", "value", "unit", "bar", "");
+}
+
+/// Names the rows that miss their bar, or that could not be measured. No failure of this program: on a busy machine any
+/// row may miss.
+pub(crate) fn end(rows: &[Row]) {
+    let asked: Vec<_> = rows.iter().filter(|row| row.asked).collect();
+    let names = |wanted: &dyn Fn(&Row) -> bool| {
+        let names: Vec<_> = asked.iter().filter(|row| wanted(row)).map(|row| row.name).collect();
+        if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+    };
+    println!(
+        "\n{} of {} hold their bar; missed: {}; not measured: {}",
+        asked.iter().filter(|row| row.ok()).count(),
+        asked.len(),
+        names(&|row| row.value.is_some() && !row.ok()),
+        names(&|row| row.value.is_none()),
+    );
 }
 
 /// Writes the report and returns where.

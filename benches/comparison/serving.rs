@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use crate::load::{Client, Load, request};
 use crate::report::Outcome;
 use crate::stage::{Sidecar, Stage, cores, on_core, spawn_on};
-use crate::{median, over_rounds};
+use crate::{both, median, over_rounds};
 
 /// What makes this program be the bare server.
 pub(crate) const BARE: &str = "--bare-hyper";
@@ -92,19 +92,7 @@ impl Pair {
 /// Runs `round` on the clients' core for both sides in turns, [`ROUNDS`] times, each side first every other time.
 pub(crate) fn in_turns<T: Send>(round: impl Fn(Side) -> std::io::Result<T> + Sync) -> std::io::Result<Vec<(T, T)>> {
     let (_, core) = cores();
-    on_core(core, || {
-        (0..ROUNDS)
-            .map(|turn| {
-                if turn % 2 == 0 {
-                    let sidecar = round(Side::Sidecar)?;
-                    Ok((sidecar, round(Side::Bare)?))
-                } else {
-                    let bare = round(Side::Bare)?;
-                    Ok((round(Side::Sidecar)?, bare))
-                }
-            })
-            .collect()
-    })
+    on_core(core, || (0..ROUNDS).map(|turn| both(turn, || round(Side::Sidecar), || round(Side::Bare))).collect())
 }
 
 pub(crate) fn throughput() -> Outcome {

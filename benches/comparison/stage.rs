@@ -232,7 +232,17 @@ pub(crate) fn binary() -> Fallible<PathBuf> {
 impl Sidecar {
     /// Starts it beside `stage`, on `core` where one is given, and returns once it is ready.
     pub(crate) fn start(stage: &Stage, core: Option<usize>) -> Fallible<Self> {
+        Self::start_on(stage, core, |_| Ok(()))
+    }
+
+    /// The same, once `prepare` has filled the state directory, which is not there before.
+    pub(crate) fn start_on(
+        stage: &Stage,
+        core: Option<usize>,
+        prepare: impl FnOnce(&Path) -> Fallible<()>,
+    ) -> Fallible<Self> {
         let folder = tempfile::tempdir()?;
+        prepare(&folder.path().join("state"))?;
         let [http, mtls, admin] = free_addresses()?;
         let config = folder.path().join("sidemint.toml");
         std::fs::write(&config, configuration(stage, folder.path(), [http, mtls, admin]))?;

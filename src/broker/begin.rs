@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::end::LOOK_EVERY;
 use super::{BeginError, Broker};
 use crate::audit::{Event, Kind};
 use crate::clock::Timestamp;
 use crate::identity::task_token::{self, TokenHash};
-use crate::identity::{Caller, Evidence};
+use crate::identity::{Caller, Evidence, SpiffeId};
 use crate::lease::journal::{self, Change, JournalError};
 use crate::metrics::Limit;
-use crate::policy::{Ask, Permit};
+use crate::policy::{Ask, Permit, PolicyVersion};
 use crate::secret::Secret;
 use crate::task::{Decided, EndReason, Idempotency, Task, TaskId, TaskRecord};
 
@@ -117,12 +118,9 @@ impl Broker {
             return Err(BeginError::NoProvider(grant.provider.provider()));
         }
         let (_opening, opening) = self.callers.open(caller.spiffe_id());
-        let (running, unsettled) = self.tasks.standing_of(caller.spiffe_id());
         let limits = &self.parts.limits;
-        // Ended tasks that left access cannot be forgotten either: no caller has more than half of the room for those.
-        let too_many = running + opening > limits.tasks_per_caller
-            || running + unsettled + opening > limits.tasks_per_caller.max(limits.tasks / 2);
-        if too_many {
+        // Counted task by task only where there could be too many.
+        if self.tasks.len() + opening > limits.tasks_per_caller && self.has_too_many(caller.spiffe_id(), opening) {
             return Err(BeginError::TooManyOfCaller);
         }
         if self.is_full() {
@@ -135,7 +133,8 @@ impl Broker {
         let set_from = self.parts.clock.earliest();
         let record = new_record(request, caller, &permit, parent.as_deref(), hash, set_from)?;
         let decided = Decided::from(&permit);
-        self.audit_permit(request, &record, Some(&decided), Some(&permit), None).await?;
+        let by = (permit.policy_version(), permit.rule_ids());
+        self.audit_permit(request, &record, Some(by), Some(&permit), None).await?;
         journal::record(&*self.parts.journal, vec![Change::Task(Box::new(record.clone()))]).await?;
         let task = self.run(record, decided);
         // Whoever closes has ended every task that it saw: this one it may have missed.
@@ -156,10 +155,24 @@ impl Broker {
     }
 
     fn run(&self, record: TaskRecord, decided: Decided) -> Arc<Task> {
-        let task = Arc::new(Task::new(record, Vec::new(), Some(decided), self.now(), self.parts.clock.boot()));
+        let (now, boot) = (self.now(), self.parts.clock.boot());
+        let task = Arc::new(Task::new(record, Vec::new(), Some(decided), now, boot));
+        let check = task.next_check(&task.state(), now, boot);
         self.tasks.insert(Arc::clone(&task));
-        self.changed.notify_one();
+        // The reaper looks at every task: not for one that it comes to in time by itself.
+        if check.is_some_and(|wait| wait < LOOK_EVERY) || task.begun().parent.is_some() {
+            self.changed.notify_one();
+        }
         task
+    }
+
+    /// Whether `owner`, of whose tasks `opening` are being opened, has no room for them.
+    fn has_too_many(&self, owner: &SpiffeId, opening: usize) -> bool {
+        let limits = &self.parts.limits;
+        let (running, unsettled) = self.tasks.standing_of(owner);
+        // Ended tasks that left access cannot be forgotten either: no caller has more than half of the room for those.
+        running + opening > limits.tasks_per_caller
+            || running + unsettled + opening > limits.tasks_per_caller.max(limits.tasks / 2)
     }
 
     /// The task that the same caller began with the same key, under a fresh token; the old one dies.
@@ -182,8 +195,12 @@ impl Broker {
         }
         let (token, hash) = task_token::generate()?;
         let record = TaskRecord { token: hash, ..task.begun().clone() };
-        let decided = task.state().decided.clone();
-        self.audit_permit(request, &record, decided.as_ref(), None, Some("idempotency_key")).await?;
+        // By what it goes on: asked again, since a running task does not keep it.
+        let kept = self
+            .policy()
+            .and_then(|policy| policy.still_permits(&task.caller(), &task.begun().ask, task.id(), self.now()).ok());
+        let by = kept.as_ref().map(|kept| (&kept.policy_version, &*kept.rule_ids));
+        self.audit_permit(request, &record, by, None, Some("idempotency_key")).await?;
         let before = task.state().durable();
         // The task may end meanwhile: then the journal keeps its end, and takes no token.
         journal::record(&*self.parts.journal, vec![Change::Task(Box::new(record))]).await?;
@@ -203,7 +220,7 @@ impl Broker {
         &self,
         request: &BeginRequest,
         record: &TaskRecord,
-        decided: Option<&Decided>,
+        by: Option<(&PolicyVersion, &[String])>,
         permit: Option<&Permit>,
         reason: Option<&str>,
     ) -> Result<(), BeginError> {
@@ -218,8 +235,8 @@ impl Broker {
             params: Some(&record.ask.params),
             stated_reason: record.ask.reason.as_deref(),
             tier: Some(record.tier),
-            policy_version: Some(&decided.map_or(&record.policy_version, |decided| &decided.version).0),
-            rule_ids: decided.map_or(&[], |decided| &decided.rule_ids),
+            policy_version: Some(&by.map_or(&record.policy_version, |(version, _)| version).0),
+            rule_ids: by.map_or(&[], |(_, rule_ids)| rule_ids),
             digests: permit.map(Permit::digests),
             stale: permit.and_then(Permit::stale),
             deadline: Some(record.deadline),
@@ -303,7 +320,8 @@ fn new_record(
         owner: caller.spiffe_id().clone(),
         proof: caller.proof(),
         proved_until: caller.until(),
-        ask: request.ask.clone(),
+        // The policy's own text of the scope, which all its tasks share.
+        ask: Ask { scope: permit.scope().clone(), ..request.ask.clone() },
         label: request.label.clone(),
         parent: parent.map(|task| task.id().clone()),
         hold: request.hold,

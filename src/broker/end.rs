@@ -18,6 +18,12 @@ use crate::lease::{LeaseFacts, LeaseId, LeaseRecord, LeaseState};
 use crate::policy::{Denial, DenialReason};
 use crate::task::{EndReason, Ending, REMEMBER, Task, TaskState};
 
+/// A look at all tasks at least this often, so that a clock that was set, or a policy that changed, is noticed.
+pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How many ends are written down at a time: enough to share the journal's commits, and so few that whoever asks for a
+/// credential meanwhile does not queue behind thousands.
+const AT_A_TIME: usize = 32;
+
 /// Why a task ends, and the whole story for the audit log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stop {
@@ -94,10 +100,14 @@ impl Broker {
         state.ending = Some(Box::new(ending.clone()));
         state.decided = None;
         state.touch();
+        let owes = state.leases.iter().any(|lease| is_owed(lease));
         drop(state);
         task.announce_end();
         self.changed.notify_one();
-        self.to_revoke.notify_one();
+        // Whoever takes back looks at every task: not for one that leaves nothing to take back.
+        if owes {
+            self.to_revoke.notify_one();
+        }
         (ending, true)
     }
 
@@ -173,8 +183,7 @@ impl Broker {
         self: &'a Arc<Self>,
         parent: &'a Task,
     ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
-        let children: Vec<_> =
-            self.tasks.all().into_iter().filter(|task| task.begun().parent.as_ref() == Some(parent.id())).collect();
+        let children = self.tasks.children(parent.id());
         Box::pin(async move {
             for child in children {
                 self.end(&child, EndReason::ParentEnded, None).await;
@@ -211,9 +220,7 @@ impl Broker {
     /// Looks at every task: what is due is no longer served when this returns. What is to be written down about it stands in
     /// the answer, for [`Broker::carry_out`], which waits for the disk.
     pub(super) fn look(&self) -> Look {
-        /// A look at least this often, so that a clock that was set, or a policy that changed, is noticed.
-        const AT_LEAST_EVERY: Duration = Duration::from_secs(1);
-        let mut look = Look { next: AT_LEAST_EVERY, ..Look::default() };
+        let mut look = Look { next: LOOK_EVERY, ..Look::default() };
         let was_ready = self.was_ready();
         for task in self.tasks.all() {
             if !was_ready {
@@ -263,31 +270,29 @@ impl Broker {
             // Who cannot be renewed now is due at the next look, too.
             let _ = self.mint(&task, provider, None);
         }
-        let mut work = JoinSet::new();
-        // All at once: their records share the journal's commits.
+        let mut work = Work { under_way: JoinSet::new(), again: !look.changes.is_empty() };
         for (task, lease) in look.lapsed {
             let broker = Arc::clone(self);
-            work.spawn(async move {
+            let lapsed = async move {
                 broker.lapsed(&task, &lease).await;
                 false
-            });
+            };
+            work.begin(lapsed).await;
         }
         for (task, ending, detail) in look.ended {
             let broker = Arc::clone(self);
-            work.spawn(detached(async move {
+            let ended = async move {
                 broker.record_end(&task, &ending, detail, None).await;
                 broker.end_children(&task).await;
                 true
-            }));
+            };
+            work.begin(detached(ended)).await;
         }
         for task in look.behind {
             let broker = Arc::clone(self);
-            work.spawn(async move { broker.journal_task(&task).await });
+            work.begin(async move { broker.journal_task(&task).await }).await;
         }
-        let mut again = !look.changes.is_empty();
-        while let Some(done) = work.join_next().await {
-            again |= done.unwrap_or(false);
-        }
+        let again = work.done().await;
         self.catch_up(look.changes).await;
         again
     }
@@ -322,6 +327,34 @@ impl Broker {
         {
             tracing::error!(%error, "the journal is behind");
         }
+    }
+}
+
+/// What a look found, being written down: [`AT_A_TIME`] at a time.
+struct Work {
+    under_way: JoinSet<bool>,
+    /// Whether anything may have become due by it.
+    again: bool,
+}
+
+impl Work {
+    /// Begins one more, once there is room for it.
+    async fn begin(&mut self, one: impl Future<Output = bool> + Send + 'static) {
+        if self.under_way.len() >= AT_A_TIME {
+            self.next().await;
+        }
+        self.under_way.spawn(one);
+    }
+
+    async fn next(&mut self) -> Option<()> {
+        self.again |= self.under_way.join_next().await?.unwrap_or(false);
+        Some(())
+    }
+
+    /// Waits for all that began.
+    async fn done(mut self) -> bool {
+        while self.next().await.is_some() {}
+        self.again
     }
 }
 

@@ -348,13 +348,15 @@ impl Broker {
         change: u32,
     ) -> Result<Receipt, MintError> {
         let recorded = journal::record(&*self.parts.journal, vec![Change::Lease(Box::new(record))]).await;
-        // The task may have ended meanwhile: then this is taken back, whether or not it is recorded.
-        self.to_revoke.notify_one();
         // A credential that is there and not recorded, or recorded as it was before something else of the task was written: it is
         // written with the task as soon as the journal can.
         let mut state = task.state();
         if recorded.is_err() || state.change() != change {
             state.touch();
+        }
+        // The task may have ended meanwhile: then this is taken back, whether or not it is recorded.
+        if state.ending.is_some() {
+            self.to_revoke.notify_one();
         }
         drop(state);
         recorded.map_err(|error| MintError::NotRecorded(error.to_string()))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::{Broker, revoke};
+use super::{Broker, detached, revoke};
 use crate::identity::workload_api::Identities;
 use crate::policy::Policy;
 
@@ -29,7 +29,8 @@ pub async fn run(
             let next = look.next;
             if !look.is_empty() {
                 let broker = Arc::clone(&broker);
-                recording.spawn(async move { broker.carry_out(look).await });
+                // What is no longer served is written down, whatever becomes of the reaper.
+                recording.spawn(detached(async move { broker.carry_out(look).await }));
             }
             let sleep = clock.sleep(next);
             tokio::pin!(sleep);

@@ -14,7 +14,7 @@ use http_body_util::Either;
 use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -22,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::Answer;
 use super::crowd::{Crowd, Place, Seat};
 use super::mtls::{Mtls, Session};
+use super::patience::Patience;
 use super::stall::{Seen, Stalling};
 use crate::audit::{Audit, Event, Kind};
 use crate::clock::{SharedClock, Timestamp};
@@ -254,7 +255,7 @@ async fn converse<H, F>(
         })
     });
     let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
+        .timer(Patience::default())
         .header_read_timeout(limits.head)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD)

@@ -1,6 +1,6 @@
 //! The tasks in memory: found by the hash of their token, by id, or by idempotency key.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::Task;
@@ -19,6 +19,7 @@ struct Maps {
     by_token: HashMap<TokenHash, Arc<Task>>,
     by_id: HashMap<TaskId, Arc<Task>>,
     by_key: HashMap<(SpiffeId, [u8; 32]), TaskId>,
+    children: HashMap<TaskId, BTreeSet<TaskId>>,
 }
 
 impl TaskTable {
@@ -37,6 +38,9 @@ impl TaskTable {
         if let Some(idempotency) = &task.begun().idempotency {
             maps.by_key.insert((task.owner().clone(), idempotency.key), task.id().clone());
         }
+        if let Some(parent) = &task.begun().parent {
+            maps.children.entry(parent.clone()).or_default().insert(task.id().clone());
+        }
         maps.by_token.insert(token, Arc::clone(&task));
         maps.by_id.insert(task.id().clone(), task);
     }
@@ -49,6 +53,14 @@ impl TaskTable {
         maps.by_id.remove(task.id());
         if let Some(idempotency) = &task.begun().idempotency {
             maps.by_key.remove(&(task.owner().clone(), idempotency.key));
+        }
+        if let Some(parent) = &task.begun().parent
+            && let Some(siblings) = maps.children.get_mut(parent)
+        {
+            siblings.remove(task.id());
+            if siblings.is_empty() {
+                maps.children.remove(parent);
+            }
         }
     }
 
@@ -75,6 +87,13 @@ impl TaskTable {
         let maps = self.read();
         let id = maps.by_key.get(&(owner.clone(), *key))?;
         maps.by_id.get(id).cloned()
+    }
+
+    /// The tasks that are part of `parent`.
+    pub fn children(&self, parent: &TaskId) -> Vec<Arc<Task>> {
+        let maps = self.read();
+        let children = maps.children.get(parent).into_iter().flatten();
+        children.filter_map(|id| maps.by_id.get(id).cloned()).collect()
     }
 
     /// All tasks, in no order.
@@ -110,5 +129,43 @@ impl TaskTable {
     /// Whether no task is remembered.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::clock::Timestamp;
+
+    fn task(parent: Option<&TaskId>) -> Arc<Task> {
+        let (id, now) = (TaskId::generate().unwrap(), Timestamp::from_secs(1_795_435_200));
+        let (_, token) = crate::identity::task_token::generate().unwrap();
+        let record = json!({
+            "id": id, "owner": "spiffe://example.org/report", "proof": "jwt-svid", "proved_until": now,
+            "ask": { "scope": "ledger-read" }, "parent": parent, "hold": false, "token": token, "tier": "baseline",
+            "policy_version": "v", "begun_at": now, "deadline": now + Duration::from_secs(3600),
+        });
+        Arc::new(Task::new(serde_json::from_value(record).unwrap(), Vec::new(), None, now, Duration::ZERO))
+    }
+
+    #[test]
+    fn a_parent_has_the_children_that_are_remembered() {
+        let table = TaskTable::default();
+        let parent = task(None);
+        let (first, second, other) = (task(Some(parent.id())), task(Some(parent.id())), task(None));
+        for task in [&parent, &first, &second, &other] {
+            table.insert(Arc::clone(task));
+        }
+        let children = || table.children(parent.id()).iter().map(|task| task.id().clone()).collect::<BTreeSet<_>>();
+        assert_eq!(children(), [first.id(), second.id()].map(Clone::clone).into());
+        assert!(table.children(first.id()).is_empty() && table.children(other.id()).is_empty());
+        table.remove(&first);
+        assert_eq!(children(), [second.id().clone()].into());
+        table.remove(&second);
+        assert!(children().is_empty() && table.read().children.is_empty());
     }
 }
