@@ -190,6 +190,14 @@ impl FakeVault {
         state.leases.values().filter(|lease| !lease.dead).map(|lease| lease.until).collect()
     }
 
+    /// When the secrets that work stop working by themselves: a lease dies with its token.
+    pub(crate) fn work_until(&self) -> Vec<Timestamp> {
+        let state = self.state();
+        let alive = state.leases.values().filter(|lease| !lease.dead);
+        let ends = alive.filter_map(|lease| Some(lease.until.min(state.tokens.get(&lease.token)?.until)));
+        ends.collect()
+    }
+
     /// How many tokens work now.
     pub(crate) fn live_tokens(&self) -> usize {
         let now = self.clock.now();
