@@ -1,5 +1,6 @@
 //! The policy in force: polled from its source, loaded whole, swapped atomically. A version that is refused changes
-//! nothing; the last good one stays. One thing is taken of it even so: a kill list that is good in itself.
+//! nothing; the last good one stays. One thing is taken of it even so: a kill list that is good in itself, also where
+//! nothing else of the version can be believed or kept.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,6 +15,9 @@ use super::standing::Standing;
 use super::{LoadOptions, Policy, PolicyVersion, Problem, aside, kind, load};
 use crate::clock::{SharedClock, Timestamp};
 
+/// The longest interval with which a kill works within 35 s of its publication, and what of the 35 s is left to it.
+const KILL_POLL: Duration = Duration::from_secs(30);
+const KILL_REST: Duration = Duration::from_secs(5);
 /// Where a problem lies that the version before the newest has.
 const PREVIOUS: &str = "(previous version)";
 
@@ -165,6 +169,7 @@ impl PolicyCache {
             problems.retain(|problem| problem.file != PREVIOUS);
             problems.extend(found);
         }
+        problems.extend(self.stop_alone(&mut known, now).await);
         self.remember(&known).await;
         self.record(now, outcome, problems);
         outcome
@@ -239,8 +244,32 @@ impl PolicyCache {
         known.lender = Some(version.clone());
     }
 
+    /// Takes the kill list of a version of which nothing else could be had. It lifts nothing: who refused the rest of it has
+    /// not seen that its owners still have a say.
+    async fn stop_alone(&self, known: &mut Known, now: Timestamp) -> Vec<Problem> {
+        let Some(files) = self.source.stopping().await else { return Vec::new() };
+        let version = files.version.clone();
+        let is_newer = load::epoch(&files) > known.kill.as_ref().and_then(|kill| kill.epoch());
+        if !is_newer && known.lender.as_ref() != Some(&version) {
+            return Vec::new();
+        }
+        let list = match aside::run(move || load::kill_list(&files)).await {
+            Some(Ok(list)) => list,
+            Some(Err(problems)) => return problems,
+            None => return Vec::new(),
+        };
+        let list = self.current().map_or_else(|| list.clone(), |policy| list.and(policy.kill_list(), now));
+        self.stop_more(known, &version, Some(Arc::new(list)));
+        self.source.used(&version, Use::KillList).await;
+        Vec::new()
+    }
+
     /// Refreshes at least every `poll`, for ever, after a first refresh that its caller made at once. Drop it to stop.
     pub async fn run(&self, clock: SharedClock, poll: Duration) {
+        if self.is_signed() && poll > KILL_POLL {
+            let works = poll + KILL_REST;
+            tracing::warn!(?poll, "policy.poll is longer than 30s: a kill works within {works:?} of its publication");
+        }
         self.run_by(clock, Schedule::new(poll), schedule::random).await;
     }
 

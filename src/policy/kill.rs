@@ -181,6 +181,18 @@ impl KillList {
         if problems.is_empty() { Ok(list) } else { Err(problems) }
     }
 
+    /// This list with the entries of `other` that it lacks and that stop something at `now`.
+    pub(super) fn and(&self, other: &Self, now: Timestamp) -> Self {
+        let mut list = self.clone();
+        let ours: HashMap<&str, &Stop> = self.stops.iter().map(|stop| (&*stop.id, stop)).collect();
+        let lifted = other.stops.iter().filter(|stop| stop.in_force(now) && ours.get(&*stop.id) != Some(stop));
+        for stop in lifted {
+            list.index.add(&stop.target, list.stops.len());
+            list.stops.push(stop.clone());
+        }
+        list
+    }
+
     /// The version of the role `incident` that signed it.
     pub fn epoch(&self) -> Option<u64> {
         self.epoch

@@ -21,12 +21,18 @@ pub(super) fn scope(
     params: &BTreeMap<ParamName, ParamSpec>,
     grants: &[(GrantId, Arc<Grant>)],
     rules: &Rules,
+    business_owner: &str,
 ) -> Vec<Problem> {
     let file = format!("decisions/{id}.cedar");
     let warn = |message: String| Problem::new(file.clone(), kind::WARNING, message);
     let mut warnings: Vec<Problem> = rules.warnings.iter().cloned().map(warn).collect();
     for rule in rules.rules.iter().filter(|rule| rule.effect() == Effect::Permit) {
         warnings.extend(permit(rule, params).into_iter().map(warn));
+    }
+    if *decision.decision_owner == *business_owner {
+        let message =
+            format!("decision_owner is the scope's business_owner, {business_owner}: nobody else looks at its reasons");
+        warnings.push(Problem::new(format!("decisions/{id}.toml"), kind::WARNING, message));
     }
     for (name, grant) in grants {
         warnings.extend(of_grant(name, grant, decision));

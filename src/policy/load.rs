@@ -90,7 +90,7 @@ pub(super) fn load(files: &PolicyFiles, options: &LoadOptions) -> Result<Policy,
     let boundaries = boundaries(&engine, &sorted, &scopes, &mut warnings)?;
 
     let publishers = Publishers::of(files.signed.as_ref());
-    let mut signers = files.signed.as_ref().map(|signed| Signers::new(signed.snapshot, &signed.publishers));
+    let mut signers = files.signed.as_ref().map(Signers::new);
     warnings.extend(unknown_providers(&kill));
     let validators = Validators::default();
     let mut loader = Loader {
@@ -146,7 +146,8 @@ pub(super) fn kill_list(files: &PolicyFiles) -> Result<KillList, Vec<Problem>> {
     if problems.is_empty() { KillList::read(&files.files, epoch(files)) } else { Err(problems) }
 }
 
-fn epoch(files: &PolicyFiles) -> Option<u64> {
+/// The version of the role `incident`, where the files are signed.
+pub(super) fn epoch(files: &PolicyFiles) -> Option<u64> {
     files.signed.as_ref().map(|signed| signed.incident)
 }
 
@@ -172,6 +173,13 @@ fn unsigned_files(files: &BTreeMap<String, Bytes>, signed: &Signed) -> Vec<Probl
     let speaks = |role: &str| signed.standing.ends.contains_key(role);
     for role in WHOLE.iter().filter(|role| !speaks(role)) {
         problems.push(Problem::new("(signatures)", kind::NOT_OWNER, format!("the role {role} says nothing")));
+    }
+    for role in signed.delegators.values().filter(|role| !speaks(role)) {
+        problems.push(Problem::new(
+            "(signatures)",
+            kind::NOT_OWNER,
+            format!("the role {role}, which delegates, says nothing"),
+        ));
     }
     for path in files.keys() {
         if !signed.publishers.get(path).is_some_and(|role| speaks(role)) {
@@ -199,7 +207,7 @@ fn unknown_providers(kill: &KillList) -> Vec<Problem> {
 /// Which role published what, for files that are signed. Combinations of roles are kept once: there are few.
 #[derive(Default)]
 struct Publishers<'a> {
-    by_path: Option<&'a BTreeMap<String, RoleName>>,
+    signed: Option<&'a Signed>,
     /// Whoever published something that speaks of every scope.
     everywhere: BTreeSet<RoleName>,
     combinations: BTreeSet<Arc<[RoleName]>>,
@@ -212,15 +220,16 @@ impl<'a> Publishers<'a> {
             let folder = path.split('/').next().unwrap_or_default();
             ["boundaries", charter::FOLDER, kill::FOLDER].contains(&folder)
         };
-        let roles = signed.publishers.iter().filter(|(path, _)| everywhere(path)).map(|(_, role)| Arc::clone(role));
-        let everywhere = roles.filter(|role| !WHOLE.contains(&&**role)).collect();
-        Self { by_path: Some(&signed.publishers), everywhere, combinations: BTreeSet::new() }
+        let roles = signed.publishers.iter().filter(|(path, _)| everywhere(path)).map(|(_, role)| role);
+        let everywhere = roles.flat_map(|role| signed.chain(role)).filter(|role| !WHOLE.contains(&&***role));
+        Self { signed: Some(signed), everywhere: everywhere.cloned().collect(), combinations: BTreeSet::new() }
     }
 
-    /// The roles that a scope with these files rests on.
+    /// The roles that a scope with these files rests on: who published them, and who let them.
     fn roles(&mut self, paths: impl Iterator<Item = String>) -> Arc<[RoleName]> {
-        let Some(by_path) = self.by_path else { return Arc::new([]) };
-        let own = paths.filter_map(|path| by_path.get(&path).cloned());
+        let Some(signed) = self.signed else { return Arc::new([]) };
+        let own = paths.filter_map(|path| signed.publishers.get(&path)).flat_map(|role| signed.chain(role));
+        let own = own.filter(|role| &***role != "targets").cloned();
         let roles: BTreeSet<RoleName> = own.chain(self.everywhere.iter().cloned()).collect();
         let roles: Arc<[RoleName]> = roles.into_iter().collect();
         match self.combinations.get(&roles) {
@@ -388,7 +397,7 @@ impl<'a> Loader<'a> {
         let own = [decision_path(id), rules_path(id), format!("scopes/{id}.toml")].into_iter();
         let roles = self.publishers.roles(own.chain(grants.iter().map(|(grant, _)| format!("grants/{grant}.toml"))));
         if !self.without_warnings {
-            self.warnings.extend(lint::scope(id, &decision, &scope.params, &grants, &rules));
+            self.warnings.extend(lint::scope(id, &decision, &scope.params, &grants, &rules, &scope.business_owner));
         }
         let Expects { business_owner, params } = scope;
         let (digests, rules) = (Arc::new(digests), Source::new(source));

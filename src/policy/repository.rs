@@ -59,10 +59,20 @@ pub struct Signed {
     pub incident: u64,
     /// Which role published each file.
     pub publishers: BTreeMap<String, RoleName>,
+    /// Who delegated to each role but `targets`.
+    pub delegators: BTreeMap<RoleName, RoleName>,
     /// Until when each role speaks.
     pub standing: Standing,
     /// Names that a role lists and that are not its own: not loaded, told.
     pub stray: Vec<Problem>,
+}
+
+impl Signed {
+    /// `role`, who delegated to it, and so on up to the charter.
+    pub fn chain<'a>(&'a self, role: &'a RoleName) -> impl Iterator<Item = &'a RoleName> {
+        // No longer than there are roles, whatever a source says.
+        std::iter::successors(Some(role), |role| self.delegators.get(*role)).take(self.delegators.len() + 1)
+    }
 }
 
 impl PolicyFiles {
@@ -117,7 +127,7 @@ pub enum Fetched {
 pub enum Use {
     /// It is in force.
     Whole,
-    /// It was refused, and its kill list holds over the version that is in force.
+    /// It was refused or could not be kept, and its kill list holds over the version that is in force.
     KillList,
 }
 
@@ -149,6 +159,13 @@ pub trait PolicySource: Send + Sync + fmt::Debug {
     /// When it was remembered and cannot be had or must not be believed: not a part of it may be used then.
     async fn previous(&self) -> Result<Option<Previous>, PolicySourceError> {
         Ok(None)
+    }
+
+    /// The kill list of a version that was refused or could not be kept, where that list is good in itself and newer than
+    /// those of the versions in use: the files below `kill/`, as long as no later version is in use. It may stop more than
+    /// what is in force, and never less. Where it is used, [`PolicySource::used`] is told so.
+    async fn stopping(&self) -> Option<PolicyFiles> {
+        None
     }
 
     /// Whether what it gives is signed.

@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::cache::{PolicyCache, RefreshOutcome};
 use super::repository::sample::Sample;
 use super::repository::{Fetched, PolicyFiles, PolicySource, PolicySourceError, Signed, metadata};
+use super::standing::OWNERS;
 use super::tests::{CLOSE, INTRUDER, ON_CALL, REPORT, any_ask, ask, caller, fixture, ledger, now};
 use super::*;
 use crate::identity::Proof;
@@ -79,7 +80,9 @@ fn published(sample: &Sample) -> PolicyFiles {
             publishers.insert(path.clone(), role.into());
         }
     }
-    let signed = Signed { snapshot, incident, publishers, standing: Standing { ends }, stray: Vec::new() };
+    let owners = OWNERS.iter().map(|(role, _)| (RoleName::from(*role), RoleName::from("targets")));
+    let delegators = owners.chain([("finance".into(), "business-owners".into())]).collect();
+    let signed = Signed { snapshot, incident, publishers, delegators, standing: Standing { ends }, stray: Vec::new() };
     PolicyFiles { files, version: PolicyVersion(format!("{snapshot}-0").into()), signed: Some(signed) }
 }
 
@@ -218,7 +221,9 @@ fn the_lapse_of_a_role_concerns_those_who_rest_on_it() {
     assert_eq!(policy.state(at), PolicyState::Stale(told));
     assert_eq!(policy.ends()["business-owners"], now() + HOUR, "the earliest of the business");
     assert_eq!(policy.ends().len(), 9);
-    for role in ["governance", "implementers", "security", "incident", "targets", "root", "snapshot"] {
+    // Also of one who only let the department speak.
+    for role in ["governance", "business-owners", "implementers", "security", "incident", "targets", "root", "snapshot"]
+    {
         let mut sample = sample();
         sample.lives.extend([(role.to_owned(), HOUR), ("timestamp".to_owned(), 9 * DAY)]);
         sample.publish_root(now()).unwrap();

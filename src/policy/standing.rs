@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::Tier;
 use super::charter::Charter;
+use super::repository::Signed;
 use crate::clock::Timestamp;
 
 /// A TUF role's name: `root`, `timestamp`, `governance`, or a department's.
@@ -98,16 +99,18 @@ pub(super) struct Signers {
 }
 
 impl Signers {
-    /// Of snapshot `snapshot`, from the role that published each file.
-    pub(super) fn new(snapshot: u64, publishers: &BTreeMap<String, RoleName>) -> Self {
+    /// From the role that published each file, and those that let it.
+    pub(super) fn new(signed: &Signed) -> Self {
         let fixed = TOP_ROLES.iter().copied().chain(OWNERS.iter().map(|(role, _)| *role));
         let mut part_of: BTreeMap<RoleName, &'static str> = fixed.map(|role| (role.into(), role)).collect();
-        for (path, role) in publishers {
+        for (path, role) in &signed.publishers {
             let folder = path.split('/').next().unwrap_or_default();
             let owner = OWNERS.iter().find(|(_, owned)| *owned == folder).map_or("targets", |(owner, _)| *owner);
-            part_of.entry(Arc::clone(role)).or_insert(owner);
+            for role in signed.chain(role) {
+                part_of.entry(Arc::clone(role)).or_insert(owner);
+            }
         }
-        Self { snapshot, part_of, rests_on: HashSet::new() }
+        Self { snapshot: signed.snapshot, part_of, rests_on: HashSet::new() }
     }
 
     /// Notes that a scope of `tier` rests on `roles`, beside [`WHOLE`].

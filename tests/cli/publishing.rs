@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use serde_json::Value;
-use sidemint::clock::{ManualClock, Timestamp};
+use sidemint::clock::{Clock as _, ManualClock, SystemClock, Timestamp};
 use sidemint::policy::cache::RefreshOutcome;
 use sidemint::policy::repository::PolicyCache;
 use sidemint::policy::repository::fetch::DirectoryFetch;
@@ -249,7 +249,7 @@ fn a_wider_grant_is_told_suspends_its_scope_and_lands_with_its_new_decision_in_o
     let refused = repository.publish(&[]).unwrap_err();
     assert!(refused.contains("implementers: the folder or repository.toml changed"), "{refused}");
     let stranger = repository.sign("implementers", "governance").unwrap_err();
-    assert!(stranger.contains("none of the keys that repository.toml names for implementers"), "{stranger}");
+    assert!(stranger.contains("none of the keys that sign for implementers"), "{stranger}");
     repository.sign("implementers", "implementers").unwrap();
     let refused = repository.publish(&[]).unwrap_err();
     assert!(refused.contains("it would suspend ledger-read ("), "{refused}");
@@ -341,7 +341,7 @@ fn drill_a_stolen_key_of_an_owner_is_killed_at_once_and_then_replaced() {
     fs::set_permissions(repository.key("implementers"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     repository.edit("grants/ledger-read-aws.toml", "s3:GetObject", "s3:*");
     let refused = repository.sign("implementers", "implementers").unwrap_err();
-    assert!(refused.contains("none of the keys that repository.toml names for implementers"), "{refused}");
+    assert!(refused.contains("none of the keys that sign for implementers"), "{refused}");
     assert!(repository.publish(&[]).unwrap_err().contains("implementers: the folder or repository.toml changed"));
     repository.edit("grants/ledger-read-aws.toml", "s3:*", "s3:GetObject");
     // Looked at and found good: the scope works again, by the new key.
@@ -417,6 +417,94 @@ fn drill_stolen_online_keys_are_replaced_by_the_root() {
 }
 
 #[test]
+fn a_repository_that_was_put_back_is_not_called_the_newest_nor_published_over() {
+    let repository = Repository::new(true);
+    let state = repository.place.path().join("heartbeat.json");
+    let beat = || {
+        let (key, state) = (repository.key("timestamp"), state.to_str().unwrap().to_owned());
+        repository.run("heartbeat", &["--to", &repository.out(), "--timestamp-key", &key, "--state", &state])
+    };
+    beat().unwrap();
+    let older = tree(&repository.place.path().join("out"));
+    repository.kill(&["--scope", "ledger-read", "--reason", "r", "--id", "inc-7"]).unwrap();
+    assert!(beat().unwrap().contains("timestamp 4 over snapshot 2"));
+    let newest = tree(&repository.place.path().join("out"));
+    for (path, bytes) in &older {
+        fs::write(path, bytes).unwrap();
+    }
+    let refused = beat().unwrap_err();
+    assert!(refused.contains("has timestamp 2, and 4 was seen there before"), "{refused}");
+    assert_eq!(repository.version("timestamp"), 2);
+    // A newer timestamp over an older snapshot, as whoever took the heartbeat's key writes it.
+    for _ in 0..3 {
+        let key = repository.key("timestamp");
+        repository.run("heartbeat", &["--to", &repository.out(), "--timestamp-key", &key]).unwrap();
+    }
+    let refused = beat().unwrap_err();
+    assert!(refused.contains("has snapshot 1, and 2 was seen there before"), "{refused}");
+    for refused in [repository.publish(&[]).unwrap_err(), repository.kill(&["--all", "--reason", "r"]).unwrap_err()] {
+        assert!(refused.contains("has snapshot 1, and 2 was published from"), "{refused}");
+    }
+    for (path, bytes) in &newest {
+        fs::write(path, bytes).unwrap();
+    }
+    assert!(beat().unwrap().contains("timestamp 5 over snapshot 2"));
+    repository.publish(&[]).unwrap();
+    fs::write(&state, "{}").unwrap();
+    assert!(beat().unwrap_err().contains("is no memory of a heartbeat"));
+}
+
+#[test]
+fn drill_a_lost_or_stolen_charter_key_is_replaced_by_the_root() {
+    let repository = Repository::new(true);
+    let mut sidecar = Sidecar::of(&repository);
+    repository.replace_key("charter-1", "charter-4");
+    let refused = repository.publish(&[]).unwrap_err();
+    assert!(refused.contains("root: repository.toml changed after it was signed"), "{refused}");
+    for key in ["root-1", "root-3"] {
+        repository.sign("root", key).unwrap();
+    }
+    // The charter that is out has a signature that is nobody's now.
+    let refused = repository.publish(&[]).unwrap_err();
+    assert!(refused.contains("targets: 1 of 2 signatures; still without one of charter-4, charter-3"), "{refused}");
+    for key in ["charter-4", "charter-2"] {
+        repository.sign("targets", key).unwrap();
+    }
+    repository.publish(&[]).unwrap();
+    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
+    assert_eq!((repository.version("targets"), sidecar.policy().snapshot()), (2, Some(2)));
+    sidecar.restart(&repository.out());
+    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
+}
+
+#[test]
+fn drill_new_keys_of_the_root_and_online_are_followed_by_sidecars() {
+    let repository = Repository::new(true);
+    let mut sidecar = Sidecar::of(&repository);
+    for (old, new) in [("root-1", "root-4"), ("snapshot", "snapshot-2"), ("timestamp", "timestamp-2")] {
+        repository.replace_key(old, new);
+    }
+    for key in ["root-2", "root-3", "root-4"] {
+        repository.sign("root", key).unwrap();
+    }
+    let before = tree(&repository.place.path().join("out"));
+    repository.publish(&[]).unwrap();
+    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
+    assert_eq!(sidecar.policy().snapshot(), Some(2));
+    // What was there before the new keys is believed no more, with or without the new root beside it.
+    for (path, bytes) in &before {
+        fs::write(path, bytes).unwrap();
+    }
+    for _ in 0..2 {
+        assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Refused);
+        fs::remove_file(repository.place.path().join("out/metadata/2.root.json")).ok();
+    }
+    sidecar.restart(&repository.out());
+    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded, "from what is kept: {}", sidecar.problem());
+    assert_eq!(sidecar.policy().snapshot(), Some(2));
+}
+
+#[test]
 fn drill_roles_that_lapse_are_told_and_renewed() {
     let mut repository = Repository::new(true);
     repository.at = "2027-05-15T00:00:00Z".to_owned();
@@ -446,8 +534,23 @@ fn drill_roles_that_lapse_are_told_and_renewed() {
 }
 
 #[test]
-fn drill_a_department_comes_and_retires_and_its_role_stays_empty() {
+fn drill_a_departments_lost_key_is_replaced_by_its_parent_alone() {
     let repository = Repository::new(true);
+    found_finance(&repository);
+    let mut sidecar = Sidecar::of(&repository);
+    repository.replace_key("finance", "finance-2");
+    let refused = repository.publish(&[]).unwrap_err();
+    assert!(refused.contains("business-owners: the folder or repository.toml changed"), "{refused}");
+    repository.sign("business-owners", "business-owners").unwrap();
+    repository.sign("finance", "finance-2").unwrap();
+    repository.publish(&[]).unwrap();
+    let versions = ["targets", "business-owners", "finance"].map(|role| repository.version(role));
+    assert_eq!(versions, [1, 3, 2]);
+    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
+}
+
+/// A department with one scope that nobody decided on, published.
+fn found_finance(repository: &Repository) -> &'static str {
     let department = "\n[roles.finance]\nparent = \"business-owners\"\npaths = [\"scopes/finance/*\"]\nkeys = [\"finance\"]\nthreshold = 1\nexpires = \"90days\"\n";
     let elsewhere = Repository::new(false);
     fs::copy(elsewhere.key("security"), repository.key("finance")).unwrap();
@@ -462,6 +565,13 @@ fn drill_a_department_comes_and_retires_and_its_role_stays_empty() {
     repository.sign("business-owners", "business-owners").unwrap();
     repository.sign("finance", "finance").unwrap();
     repository.publish(&["--suspend", "finance/close"]).unwrap();
+    department
+}
+
+#[test]
+fn drill_a_department_comes_and_retires_and_its_role_stays_empty() {
+    let repository = Repository::new(true);
+    let department = found_finance(&repository);
     let listed = &repository.metadata("1.finance.json")["signed"]["targets"];
     assert_eq!(listed.as_object().unwrap().keys().collect::<Vec<_>>(), ["scopes/finance/close.toml"]);
 
@@ -488,13 +598,33 @@ fn drill_a_kill_is_published_alone_whatever_the_folder_says() {
     // Somebody is at work: nothing here is signed, and nothing of it is published.
     repository.edit("grants/ledger-read-aws.toml", "s3:GetObject", "s3:*");
     fs::write(repository.path("boundaries/security.cedar"), "permit").unwrap();
+    // Also on who signs what: the published keys are those that count.
+    let settings = fs::read_to_string(repository.path("repository.toml")).unwrap();
+    let public = settings.lines().find(|line| line.starts_with("security = ")).unwrap().replacen("security", "new", 1);
+    let edited = settings.replacen("[keys]\n", &format!("[keys]\n{}\n", public.replace('5', "6")), 1);
+    for role in ["incident", "snapshot", "timestamp"] {
+        let edited = edited.replacen(&format!("keys = [\"{role}\"]"), "keys = [\"new\"]", 1);
+        fs::write(repository.path("repository.toml"), &edited).unwrap();
+        let killed = repository.kill(&["--task", "t-00000000000000000000000000", "--reason", "r", "--id", "drill"]);
+        assert!(killed.unwrap().contains("1 entries"), "{role}");
+        repository.kill(&["--lift", "drill"]).unwrap();
+    }
+    let (code, _, told) = {
+        fs::write(repository.path("repository.toml"), edited + "\n[roles.half\n").unwrap();
+        let key = repository.key("incident");
+        let more = ["--policy", &repository.dir(), "--to", &repository.out(), "--key", &key, "--at", DAY_0];
+        sidemint(&[&["kill", "--scope", "a", "--reason", "r", "--id", "half"][..], &more].concat())
+    };
+    assert!(code == 0 && told.contains("the kill goes by what is published"), "{told}");
+    repository.kill(&["--lift", "half"]).unwrap();
+    fs::write(repository.path("repository.toml"), settings).unwrap();
     let killed =
         repository.kill(&["--scope", "ledger-read", "--reason", "key found in a log", "--id", "inc-7"]).unwrap();
     assert!(
-        killed.contains("published 2-") && killed.contains("incident 2") && killed.contains("within 35 s"),
+        killed.contains("published 10-") && killed.contains("incident 10") && killed.contains("within 35 s"),
         "{killed}"
     );
-    assert_eq!((repository.version("incident"), repository.version("implementers")), (2, 1));
+    assert_eq!((repository.version("incident"), repository.version("implementers")), (10, 1));
     let list = |repository: &Repository| repository.run("kill", &["--to", &repository.out(), "--list"]).unwrap();
     assert!(list(&repository).contains("inc-7  scope ledger-read  until it is lifted: key found in a log"));
     assert!(fs::read_to_string(repository.path("kill/list.toml")).unwrap().contains("inc-7"));
@@ -505,16 +635,21 @@ fn drill_a_kill_is_published_alone_whatever_the_folder_says() {
     for id in ["inc-7", "k-20261123-120000-2"] {
         assert!(repository.kill(&["--lift", id]).unwrap().contains(&format!("lifted {id}")));
     }
+    let mut sidecar = Sidecar::of(&repository);
     repository.at = "2026-11-25T00:00:00Z".to_owned();
     let left = list(&repository);
     assert!(
         left.contains("spiffe_id spiffe://example.org/a  until 2026-11-24T00:00:00Z, past: r\n1 entries"),
         "{left}"
     );
-    // Also long after everything else has lapsed: then it is said that sidecars may not take it.
+    // Also long after everything else has lapsed: sidecars take the list and nothing else.
     repository.at = "2028-01-01T00:00:00Z".to_owned();
     let late = repository.kill(&["--owner", "finance-data", "--reason", "r"]).unwrap();
-    assert!(late.contains("root lapsed at 2027-11-23T12:00:00Z"), "{late}");
+    assert!(late.contains("root lapsed at 2027-11-23T12:00:00Z") && late.contains("the kill list alone"), "{late}");
+    let before = sidecar.policy().snapshot();
+    assert_eq!(sidecar.look(&repository.at), RefreshOutcome::Refused);
+    assert!(sidecar.problem().contains("expired: root"), "{}", sidecar.problem());
+    assert_eq!((sidecar.policy().snapshot(), sidecar.policy().kill_list().in_force(at(&repository.at))), (before, 1));
 }
 
 #[test]
@@ -575,9 +710,7 @@ fn a_kill_is_refused_without_the_key_of_incident_or_with_a_word_that_is_none() {
         "--key",
         &repository.key("governance"),
     ];
-    assert!(
-        repository.run("kill", &bad).unwrap_err().contains("none of the keys that repository.toml names for incident")
-    );
+    assert!(repository.run("kill", &bad).unwrap_err().contains("none of the keys that sign for incident"));
     for (more, told) in [
         (["--scope", "Not A Scope", "--reason", "r"], "kill/list.toml"),
         (["--spiffe-id", "http://example.org", "--reason", "r"], "spiffe_id"),
@@ -596,6 +729,7 @@ fn drill_a_publication_that_was_cut_off_is_published_again() {
     let repository = Repository::new(true);
     let published = repository.place.path().join("out/metadata");
     let before = fs::read(published.join("timestamp.json")).unwrap();
+    let kept = fs::read(repository.path("metadata/snapshot.json")).unwrap();
     repository.replace_key("snapshot", "snapshot-2");
     for key in ["root-1", "root-2"] {
         repository.sign("root", key).unwrap();
@@ -604,6 +738,7 @@ fn drill_a_publication_that_was_cut_off_is_published_again() {
     // Cut off before the timestamp: clients still see what was there, and a root whose timestamp is missing.
     fs::write(published.join("timestamp.json"), before).unwrap();
     fs::write(published.join("2.snapshot.json"), "half").unwrap();
+    fs::write(repository.path("metadata/snapshot.json"), kept).unwrap();
     repository.publish(&[]).unwrap();
     assert_eq!(
         (repository.version("snapshot"), repository.metadata("2.root.json")["signed"]["version"].as_u64()),
@@ -744,6 +879,93 @@ fn a_signer_command_signs_and_one_that_does_not_is_told() {
     );
     assert!(sign(&openssl).unwrap().contains("complete"));
     repository.publish(&[]).unwrap();
+}
+
+#[test]
+fn p256_keys_sign_from_a_file_and_by_a_command() {
+    use rcgen::PublicKeyData as _;
+    let repository = Repository::new(true);
+    let mut sidecar = Sidecar::of(&repository);
+    let base64 = |der: Vec<u8>| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
+    let mut edited = fs::read_to_string(repository.path("repository.toml")).unwrap();
+    for role in ["governance", "implementers", "timestamp"] {
+        let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let private = base64(pair.serialize_der());
+        fs::write(repository.key(role), format!("-----BEGIN PRIVATE KEY-----\n{private}\n-----END PRIVATE KEY-----\n"))
+            .unwrap();
+        let public = base64(pair.subject_public_key_info());
+        let public = format!("{role} = \"\"\"\n-----BEGIN PUBLIC KEY-----\n{public}\n-----END PUBLIC KEY-----\n\"\"\"");
+        let line = edited.lines().find(|line| line.starts_with(&format!("{role} = "))).unwrap().to_owned();
+        edited = edited.replacen(&line, &public, 1);
+    }
+    fs::write(repository.path("repository.toml"), edited).unwrap();
+    for (role, keys) in [("root", ["root-1", "root-2"]), ("targets", ["charter-1", "charter-2"])] {
+        for key in keys {
+            repository.sign(role, key).unwrap();
+        }
+    }
+    repository.sign("governance", "governance").unwrap();
+    let by_command = |command: &str| {
+        repository.run("sign", &["--policy", &repository.dir(), "--role", "implementers", "--signer", command])
+    };
+    if Command::new("openssl").arg("version").output().is_ok() {
+        let command = format!("openssl dgst -sha256 -sign {} | base64 -w0", repository.key("implementers"));
+        assert!(by_command(&command).unwrap().contains("complete"));
+    } else {
+        println!("skip: no openssl here to sign by a command");
+        repository.sign("implementers", "implementers").unwrap();
+    }
+    repository.publish(&[]).unwrap();
+    let scheme = &repository.metadata("2.root.json")["signed"]["roles"]["timestamp"]["keyids"][0];
+    assert_eq!(
+        repository.metadata("2.root.json")["signed"]["keys"][scheme.as_str().unwrap()]["scheme"],
+        "ecdsa-sha2-nistp256"
+    );
+    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
+    let key = repository.key("timestamp");
+    repository.run("heartbeat", &["--to", &repository.out(), "--timestamp-key", &key]).unwrap();
+    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Unchanged, "{}", sidecar.problem());
+}
+
+/// `SCALE=10000 cargo test --test cli ten_thousand -- --nocapture`: how long it takes is printed.
+#[test]
+fn ten_thousand_scopes_are_published_and_killed() {
+    use sidemint::policy::repository::Digest;
+    let Some(scopes) = std::env::var("SCALE").ok().and_then(|scale| scale.parse::<usize>().ok()) else {
+        println!("skip: SCALE is not set");
+        return;
+    };
+    let repository = Repository::new(false);
+    let read = |file: &str| fs::read_to_string(repository.path(file)).unwrap();
+    let (decision, rules) = (read("decisions/ledger-read.toml"), read("decisions/ledger-read.cedar"));
+    let (scope, grant) = (read("scopes/ledger-read.toml"), read("grants/ledger-read-aws.toml"));
+    for number in 0..scopes {
+        let id = format!("s-{number}");
+        let of_scope = format!("{scope}# {number}\n");
+        let old = Digest::of(scope.as_bytes()).to_string();
+        assert!(decision.contains(&old) && grant.contains("role_arn"));
+        let decision = decision.replace(&old, &Digest::of(of_scope.as_bytes()).to_string());
+        fs::write(repository.path(&format!("scopes/{id}.toml")), of_scope).unwrap();
+        fs::write(repository.path(&format!("decisions/{id}.toml")), decision).unwrap();
+        fs::write(repository.path(&format!("decisions/{id}.cedar")), rules.replace("ledger-read", &id)).unwrap();
+    }
+    let timed = |what: &str, run: &dyn Fn()| {
+        let began = SystemClock.boot();
+        run();
+        println!("{what} {:.1} s at {scopes} scopes", (SystemClock.boot() - began).as_secs_f64());
+    };
+    timed("sign", &|| {
+        for role in ["governance", "business-owners"] {
+            repository.sign_again(role, role).unwrap();
+        }
+    });
+    timed("publish", &|| drop(repository.publish(&[]).unwrap()));
+    timed("kill", &|| drop(repository.kill(&["--scope", "s-1", "--reason", "r"]).unwrap()));
+    for entry in fs::read_dir(repository.place.path().join("out/metadata")).unwrap().map(Result::unwrap) {
+        assert!(entry.metadata().unwrap().len() < 5_000_000, "{:?}", entry.path());
+    }
+    let sidecar = Sidecar::of(&repository);
+    assert_eq!(sidecar.policy().active(), scopes + 1);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use serde_json::json;
 use sidemint::clock::Timestamp;
 use sidemint::policy::cache::RefreshOutcome;
+use sidemint::policy::repository::fault::FaultKind;
 
 use crate::policy_files::write;
 use crate::world::{START, Setup, World, secs, until};
@@ -165,4 +166,39 @@ async fn an_owner_who_leaves_stops_their_scopes_after_the_grace() {
     w.clock.advance(secs(1201));
     assert_eq!(w.credentials(&task.token).await.status, 401);
     assert_eq!(w.ended(&task).await, "policy_changed");
+}
+
+#[tokio::test]
+async fn each_fault_of_a_repository_is_counted_and_told_and_makes_a_sidecar_without_a_policy_not_ready() {
+    let mut w = signed().await;
+    let count = async |w: &World, outcome: RefreshOutcome| {
+        w.metric(&format!("sidemint_policy_refreshes_total{{outcome=\"{}\"}}", outcome.as_str())).await.unwrap()
+    };
+    for kind in FaultKind::ALL {
+        let reach = matches!(kind, FaultKind::Unreachable | FaultKind::State);
+        let outcome = if reach { RefreshOutcome::Unavailable } else { RefreshOutcome::Refused };
+        let before = count(&w, outcome).await;
+        w.signers.fails(Some(kind));
+        assert_eq!(w.reload().await, outcome, "{kind:?}");
+        assert_eq!(count(&w, outcome).await, before + 1.0, "{kind:?}");
+        let status = w.ask_admin("/status").await.json();
+        let told = status["policy"]["problems"][0]["message"].as_str().unwrap().to_owned();
+        assert_eq!(told, format!("{}: the fake was told so", kind.as_str()));
+        // What is in force goes on.
+        w.served(&w.begin_scope("archive").await.token).await;
+        assert_eq!(w.ask_admin("/readyz").await.status, 200, "{kind:?}");
+        w.signers.fails(None);
+        w.reload().await;
+    }
+    for kind in FaultKind::ALL {
+        w.signers.fails(Some(kind));
+        w.restart().await;
+        let ready = w.ask_admin("/readyz").await;
+        assert_eq!(ready.status, 503, "{kind:?}");
+        let told = format!("policy: nothing is loaded: (source): {}: the fake was told so", kind.as_str());
+        assert!(ready.text().contains(&told), "{}", ready.text());
+        w.signers.fails(None);
+        assert_eq!(w.reload().await, RefreshOutcome::Loaded);
+        assert_eq!(w.ask_admin("/readyz").await.status, 200, "{kind:?}");
+    }
 }

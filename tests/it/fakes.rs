@@ -16,7 +16,8 @@ use sidemint::exchange::{AwsCredential, Cloud, Credential, ExchangeError, MintOr
 use sidemint::lease::LeaseState;
 use sidemint::lease::journal::{Change, DiskJournal, Journal, JournalError, Recovered};
 use sidemint::policy::PolicyVersion;
-use sidemint::policy::repository::{DirectorySource, Fetched, PolicySource, PolicySourceError, Signed};
+use sidemint::policy::repository::fault::{Fault, FaultKind};
+use sidemint::policy::repository::{DirectorySource, Fetched, PolicyFiles, PolicySource, PolicySourceError, Signed};
 use sidemint::policy::standing::{OWNERS, RoleName, Standing, TOP_ROLES};
 use sidemint::secret::Secret;
 use tokio::sync::watch;
@@ -476,6 +477,8 @@ struct SignedState {
     /// The versions seen so far, in order: the place is the snapshot's number less one.
     snapshots: Vec<PolicyVersion>,
     reachable: bool,
+    /// What each look fails by, though the kill list can be read.
+    fault: Option<FaultKind>,
 }
 
 impl SignedDirectory {
@@ -483,7 +486,7 @@ impl SignedDirectory {
     pub(crate) fn new(directory: &Path, end: Timestamp) -> Arc<Self> {
         let owners = OWNERS.iter().map(|(role, _)| *role);
         let ends = TOP_ROLES.into_iter().chain(owners).map(|role| (role.into(), end)).collect();
-        let state = SignedState { ends, snapshots: Vec::new(), reachable: true };
+        let state = SignedState { ends, snapshots: Vec::new(), reachable: true, fault: None };
         Arc::new(Self { directory: DirectorySource::new(directory), state: Mutex::new(state) })
     }
 
@@ -494,6 +497,24 @@ impl SignedDirectory {
 
     pub(crate) fn reachable(&self, reachable: bool) {
         self.state.lock().unwrap().reachable = reachable;
+    }
+
+    /// Lets each look fail by `fault` from now on: nothing of it can be believed but its kill list.
+    pub(crate) fn fails(&self, fault: Option<FaultKind>) {
+        self.state.lock().unwrap().fault = fault;
+    }
+
+    fn signed(&self, state: &SignedState, mut files: PolicyFiles, snapshot: u64) -> PolicyFiles {
+        let publisher = |path: &String| {
+            let owner = OWNERS.iter().find(|(_, folder)| path.starts_with(&format!("{folder}/")));
+            (path.clone(), owner.map_or("targets", |(role, _)| role).into())
+        };
+        let (publishers, delegators) = (files.files.keys().map(publisher).collect(), BTreeMap::new());
+        let standing = Standing { ends: state.ends.clone() };
+        files.version = PolicyVersion(format!("{snapshot}-{}", files.version).into());
+        files.signed =
+            Some(Signed { snapshot, incident: snapshot, publishers, delegators, standing, stray: Vec::new() });
+        files
     }
 }
 
@@ -508,22 +529,29 @@ impl PolicySource for SignedDirectory {
         if !state.reachable {
             return Err(PolicySourceError::unavailable("the fake was told so"));
         }
-        let mut files = self.directory.read()?;
+        if let Some(kind) = state.fault {
+            return Err(Fault::new(kind, "the fake was told so").into());
+        }
+        let files = self.directory.read()?;
         if state.snapshots.last() != Some(&files.version) {
             state.snapshots.push(files.version.clone());
         }
         let snapshot = state.snapshots.len() as u64;
-        let standing = Standing { ends: state.ends.clone() };
-        files.version = PolicyVersion(format!("{snapshot}-{}", files.version).into());
+        let files = self.signed(&state, files, snapshot);
         if seen == Some(&files.version) {
-            return Ok(Fetched::Confirmed(standing));
+            return Ok(Fetched::Confirmed(Standing { ends: state.ends.clone() }));
         }
-        let publisher = |path: &String| {
-            let owner = OWNERS.iter().find(|(_, folder)| path.starts_with(&format!("{folder}/")));
-            (path.clone(), owner.map_or("targets", |(role, _)| role).into())
-        };
-        let publishers = files.files.keys().map(publisher).collect();
-        files.signed = Some(Signed { snapshot, incident: snapshot, publishers, standing, stray: Vec::new() });
         Ok(Fetched::New(files))
+    }
+
+    async fn stopping(&self) -> Option<PolicyFiles> {
+        let state = self.state.lock().unwrap();
+        state.fault?;
+        let mut files = self.directory.read().ok()?;
+        if state.snapshots.last() == Some(&files.version) {
+            return None;
+        }
+        files.files.retain(|path, _| path.starts_with("kill/"));
+        Some(self.signed(&state, files, state.snapshots.len() as u64 + 1))
     }
 }

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 use sidemint::policy::cache::RefreshOutcome;
+use sidemint::policy::repository::fault::FaultKind;
 
 use crate::http::Call;
 use crate::policy_files::{OTHER, REPORT, kill};
@@ -127,4 +128,37 @@ async fn a_task_that_ran_when_the_sidecar_stopped_is_killed_when_it_starts() {
     w.start_again().await;
     assert_eq!(w.credentials(&task.token).await.status, 401);
     assert_eq!(w.show(&task).await["reason"], "killed");
+}
+
+#[tokio::test]
+async fn a_kill_ends_tasks_though_nothing_else_of_its_version_can_be_believed() {
+    for (kind, outcome) in [
+        (FaultKind::Expired, RefreshOutcome::Refused),
+        (FaultKind::Missing, RefreshOutcome::Refused),
+        (FaultKind::State, RefreshOutcome::Unavailable),
+    ] {
+        let w = signed_with_reaper().await;
+        let (task, other) = (w.begin_scope("archive").await, w.begin_scope("brief").await);
+        w.signers.fails(Some(kind));
+        assert_eq!(w.write_policy(LIST, &kill("scope = \"archive\"")).await, outcome);
+        assert_eq!(w.ended(&task).await, "killed");
+        w.served(&other.token).await;
+        let reply = w.send(w.begin_call(&json!({ "scope": "archive" }))).await;
+        assert_eq!((reply.status, reply.code().as_str()), (403, "denied"));
+        let line = &w.audited(reply.request_id()).await[0];
+        assert_eq!([&line["outcome"], &line["reason"]], ["deny", "killed"]);
+        // The refusal is told as any other.
+        let counted = format!("sidemint_policy_refreshes_total{{outcome=\"{}\"}}", outcome.as_str());
+        assert_eq!(w.metric(&counted).await, Some(1.0));
+        let status = w.ask_admin("/status").await.json();
+        assert_eq!(status["policy"]["killed"], json!(1));
+        let told = status["policy"]["problems"][0]["message"].as_str().unwrap().to_owned();
+        assert!(told.starts_with(&format!("{}: ", kind.as_str())), "{told}");
+        // Mended, it stays stopped; and nobody lifts it by what cannot be believed.
+        w.write_policy(LIST, "schema = 1\n").await;
+        assert_eq!(w.send(w.begin_call(&json!({ "scope": "archive" }))).await.status, 403);
+        w.signers.fails(None);
+        assert_eq!(w.reload().await, RefreshOutcome::Loaded);
+        w.served(&w.begin_scope("archive").await.token).await;
+    }
 }

@@ -264,7 +264,14 @@ impl Source {
         };
         let publishers = files.files.keys().map(publisher).collect();
         let standing = self.standing(state);
-        files.signed = Some(Signed { snapshot, incident: incident as u64, publishers, standing, stray: Vec::new() });
+        files.signed = Some(Signed {
+            snapshot,
+            incident: incident as u64,
+            publishers,
+            delegators: BTreeMap::new(),
+            standing,
+            stray: Vec::new(),
+        });
         files
     }
 

@@ -8,7 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Time, failed, sources};
 use crate::cli::{CliError, CliResult, Exit, complain, print};
 use crate::clock::{Clock as _, SystemClock};
-use crate::policy::publish::heartbeat::{self, Beat, LIFE};
+use crate::policy::publish::heartbeat::{self, Beat, LIFE, Memory};
 use crate::policy::publish::keys::KeySource;
 
 #[derive(Debug, clap::Args)]
@@ -25,6 +25,9 @@ pub(super) struct Args {
     /// How long the timestamp is to speak
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "10m")]
     expires: Duration,
+    /// Remember here what was seen, also for the next start: nothing older is signed
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
     /// Do it again and again, until SIGTERM
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, conflicts_with = "at")]
     every: Option<Duration>,
@@ -39,32 +42,35 @@ pub(super) async fn run(args: &Args) -> CliResult {
     if keys.is_empty() {
         return usage("give --timestamp-key FILE.pem or --timestamp-signer COMMAND");
     }
+    let memory = args.state.clone().map_or_else(|| Ok(Memory::default()), Memory::open);
+    let mut memory = memory.map_err(failed)?;
     let Some(every) = args.every else {
-        tell(&beat(args, &keys, args.time.now()).await.map_err(failed)?)?;
+        tell(&beat(args, &keys, args.time.now(), &mut memory).await.map_err(failed)?)?;
         return Ok(Exit::Ok as u8);
     };
     // A beat that is missed must not let the timestamp lapse.
     if every.is_zero() || every * 2 > args.expires {
         return usage("--every must be at most half of --expires");
     }
-    repeat(args, &keys, every).await
+    repeat(args, &keys, every, &mut memory).await
 }
 
 async fn beat(
     args: &Args,
     keys: &[KeySource],
     now: crate::clock::Timestamp,
+    memory: &mut Memory,
 ) -> Result<Beat, crate::policy::publish::PublishError> {
-    heartbeat::beat(&args.to, keys, args.expires, &SystemClock, now).await
+    heartbeat::beat(&args.to, keys, args.expires, &SystemClock, now, memory).await
 }
 
 /// Beats until SIGTERM or SIGINT; one beat is never cut in half. What fails is told and tried again.
-async fn repeat(args: &Args, keys: &[KeySource], every: Duration) -> CliResult {
+async fn repeat(args: &Args, keys: &[KeySource], every: Duration, memory: &mut Memory) -> CliResult {
     let cannot = |error: std::io::Error| CliError::new(Exit::Failed, format!("cannot listen for signals: {error}"));
     let (mut term, mut int) =
         (signal(SignalKind::terminate()).map_err(cannot)?, signal(SignalKind::interrupt()).map_err(cannot)?);
     loop {
-        match beat(args, keys, SystemClock.now()).await {
+        match beat(args, keys, SystemClock.now(), memory).await {
             Ok(beat) => tell(&beat)?,
             Err(error) => complain(&error.to_string()),
         }

@@ -127,7 +127,10 @@ pub(super) async fn run(args: &Args) -> CliResult {
             until: args.until,
         },
     };
-    let workspace = Workspace::open(directory).map_err(failed)?;
+    let (workspace, broken) = Workspace::open_for_kill(directory).map_err(failed)?;
+    if let Some(broken) = broken {
+        complain(&format!("{broken}; the kill goes by what is published"));
+    }
     let online = args.online.keys();
     let order =
         Order { change: &change, incident: &incident, online: &online, expires: args.expires, now: args.time.now() };

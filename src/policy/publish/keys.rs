@@ -156,7 +156,17 @@ impl KeySource {
 }
 
 fn stranger(role: &str, what: &str) -> PublishError {
-    PublishError::Key(format!("{what}: is of none of the keys that repository.toml names for {role}"))
+    PublishError::Key(format!("{what}: is of none of the keys that sign for {role}"))
+}
+
+/// The private keys in `folder` that are those of `keys`. What cannot be read is none.
+pub(super) fn in_folder(folder: &Path, keys: &[(String, PublicKey)]) -> Vec<KeySource> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let ours = |path: &PathBuf| {
+        path.extension().is_some_and(|end| end == "pem")
+            && read_private(path).is_ok_and(|key| keys.iter().any(|(_, public)| public == key.public()))
+    };
+    entries.filter(ours).map(KeySource::File).collect()
 }
 
 /// The signature in TUF's form, where it is that of `key`.

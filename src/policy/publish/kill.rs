@@ -1,5 +1,5 @@
 //! `policy kill`: one entry of the kill list, signed and published at once. Nothing else is waited for: every other role
-//! stays as it is published, whatever the folder says.
+//! stays as it is published, whatever the folder says, and who may sign is what is published, whatever `repository.toml` says.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,10 +9,12 @@ use toml::{Table, Value};
 
 use super::super::kill::{KillList, LIST, Stop};
 use super::super::repository::MAX_FILE;
-use super::super::repository::metadata::Envelope;
+use super::super::repository::metadata::{self, Envelope};
+use super::super::repository::trusted::INCIDENT;
 use super::keys::KeySource;
-use super::published::Published;
-use super::release::{self, Candidate, Gate, INCIDENT, OnlineKeys, Report};
+use super::published::{Published, Signers};
+use super::release::{self, Candidate, Gate, KILL_LIFE, Online, OnlineKeys, Report};
+use super::sign::signed_part;
 use super::workspace::Workspace;
 use super::{PublishError, read_file, write_file};
 use crate::clock::{Clock, Timestamp};
@@ -47,7 +49,7 @@ pub struct Order<'a> {
     pub incident: &'a [KeySource],
     /// The online keys.
     pub online: &'a OnlineKeys,
-    /// How long the list is to speak; else what `repository.toml` says.
+    /// How long the list is to speak; else what `repository.toml` says, or a week where that cannot be read.
     pub expires: Option<Duration>,
     /// The time.
     pub now: Timestamp,
@@ -100,31 +102,49 @@ pub async fn kill(
 ) -> Result<Done, PublishError> {
     let _lock = release::lock(out)?;
     let previous = Published::read(out).await?.ok_or_else(|| nothing(out))?;
+    release::not_put_back(workspace, out, &previous)?;
     let published = previous.files().files.get(LIST).cloned();
     let (id, new) = changed(published.as_deref(), order.change, order.now)?;
     let entries = parse(&new)?.stops().len();
 
     let mut files = previous.files().files.clone();
     files.insert(LIST.to_owned(), new.clone());
-    let settings = workspace.settings();
-    let role = settings.role(INCIDENT)?;
     let version = previous.version(INCIDENT).saturating_add(1);
-    let expires = order.now + order.expires.unwrap_or(role.life);
-    let signed = settings.content(INCIDENT, version, expires, &files)?;
-    let threshold = u64::from(role.threshold);
-    let bytes = release::sign_with(INCIDENT, signed, order.incident, &role.keys, threshold, clock).await?;
+    let life = workspace.settings().role(INCIDENT).map_or(KILL_LIFE, |role| role.life);
+    let signed = says(&previous, version, order.now + order.expires.unwrap_or(life), &new)?;
+    let Signers { keys, threshold } = previous.signers(INCIDENT)?;
+    let bytes = release::sign_with(INCIDENT, signed, order.incident, &keys, threshold, clock).await?;
     let mut roles = previous.roles();
     roles.insert(INCIDENT.to_owned(), (version, bytes.clone()));
     let anchor = previous.head.anchor();
     let candidate = Candidate { roots: Default::default(), roles, files, anchor, notes: Vec::new() };
     let gate = Gate { kill: true, ..Gate::default() };
-    let report =
-        release::release(workspace, out, Some(&previous), candidate, order.online, &gate, clock, order.now).await?;
+    let online = Online::published(workspace, &previous.head, order.online)?;
+    let report = release::release(workspace, out, Some(&previous), candidate, &online, &gate, clock, order.now).await?;
 
     let folder_differs = follow(workspace, published, &new, order)?;
     let envelope: Envelope = serde_json::from_slice(&bytes).map_err(|error| PublishError::Files(error.to_string()))?;
     workspace.stage(INCIDENT, &envelope)?;
     Ok(Done { id, report, entries, folder_differs })
+}
+
+/// What `incident` says next: as it is published, with the new list.
+fn says(
+    previous: &Published,
+    version: u64,
+    expires: Timestamp,
+    list: &Bytes,
+) -> Result<serde_json::Value, PublishError> {
+    let none = || refused(format!("{INCIDENT}: is not published"));
+    let old = signed_part(previous.role(INCIDENT).ok_or_else(none)?.1)?;
+    let files = std::collections::BTreeMap::from([(LIST.to_owned(), list.clone())]);
+    let mut new = metadata::targets(version, expires, &files, &[]);
+    if let (Some(old), Some(new)) = (old.as_object(), new.as_object_mut()) {
+        for (name, value) in old {
+            new.entry(name.as_str()).or_insert_with(|| value.clone());
+        }
+    }
+    Ok(new)
 }
 
 /// Gives the list in the folder the same change; whether it differs from what is published now.

@@ -9,12 +9,13 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::super::repository::fetch::{Answer, DirectoryFetch, Fetch, FetchError, Tag};
-use super::super::repository::high_water::Marks;
+use super::super::repository::high_water::{Mark, Marks};
 use super::super::repository::metadata::{PublicKey, metadata_name};
 use super::super::repository::trusted::{Known, MAX_ROOT, MAX_SNAPSHOT, MAX_TIMESTAMP, Next, Roots, TIMESTAMP};
 use super::super::repository::trusted::{Top, Verified, complete};
 use super::super::repository::{Digest, PolicyFiles};
 use super::super::standing::Standing;
+use super::sign::signed_part;
 use super::{PublishError, read_file};
 use crate::clock::Timestamp;
 
@@ -141,6 +142,11 @@ impl Head {
         }
     }
 
+    /// The exact root, timestamp and snapshot.
+    pub(super) fn marks(&self) -> [Mark; 3] {
+        [self.newest.mark(), self.top.mark, Mark::of(self.top.pin.version, &self.snapshot)]
+    }
+
     /// The first root: what deployments ship.
     pub fn anchor(&self) -> Bytes {
         self.roots.first_key_value().map(|(_, bytes)| bytes.clone()).unwrap_or_default()
@@ -213,13 +219,27 @@ impl Signers {
     /// # Errors
     /// It is no root, or names keys of a kind that this version does not know.
     pub fn of_root(root: &[u8], role: &str) -> Result<Self, PublishError> {
-        let broken = |error: serde_json::Error| PublishError::Files(format!("the root cannot be read: {error}"));
-        let root: Value = serde_json::from_slice(root).map_err(broken)?;
-        let missing = || PublishError::Files(format!("the root names nobody who signs {role}"));
-        let settings = root.pointer("/signed/roles").and_then(|roles| roles.get(role)).ok_or_else(missing)?;
+        let root = signed_part(root)?;
+        Self::of(root.get("roles").and_then(|roles| roles.get(role)), root.get("keys"), role)
+    }
+
+    /// What the charter says of one of the owners.
+    fn of_charter(charter: &[u8], role: &str) -> Result<Self, PublishError> {
+        let charter = signed_part(charter)?;
+        let roles = charter.pointer("/delegations/roles").and_then(Value::as_array);
+        let named = |found: &&Value| found.get("name").and_then(Value::as_str) == Some(role);
+        let settings = roles.and_then(|roles| roles.iter().find(named));
+        Self::of(settings, charter.pointer("/delegations/keys"), role)
+    }
+
+    fn of(settings: Option<&Value>, known: Option<&Value>, role: &str) -> Result<Self, PublishError> {
+        let broken =
+            |error: serde_json::Error| PublishError::Files(format!("the keys of {role} cannot be read: {error}"));
+        let missing = || PublishError::Files(format!("nobody is named who signs {role}"));
+        let settings = settings.ok_or_else(missing)?;
         let mut keys = Vec::new();
         for id in settings.get("keyids").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
-            let key = root.pointer("/signed/keys").and_then(|keys| keys.get(id)).cloned().unwrap_or_default();
+            let key = known.and_then(|keys| keys.get(id)).cloned().unwrap_or_default();
             keys.push((id.to_owned(), serde_json::from_value(key).map_err(broken)?));
         }
         let threshold = settings.get("threshold").and_then(Value::as_u64).filter(|threshold| *threshold > 0);
@@ -284,6 +304,15 @@ impl Published {
     pub fn roles(&self) -> BTreeMap<String, (u64, Bytes)> {
         let roles = self.verified.roles.iter();
         roles.map(|(name, (mark, bytes))| (name.to_string(), (mark.version, bytes.clone()))).collect()
+    }
+
+    /// Who may sign one of the five owners, as the charter says.
+    ///
+    /// # Errors
+    /// It names keys of a kind that this version does not know.
+    pub(super) fn signers(&self, owner: &str) -> Result<Signers, PublishError> {
+        let charter = self.role("targets").map(|(_, bytes)| bytes.clone()).unwrap_or_default();
+        Signers::of_charter(&charter, owner)
     }
 
     /// The files as a sidecar would load them.

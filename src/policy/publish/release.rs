@@ -8,24 +8,26 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 
 use super::super::document::{Digest, Grant, ScopeId};
 use super::super::repository::PolicyFiles;
 use super::super::repository::metadata::{self, Envelope, PublicKey};
+use super::super::repository::trusted::INCIDENT;
 use super::super::{Policy, Problem};
 use super::keys::{KeySource, good_signatures};
-use super::published::{Overlay, Published, Signers};
+use super::published::{Head, Overlay, Published, Signers};
 use super::sign::{expires_of, same_content, version_of};
 use super::workspace::{RoleSettings, Workspace};
-use super::{MAX_METADATA, PublishError, cannot, read_file, sync_folder, write_file};
+use super::{MAX_METADATA, PublishError, cannot, heartbeat, keys, read_file, sync_folder, write_file};
 use crate::clock::{Clock, Timestamp, within};
 
-/// The role that signs the kill list.
-pub(super) const INCIDENT: &str = "incident";
 /// How long a dry mint of one grant may take.
 const DRY_MINT: Duration = Duration::from_secs(60);
+/// How long a kill list and its snapshot speak where `repository.toml` cannot say it.
+pub(super) const KILL_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// A role that lapses sooner than this is told.
 const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -36,6 +38,49 @@ pub struct OnlineKeys {
     pub snapshot: Vec<KeySource>,
     /// Those of `timestamp`; none takes `DIR/keys/NAME.pem`.
     pub timestamp: Vec<KeySource>,
+}
+
+/// How one of the roles that are signed at publication is to be signed.
+pub(super) struct Duty {
+    keys: Vec<(String, PublicKey)>,
+    threshold: u64,
+    life: Duration,
+    sources: Vec<KeySource>,
+}
+
+/// Both of them.
+pub(super) struct Online {
+    snapshot: Duty,
+    timestamp: Duty,
+}
+
+impl Online {
+    /// As `repository.toml` says.
+    fn of(workspace: &Workspace, keys: &OnlineKeys) -> Result<Self, PublishError> {
+        let duty = |role: &str, sources: &[KeySource]| {
+            let settings = workspace.settings().role(role)?;
+            let given = || Some(sources.to_vec()).filter(|sources| !sources.is_empty());
+            let sources = given().unwrap_or_else(|| default_keys(workspace, settings));
+            let (keys, threshold) = (settings.keys.clone(), u64::from(settings.threshold));
+            Ok::<_, PublishError>(Duty { keys, threshold, life: settings.life, sources })
+        };
+        Ok(Self { snapshot: duty("snapshot", &keys.snapshot)?, timestamp: duty("timestamp", &keys.timestamp)? })
+    }
+
+    /// By the keys of the root that is published, whatever `repository.toml` says: of that, how long they are to speak.
+    pub(super) fn published(workspace: &Workspace, head: &Head, keys: &OnlineKeys) -> Result<Self, PublishError> {
+        let duty = |role: &str, sources: &[KeySource], life: Duration| {
+            let Signers { keys, threshold } = head.signers(role)?;
+            let life = workspace.settings().role(role).map_or(life, |settings| settings.life);
+            let given = || Some(sources.to_vec()).filter(|sources| !sources.is_empty());
+            let sources = given().unwrap_or_else(|| keys::in_folder(&workspace.directory().join("keys"), &keys));
+            Ok::<_, PublishError>(Duty { keys, threshold, life, sources })
+        };
+        Ok(Self {
+            snapshot: duty("snapshot", &keys.snapshot, KILL_LIFE)?,
+            timestamp: duty("timestamp", &keys.timestamp, heartbeat::LIFE)?,
+        })
+    }
 }
 
 /// How to publish.
@@ -97,9 +142,28 @@ pub async fn publish(
 ) -> Result<Report, PublishError> {
     let _lock = lock(out)?;
     let previous = Published::read(out).await?;
+    if let Some(previous) = &previous {
+        not_put_back(workspace, out, previous)?;
+    }
     let candidate = gather(workspace, previous.as_ref(), now)?;
     let gate = Gate { kill: false, suspend: options.suspend.clone(), dry_mint: options.dry_mint.as_deref() };
-    release(workspace, out, previous.as_ref(), candidate, &options.keys, &gate, clock, now).await
+    let online = Online::of(workspace, &options.keys)?;
+    release(workspace, out, previous.as_ref(), candidate, &online, &gate, clock, now).await
+}
+
+/// What was published from here is still there: a version over an older one would bring that back, and sidecars would
+/// refuse it.
+pub(super) fn not_put_back(workspace: &Workspace, out: &Path, previous: &Published) -> Result<(), PublishError> {
+    let here = workspace.staged("snapshot")?.map_or(0, |(_, staged)| version_of(&staged.signed));
+    let there = previous.head.version("snapshot");
+    if there >= here {
+        return Ok(());
+    }
+    Err(refused(format!(
+        "{}: has snapshot {there}, and {here} was published from {}: put back what was published, from where sidecars read it",
+        out.display(),
+        workspace.directory().display()
+    )))
 }
 
 /// One publisher at a time.
@@ -286,7 +350,7 @@ pub(super) async fn release(
     out: &Path,
     previous: Option<&Published>,
     candidate: Candidate,
-    keys: &OnlineKeys,
+    online: &Online,
     gate: &Gate<'_>,
     clock: &dyn Clock,
     now: Timestamp,
@@ -300,7 +364,7 @@ pub(super) async fn release(
         .collect();
     if let Some(previous) = previous
         && roles.is_empty()
-        && !due(workspace, previous, now)?
+        && !due(online, previous, now)
     {
         keep(workspace, previous)?;
         return Ok(Report {
@@ -312,7 +376,7 @@ pub(super) async fn release(
             warnings: candidate.notes.into_iter().chain(lapsing(workspace, previous, now)).collect(),
         });
     }
-    let (versioned, mut last) = online(workspace, previous, &candidate, keys, clock, now).await?;
+    let (versioned, mut last) = sign_both(online, previous, &candidate, clock, now).await?;
     let mut overlay = versioned.clone();
     overlay.extend(last.clone());
     // Sidecars refuse what has ended before they first saw it. A kill is published all the same: who mends what lapsed must
@@ -341,19 +405,18 @@ pub(super) async fn release(
 }
 
 /// Whether the snapshot or the timestamp must be signed again although nothing else changed.
-fn due(workspace: &Workspace, previous: &Published, now: Timestamp) -> Result<bool, PublishError> {
+fn due(online: &Online, previous: &Published, now: Timestamp) -> bool {
     let left = |role: &str| previous.standing().ends.get(role).map_or(Duration::ZERO, |end| end.since(now));
-    Ok(left("timestamp").is_zero() || left("snapshot") < workspace.settings().role("snapshot")?.life / 2)
+    left("timestamp").is_zero() || left("snapshot") < online.snapshot.life / 2
 }
 
 type Named = BTreeMap<String, Bytes>;
 
 /// The new files by name: those that nobody asks for before the timestamp names them, and those that must come last.
-async fn online(
-    workspace: &Workspace,
+async fn sign_both(
+    online: &Online,
     previous: Option<&Published>,
     candidate: &Candidate,
-    keys: &OnlineKeys,
     clock: &dyn Clock,
     now: Timestamp,
 ) -> Result<(Named, Named), PublishError> {
@@ -364,15 +427,12 @@ async fn online(
     for (name, (version, bytes)) in &candidate.roles {
         versioned.insert(format!("metadata/{}", metadata::metadata_name(name, *version)), bytes.clone());
     }
-    let settings = workspace.settings();
     let next = |role: &str| previous.map_or(1, |previous| previous.version(role).saturating_add(1));
     let number = next("snapshot");
-    let life = settings.role("snapshot")?.life;
-    let snapshot = metadata::snapshot(number, now + life, &candidate.roles);
-    let snapshot = sign_online(workspace, "snapshot", snapshot, &keys.snapshot, clock).await?;
-    let life = settings.role("timestamp")?.life;
-    let timestamp = metadata::timestamp(next("timestamp"), now + life, number, &snapshot);
-    let timestamp = sign_online(workspace, "timestamp", timestamp, &keys.timestamp, clock).await?;
+    let snapshot = metadata::snapshot(number, now + online.snapshot.life, &candidate.roles);
+    let snapshot = online.snapshot.sign("snapshot", snapshot, clock).await?;
+    let timestamp = metadata::timestamp(next("timestamp"), now + online.timestamp.life, number, &snapshot);
+    let timestamp = online.timestamp.sign("timestamp", timestamp, clock).await?;
     versioned.insert(format!("metadata/{}", metadata::metadata_name("snapshot", number)), snapshot);
     let mut last: Named = candidate
         .roots
@@ -383,21 +443,13 @@ async fn online(
     Ok((versioned, last))
 }
 
-async fn sign_online(
-    workspace: &Workspace,
-    role: &str,
-    signed: serde_json::Value,
-    sources: &[KeySource],
-    clock: &dyn Clock,
-) -> Result<Bytes, PublishError> {
-    let settings = workspace.settings().role(role)?;
-    let default = default_keys(workspace, settings);
-    let sources = if sources.is_empty() { &default } else { sources };
-    if sources.is_empty() {
-        return Err(PublishError::Key(format!("{role}: no key: give --{role}-key FILE.pem")));
+impl Duty {
+    async fn sign(&self, role: &str, signed: serde_json::Value, clock: &dyn Clock) -> Result<Bytes, PublishError> {
+        if self.sources.is_empty() {
+            return Err(PublishError::Key(format!("{role}: no key: give --{role}-key FILE.pem")));
+        }
+        sign_with(role, signed, &self.sources, &self.keys, self.threshold, clock).await
     }
-    let bytes = sign_with(role, signed, sources, &settings.keys, u64::from(settings.threshold), clock).await?;
-    Ok(bytes)
 }
 
 /// Signs `signed` with every source, and refuses where they are fewer than `threshold` keys.
@@ -519,13 +571,30 @@ async fn try_grant(command: &str, told: String) -> std::io::Result<bool> {
         .args(["-c", command])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()?;
+    // It, and whatever it has started: a cloud's command line that hangs outlives its shell.
+    let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
     if let Some(mut stdin) = child.stdin.take() {
         // A command that does not look at it may still know.
         let _ = stdin.write_all(told.as_bytes()).await;
     }
-    Ok(child.wait().await?.success())
+    let ended = child.wait().await;
+    group.0 = None;
+    Ok(ended?.success())
+}
+
+/// Kills a process group when dropped, unless its leader has been waited for: its id may be another's then.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0 {
+            // Gone already is as good.
+            let _ = kill_process_group(leader, Signal::KILL);
+        }
+    }
 }
 
 /// What has ended, of the roles without which sidecars refuse a version that they have not seen.
@@ -533,7 +602,9 @@ fn lapsed_head(loaded: &Published, now: Timestamp) -> Option<String> {
     let end =
         |role: &&str| loaded.standing().ends.get(*role).filter(|end| **end <= now).map(|end| (role.to_string(), end));
     let lapsed = ["root", "timestamp", "snapshot", "targets"].iter().find_map(end);
-    lapsed.map(|(role, end)| format!("{role} lapsed at {end}: until it is signed again sidecars refuse this version"))
+    lapsed.map(|(role, end)| {
+        format!("{role} lapsed at {end}: until it is signed again sidecars take of this version the kill list alone")
+    })
 }
 
 /// The roles that stop to speak soon: within 30 days, and within a tenth of their life.
@@ -589,4 +660,33 @@ fn keep(workspace: &Workspace, published: &Published) -> Result<(), PublishError
 /// Where a deployment takes its trust anchor from.
 pub fn anchor_path(out: &Path) -> PathBuf {
     out.join("metadata").join(metadata::metadata_name("root", 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+
+    #[tokio::test]
+    async fn a_dry_mint_that_hangs_is_stopped_with_all_that_it_started() {
+        let clock = ManualClock::at(Timestamp::from_secs(1_795_452_513));
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("child");
+        let command = format!("sleep 1000 & echo $! > {0}.new && mv {0}.new {0}; wait", place.display());
+        let stepped = clock.clone();
+        let step = async {
+            while !place.exists() {
+                tokio::task::yield_now().await;
+            }
+            stepped.advance(DRY_MINT);
+        };
+        let (run, ()) = tokio::join!(within(&clock, DRY_MINT, try_grant(&command, String::new())), step);
+        assert!(run.is_none());
+        let child = fs::read_to_string(&place).unwrap();
+        // Killed; whoever adopted it may not have buried it yet.
+        let stat = || fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
+        while !(stat().is_empty() || stat().contains(") Z ")) {
+            tokio::task::yield_now().await;
+        }
+    }
 }

@@ -200,20 +200,22 @@ impl Settings {
         Ok(chain)
     }
 
-    /// The five owners, each with their departments, must have no key in common (requirement G06): nobody answers for
-    /// two of them.
+    /// Root, charter, the online roles and the five owners, each with their departments, must have no key in common
+    /// (requirement G06): nobody answers for two of them. Snapshot and timestamp are one duty.
     fn check_disjoint_keys(&self) -> Result<(), PublishError> {
         let mut holders: BTreeMap<String, &str> = BTreeMap::new();
         for (name, role) in &self.roles {
             let chain = self.chain(name)?;
-            let Some(owner) = chain.iter().rev().nth(1).filter(|_| chain.len() > 1) else { continue };
+            let owner = match (name.as_str(), chain.iter().rev().nth(1)) {
+                (_, Some(owner)) => *owner,
+                ("snapshot" | "timestamp", None) => "snapshot and timestamp",
+                (top, None) => top,
+            };
             for (key, public) in &role.keys {
                 if let Some(other) = holders.insert(public.id(), owner)
-                    && other != *owner
+                    && other != owner
                 {
-                    return Err(wrong(format!(
-                        "the key {key} signs for both {other} and {owner}: owners share no key"
-                    )));
+                    return Err(wrong(format!("the key {key} signs for both {other} and {owner}: they share no key")));
                 }
             }
         }
@@ -391,6 +393,22 @@ impl Workspace {
             PublishError::Files(format!("{}: is not there; `sidemint policy new DIR` makes one", place.display()))
         })?;
         Ok(Self { directory, settings: Settings::parse(&bytes)? })
+    }
+
+    /// The same for `policy kill`, which asks `repository.toml` for nothing that it could not do without: one that is
+    /// half edited has no roles here. Why it could not be read is told beside it.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn open_for_kill(directory: impl Into<PathBuf>) -> Result<(Self, Option<PublishError>), PublishError> {
+        let directory = directory.into();
+        match Self::open(&directory) {
+            Ok(workspace) => Ok((workspace, None)),
+            Err(error @ PublishError::Settings(_)) => {
+                Ok((Self { directory, settings: Settings { roles: BTreeMap::new() } }, Some(error)))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Where it is.

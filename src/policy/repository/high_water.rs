@@ -95,6 +95,10 @@ pub struct HighWater {
     /// The version that was refused for something else than its kill list, which holds over `in_force`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopping: Option<InUse>,
+    /// The version of which nothing could be used but its kill list, which holds over `in_force` as well: of its roles
+    /// only those that lead to the list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kill: Option<InUse>,
 }
 
 impl HighWater {
@@ -150,14 +154,15 @@ mod tests {
     fn high_water() -> impl Strategy<Value = HighWater> {
         let roles = proptest::collection::btree_map("[a-z/%\"\\\\\n-]{0,12}", marks(), 0..6);
         let tops = (proptest::option::of(marks()), proptest::option::of(marks()));
-        let used = (proptest::option::of(in_use()), proptest::option::of(in_use()));
+        let used = [(); 3].map(|()| proptest::option::of(in_use()));
         (any::<u64>(), marks(), tops, roles, used).prop_map(
-            |(counter, root, (timestamp, snapshot), roles, (in_force, stopping))| HighWater {
+            |(counter, root, (timestamp, snapshot), roles, [in_force, stopping, kill])| HighWater {
                 counter,
                 root,
                 marks: Marks { timestamp, snapshot, roles },
                 in_force,
                 stopping,
+                kill,
             },
         )
     }

@@ -316,8 +316,8 @@ impl Envelope {
 
     /// The file's bytes.
     pub fn to_bytes(&self) -> Bytes {
-        // A `Value` and strings always serialise.
-        Bytes::from(serde_json::to_vec_pretty(self).unwrap_or_default())
+        // A `Value` and strings always serialise. Without line breaks: ten thousand names are megabytes.
+        Bytes::from(serde_json::to_vec(self).unwrap_or_default())
     }
 }
 

@@ -14,7 +14,13 @@
 //! | begun, and what was seen is lost | an alarm; nothing is trusted |
 //! | of another root | nothing is trusted |
 //! | older than what was seen, damaged, or empty of versions | told; the repository must answer |
-//! | not writable | what is kept is used; nothing new is adopted |
+//! | not writable | what is kept is used; nothing new is adopted but a kill list |
+//! | of before new keys came | what was in force is used, until the repository answers |
+//! | emptied while it runs | the version in force is fetched and kept again at the next heartbeat |
+//!
+//! Of a version that cannot be adopted, whatever that is for, the kill list is taken all the same where the keys of now
+//! lead to it and it is newer than what was seen ([`kill_list`]): a lapsed root or a file that is lost must not hold up a
+//! kill. It is kept and remembered beside what is in force, and stops more than that does, never less.
 //!
 //! Beside the newest version, that which was put into force last is kept, and remembered to the byte: where the files of
 //! the newest turn out to be bad, also after a restart, it is the one exception from "never older" ([`InUse`]).
@@ -33,7 +39,9 @@ use super::fault::{Fault, FaultKind};
 use super::fetch::{Answer, Fetch, FetchError, Tag};
 use super::high_water::{HighWater, InUse, Mark, Marks};
 use super::store::{Kept, Remembered, Store};
-use super::trusted::{Known, MAX_TIMESTAMP, Next, Pin, Roots, TIMESTAMP, Top, Verified, complete, off, version_of};
+use super::trusted::{
+    INCIDENT, Known, MAX_TIMESTAMP, Next, Pin, Roots, TIMESTAMP, Top, Verified, complete, kill_list, off, version_of,
+};
 use super::{Digest, Fetched, PolicyFiles, PolicySource, PolicySourceError, Previous, Use};
 use crate::clock::SharedClock;
 
@@ -109,6 +117,22 @@ struct State {
     probed: Option<Duration>,
     /// What looks fetched that could not finish.
     partial: BTreeMap<Digest, Bytes>,
+    /// The newest kill list that was verified by itself, until a version with that one or a newer one is in use.
+    kill: Option<Arc<Verified>>,
+}
+
+impl State {
+    /// What must not be older again, with the kill list that was taken by itself.
+    fn marks(&self) -> Marks {
+        let Some(HighWater { mut marks, kill, .. }) = self.store.high_water() else { return Marks::default() };
+        let kept = kill.as_ref().and_then(|kill| kill.roles.get(INCIDENT));
+        let taken = self.kill.as_ref().and_then(|kill| kill.roles.get(INCIDENT)).map(|(mark, _)| mark);
+        let seen = marks.roles.get(INCIDENT);
+        if let Some(newest) = kept.into_iter().chain(taken).chain(seen).max_by_key(|mark| mark.version).copied() {
+            marks.roles.insert(INCIDENT.to_owned(), newest);
+        }
+        marks
+    }
 }
 
 /// The version that is verified, without its files.
@@ -190,10 +214,19 @@ impl PolicySource for SignedSource {
     }
 
     async fn used(&self, version: &PolicyVersion, use_as: Use) {
-        let guard = self.state.lock().await;
-        let Some(state) = &*guard else { return };
-        let Some(held) = state.held.as_ref().filter(|held| held.version == *version) else { return };
-        let done = remember_use(&state.store, held.in_use(), use_as).await;
+        let mut guard = self.state.lock().await;
+        let Some(state) = &mut *guard else { return };
+        let done = if let Some(held) = state.held.as_ref().filter(|held| held.version == *version) {
+            let done = remember_use(&state.store, held.in_use(), use_as).await;
+            if done.is_ok() {
+                state.kill = None;
+            }
+            done
+        } else if let Some(kill) = state.kill.as_ref().filter(|kill| kill.files.version == *version) {
+            remember_kill(&state.store, kill).await
+        } else {
+            return;
+        };
         if let Err(fault) = &done {
             tracing::error!(%version, %fault, "it cannot be remembered that this policy version is in use");
         }
@@ -206,13 +239,21 @@ impl PolicySource for SignedSource {
             return Ok(None);
         };
         let Some(in_force) = kept.in_force else { return Ok(None) };
-        let files = self.again(state, &in_force).await?;
+        let files = self.again(state, &in_force).await?.files;
         // Who was stopped stays stopped: without this list, none of it.
         let kill = match &kept.stopping {
-            Some(stopping) => Some(self.again(state, stopping).await?),
+            Some(stopping) => Some(self.again(state, stopping).await?.files),
             None => None,
         };
+        if kept.kill.is_some() && state.kill.is_none() {
+            return Err(Fault::new(FaultKind::Missing, "the kill list that held over it is lost").into());
+        }
         Ok(Some(Previous { files, kill }))
+    }
+
+    async fn stopping(&self) -> Option<PolicyFiles> {
+        let guard = self.state.lock().await;
+        guard.as_ref()?.kill.as_ref().map(|kill| kill.files.clone())
     }
 
     fn signed(&self) -> bool {
@@ -338,12 +379,41 @@ impl SignedSource {
         *self.lock() = SignedStatus { repaired, ..SignedStatus::default() };
         let roots = self.chain(&store, high_water.as_ref()).await?;
         self.lock().root = roots.mark().version;
-        let mut state =
-            State { store, roots, held: None, pending: None, tag: None, probed: None, partial: BTreeMap::new() };
-        if high_water.is_some() {
-            self.load_kept(&mut state).await;
+        let partial = BTreeMap::new();
+        let mut state = State { store, roots, held: None, pending: None, tag: None, probed: None, partial, kill: None };
+        if let Some(seen) = &high_water {
+            match self.load_kill(&mut state, seen.kill.as_ref()).await {
+                Ok(()) => {
+                    self.load_kept(&mut state).await;
+                    self.load_in_force(&mut state).await;
+                }
+                // Who was stopped stays stopped: without this list, the repository must answer.
+                Err(fault) => {
+                    tracing::error!(%fault, "the kept kill list cannot be used");
+                    self.lock().cache.push(format!("its kill list: {fault}"));
+                }
+            }
         }
         Ok(state)
+    }
+
+    /// Verifies the kill list that is kept by itself, where one is.
+    async fn load_kill(&self, state: &mut State, wanted: Option<&InUse>) -> Result<(), Fault> {
+        let Some(wanted) = wanted else { return Ok(()) };
+        let roots = self.root_of(state, wanted.root).await?;
+        let store = Arc::clone(&state.store);
+        let kept = off(move || store.read_kill()).await??;
+        let (fetch, mut known, timestamp) = opened(kept)?;
+        // It may be newer than what is remembered, where that was cut off, and never older.
+        let marks = Marks { roles: BTreeMap::new(), ..wanted.marks() };
+        let top = roots.timestamp(timestamp, &marks, None)?;
+        let verified = kill_list(top, &fetch, &mut known, &marks).await?;
+        let verified = verified.filter(|found| {
+            let version = |role: &str| found.roles.get(role).map(|(mark, _)| mark.version);
+            ["targets", INCIDENT].iter().all(|role| version(role) >= wanted.roles.get(*role).map(|mark| mark.version))
+        });
+        state.kill = Some(Arc::new(verified.ok_or_else(|| Fault::new(FaultKind::Altered, "is an older one"))?));
+        Ok(())
     }
 
     /// From the trust anchor through the roots that are kept, past the newest that was seen.
@@ -476,6 +546,28 @@ impl SignedSource {
         }
     }
 
+    /// Where new keys came and no version under them yet: what was in force, under the root of its time.
+    async fn load_in_force(&self, state: &mut State) {
+        let Some(HighWater { in_force: Some(in_force), stopping, .. }) = state.store.high_water() else { return };
+        if state.held.is_some() || in_force.root == state.roots.mark() || not_before(state).is_err() {
+            return;
+        }
+        let read = async {
+            let kill = match &stopping {
+                Some(stopping) if state.kill.is_none() => Some(self.again(state, stopping).await?),
+                _ => None,
+            };
+            Ok::<_, Fault>((self.again(state, &in_force).await?.files, kill))
+        };
+        match read.await {
+            Ok((files, kill)) => {
+                state.pending = Some(files);
+                state.kill = state.kill.take().or(kill.map(Arc::new));
+            }
+            Err(fault) => self.lock().cache.push(fault.to_string()),
+        }
+    }
+
     /// Verifies a version that is kept. What it says that was not remembered yet, is.
     async fn kept(&self, state: &State, version: &PolicyVersion) -> Result<Verified, Fault> {
         not_before(state)?;
@@ -495,20 +587,16 @@ impl SignedSource {
         marks: &Marks,
     ) -> Result<Verified, Fault> {
         let (store, wanted) = (Arc::clone(&state.store), version.clone());
-        let Kept { mut metadata, targets } = off(move || store.read(&wanted)).await??;
-        let gone = || Fault::new(FaultKind::Missing, "its timestamp is gone");
-        let timestamp = metadata.remove(TIMESTAMP).ok_or_else(gone)?;
+        let (fetch, mut known, timestamp) = opened(off(move || store.read(&wanted)).await??)?;
         let top = roots.timestamp(timestamp, marks, None)?;
-        let mut known = Known { held: targets, ..Known::default() };
-        let fetch: Arc<dyn Fetch> = Arc::new(KeptFetch(metadata));
         let verified = complete(top, &fetch, &mut known, marks, &self.settings.scopes, None).await?;
         self.minimum(verified.snapshot.0)?;
         Ok(verified)
     }
 
-    /// The files of a version that was in use, though a newer one was seen: it must be that version to the byte, under
+    /// A version that was in use, though a newer one was seen: it must be that version to the byte, under
     /// the root that it was used under, whose keys need not be those of today. Only its timestamp may be newer.
-    async fn again(&self, state: &State, wanted: &InUse) -> Result<PolicyFiles, Fault> {
+    async fn again(&self, state: &State, wanted: &InUse) -> Result<Verified, Fault> {
         let version = version_of(wanted.snapshot);
         let explain = |fault: Fault| {
             let message = format!("the kept policy version {version}, which was in use: {}", fault.message());
@@ -519,7 +607,7 @@ impl SignedSource {
         if !Held::of(&verified).in_use().is(wanted) {
             return Err(explain(Fault::new(FaultKind::Altered, "is another one now")));
         }
-        Ok(verified.files)
+        Ok(verified)
     }
 
     /// From the trust anchor through the roots that are kept, up to `wanted`.
@@ -563,6 +651,17 @@ impl SignedSource {
             // A tag is kept with what is held alone.
             (None, None) => return Err(Fault::malformed("timestamp: unchanged, though none is held")),
         };
+        let looked = self.look_under(state, bytes.clone(), tag).await;
+        if looked.is_err()
+            && let Err(fault) = self.stop_more(state, bytes).await
+        {
+            tracing::debug!(%fault, "nor is there a newer kill list");
+        }
+        looked
+    }
+
+    /// What a look at this timestamp finds.
+    async fn look_under(&self, state: &mut State, bytes: Bytes, tag: Option<Tag>) -> Result<Looked, Fault> {
         let same = |state: &State| {
             state.held.as_ref().is_some_and(|held| held.timestamp.1 == bytes && held.root == state.roots.mark())
         };
@@ -579,6 +678,29 @@ impl SignedSource {
         let looked = self.judge(state, bytes).await?;
         state.tag = tag;
         Ok(looked)
+    }
+
+    /// Takes the kill list of a version that cannot be adopted, where it is newer than any that was seen. It does not ask
+    /// whether somebody's word has ended: what stops more is believed of whoever had a say last.
+    async fn stop_more(&self, state: &mut State, timestamp: Bytes) -> Result<(), Fault> {
+        not_before(state)?;
+        if state.store.high_water().is_none() {
+            return Ok(());
+        }
+        let marks = state.marks();
+        let top = state.roots.timestamp(timestamp, &marks, None)?;
+        let mut known = Known { partial: std::mem::take(&mut state.partial), ..Known::default() };
+        if let Some(held) = &state.held {
+            known.held = self.known(&state.store, &held.version).await?;
+        }
+        let found = kill_list(top, &self.fetch, &mut known, &marks).await;
+        state.partial = known.fetched;
+        state.partial.extend(known.partial);
+        let Some(found) = found? else { return Ok(()) };
+        self.minimum(found.snapshot.0)?;
+        tracing::error!(version = %found.files.version, "the kill list alone is taken of a policy version that is refused");
+        state.kill = Some(Arc::new(found));
+        Ok(())
     }
 
     async fn follow_roots(&self, state: &mut State) -> Result<(), Fault> {
@@ -605,10 +727,12 @@ impl SignedSource {
 
     /// Verifies a timestamp that is not the one held, and what it pins.
     async fn judge(&self, state: &mut State, bytes: Bytes) -> Result<Looked, Fault> {
-        let marks = state.store.high_water().map(|kept| kept.marks).unwrap_or_default();
+        let marks = state.marks();
         let judge = Some(self.clock.now());
         let top = state.roots.timestamp(bytes, &marks, judge)?;
-        if let Some(held) = state.held.as_ref().filter(|held| held.root == top.root && held.is_pinned_by(top.pin)) {
+        let held = state.held.as_ref().filter(|held| held.root == top.root && held.is_pinned_by(top.pin));
+        // Where what is kept of it is gone, it is read and kept anew.
+        if let Some(held) = held.filter(|held| state.store.has(&held.version)) {
             let held = self.heartbeat(&state.store, held, &top, marks).await?;
             state.held = Some(held);
             return Ok(Looked::Heartbeat);
@@ -625,9 +749,12 @@ impl SignedSource {
                 return Err(fault);
             }
         };
-        drop(known);
         self.minimum(verified.snapshot.0)?;
-        self.adopt(state, verified, marks).await
+        let adopted = self.adopt(state, verified, marks).await;
+        if adopted.is_err() {
+            state.partial = known.fetched;
+        }
+        adopted
     }
 
     /// Everything that is kept of a version, by digest. What is damaged is fetched again.
@@ -711,17 +838,35 @@ impl SignedSource {
 
 /// Remembers what `held` is used for now, where that is new.
 async fn remember_use(store: &Arc<Store>, held: InUse, use_as: Use) -> Result<(), Fault> {
-    let Some(HighWater { in_force, stopping, .. }) = store.high_water() else { return Ok(()) };
+    let Some(HighWater { in_force, stopping, kill, .. }) = store.high_water() else { return Ok(()) };
     let same = |kept: &Option<InUse>| kept.as_ref().is_some_and(|kept| kept.is(&held));
     let (in_force, stopping) = match use_as {
-        Use::Whole if same(&in_force) && stopping.is_none() => return Ok(()),
-        Use::KillList if same(&stopping) => return Ok(()),
+        Use::Whole if same(&in_force) && stopping.is_none() && kill.is_none() => return Ok(()),
+        Use::KillList if same(&stopping) && kill.is_none() => return Ok(()),
         // Its own kill list goes on from every other.
         Use::Whole => (Some(held), None),
         Use::KillList => (in_force, Some(held)),
     };
     let store = Arc::clone(store);
     off(move || store.remember_use(in_force, stopping)).await?
+}
+
+/// Keeps and remembers a kill list that is taken by itself, where that is new.
+async fn remember_kill(store: &Arc<Store>, kill: &Arc<Verified>) -> Result<(), Fault> {
+    let of = Held::of(kill).in_use();
+    if store.high_water().is_some_and(|kept| kept.kill.is_some_and(|kept| kept.is(&of))) {
+        return Ok(());
+    }
+    let (store, kill) = (Arc::clone(store), Arc::clone(kill));
+    off(move || store.keep_kill(&kill, of)).await?
+}
+
+/// What is kept of a version, as a place to fetch from.
+fn opened(kept: Kept) -> Result<(Arc<dyn Fetch>, Known, Bytes), Fault> {
+    let Kept { mut metadata, targets } = kept;
+    let gone = || Fault::new(FaultKind::Missing, "its timestamp is gone");
+    let timestamp = metadata.remove(TIMESTAMP).ok_or_else(gone)?;
+    Ok((Arc::new(KeptFetch(metadata)), Known { held: targets, ..Known::default() }, timestamp))
 }
 
 /// The chain of roots reaches as far as it did before.

@@ -6,6 +6,7 @@
 //! | `initialised` | a line: this state was begun on purpose, so what it lacks was lost |
 //! | `high-water.a`, `high-water.b` | the same twice: what was seen, never to be older again ([`HighWater`]) |
 //! | `roots/N.root.json` | every root that was verified |
+//! | `kill/` | of a version that could not be used otherwise: its kill list, and the metadata that leads to it |
 //! | `versions/VERSION/` | the newest version and those in use: metadata files, and `targets.pack`, the policy files |
 //!
 //! Folders have mode 0700 and files 0600; a link, or what somebody else owns, is refused. Every file is written beside its
@@ -34,6 +35,7 @@ const FOLDER: &str = "policy";
 const COPIES: [&str; 2] = ["high-water.a", "high-water.b"];
 const MARKER: &str = "initialised";
 const PACK: &str = "targets.pack";
+const KILL: &str = "kill";
 /// What a pack begins with.
 const PACK_FORM: &[u8] = b"sidemint targets 1\n";
 /// Behind the name of what is not in its place yet.
@@ -276,24 +278,40 @@ impl Store {
         if memory.as_ref().is_some_and(|kept| kept.root == root && kept.marks == marks) {
             return Ok(());
         }
-        let (counter, in_force, stopping) = memory
-            .as_ref()
-            .map_or((0, None, None), |kept| (kept.counter, kept.in_force.clone(), kept.stopping.clone()));
-        let high_water = HighWater { counter: counter.saturating_add(1), root, marks, in_force, stopping };
+        let first =
+            || HighWater { counter: 0, root, marks: Marks::default(), in_force: None, stopping: None, kill: None };
+        let kept = memory.clone().unwrap_or_else(first);
+        let high_water = HighWater { counter: kept.counter.saturating_add(1), root, marks, ..kept };
         self.write(&high_water)?;
         *memory = Some(high_water);
         Ok(())
     }
 
-    /// Remembers what is in use now: what is in force, and what stops more than that says.
+    /// Remembers what is in use now: what is in force, and what stops more than that says. The kill list of either goes on
+    /// from one that was taken by itself.
     ///
     /// # Errors
     /// When it cannot be written, or nothing was seen yet.
     pub fn remember_use(&self, in_force: Option<InUse>, stopping: Option<InUse>) -> Result<(), Fault> {
+        self.change(|kept| HighWater { in_force, stopping, kill: None, ..kept })?;
+        remove(&self.folder.join(KILL))
+    }
+
+    /// Keeps and remembers a kill list that is taken by itself, of the version `of`.
+    ///
+    /// # Errors
+    /// As for [`Store::remember_use`].
+    pub fn keep_kill(&self, verified: &Verified, of: InUse) -> Result<(), Fault> {
+        self.put(&self.folder.join(KILL), verified)?;
+        self.change(|kept| HighWater { kill: Some(of), ..kept })
+    }
+
+    fn change(&self, change: impl FnOnce(HighWater) -> HighWater) -> Result<(), Fault> {
         let mut memory = self.memory();
         let kept =
             memory.clone().ok_or_else(|| Fault::new(FaultKind::State, "nothing was seen that could be in use"))?;
-        let high_water = HighWater { counter: kept.counter.saturating_add(1), in_force, stopping, ..kept };
+        let counter = kept.counter.saturating_add(1);
+        let high_water = HighWater { counter, ..change(kept) };
         self.write(&high_water)?;
         *memory = Some(high_water);
         Ok(())
@@ -329,8 +347,10 @@ impl Store {
         if self.root(version).as_deref() == Some(bytes) {
             return Ok(());
         }
+        let roots = self.folder.join("roots");
+        folder(&roots)?;
         replace(&self.root_place(version), bytes)?;
-        sync_folder(&self.folder.join("roots"))
+        sync_folder(&roots)
     }
 
     /// The versions that are kept, the newest first.
@@ -357,12 +377,23 @@ impl Store {
     /// # Errors
     /// When its folder is not ours or cannot be read.
     pub fn read(&self, version: &PolicyVersion) -> Result<Kept, Fault> {
-        let place = self.place(version);
-        let meta = fs::symlink_metadata(&place).map_err(|error| failed(&place, &error))?;
-        check(&place, &meta, true)?;
+        Self::read_at(&self.place(version))
+    }
+
+    /// The same of the kill list that is kept by itself.
+    ///
+    /// # Errors
+    /// As for [`Store::read`].
+    pub fn read_kill(&self) -> Result<Kept, Fault> {
+        Self::read_at(&self.folder.join(KILL))
+    }
+
+    fn read_at(place: &Path) -> Result<Kept, Fault> {
+        let meta = fs::symlink_metadata(place).map_err(|error| failed(place, &error))?;
+        check(place, &meta, true)?;
         let mut kept = Kept::default();
         let mut left = MAX_METADATA;
-        for entry in fs::read_dir(&place).map_err(|error| failed(&place, &error))?.flatten() {
+        for entry in fs::read_dir(place).map_err(|error| failed(place, &error))?.flatten() {
             let Ok(name) = entry.file_name().into_string() else { continue };
             if name == PACK || !name.ends_with(".json") {
                 continue;
@@ -385,8 +416,12 @@ impl Store {
     /// # Errors
     /// When it cannot be written.
     pub fn keep(&self, verified: &Verified) -> Result<(), Fault> {
-        let place = self.place(&verified.files.version);
-        let beside = aside(&place);
+        folder(&self.folder.join("versions"))?;
+        self.put(&self.place(&verified.files.version), verified)
+    }
+
+    fn put(&self, place: &Path, verified: &Verified) -> Result<(), Fault> {
+        let beside = aside(place);
         remove(&beside)?;
         folder(&beside)?;
         let file = |name: String, bytes: &[u8]| create(&beside.join(name), bytes);
@@ -398,9 +433,17 @@ impl Store {
         file(PACK.to_owned(), &pack(verified.files.files.values()))?;
         sync_folder(&beside)?;
         // A folder can be renamed onto an empty one alone.
-        remove(&place)?;
-        fs::rename(&beside, &place).map_err(|error| failed(&place, &error))?;
-        sync_folder(&self.folder.join("versions"))
+        remove(place)?;
+        fs::rename(&beside, place).map_err(|error| failed(place, &error))?;
+        sync_folder(place.parent().unwrap_or(&self.folder))
+    }
+
+    /// Whether this version is still kept, as far as the names of its files say.
+    pub fn has(&self, version: &PolicyVersion) -> bool {
+        let place = self.place(version);
+        let entries = fs::read_dir(&place).into_iter().flatten().flatten();
+        let names: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        names.iter().any(|name| name == PACK) && names.iter().any(|name| name.ends_with(".targets.json"))
     }
 
     /// Keeps a newer timestamp of a version that is kept.

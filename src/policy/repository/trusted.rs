@@ -21,7 +21,7 @@ use sigstore_tuf::{MetaFile, Root, TrustedMetadataSet};
 use tokio::task::JoinSet;
 
 use super::super::document::Decision;
-use super::super::standing::{RoleName, Standing, TOP_ROLES};
+use super::super::standing::{OWNERS, RoleName, Standing, TOP_ROLES};
 use super::super::{PolicyVersion, Problem, ScopeId, aside, kind};
 use super::fault::{Fault, FaultKind};
 use super::fetch::{Answer, Fetch, FetchError};
@@ -44,6 +44,8 @@ pub const MAX_TARGETS: u64 = 32 * 1024 * 1024;
 pub const MAX_METADATA: u64 = 48 * 1024 * 1024;
 /// How many files are fetched at a time.
 const AT_ONCE: usize = 16;
+/// The role that signs the kill list.
+pub const INCIDENT: &str = "incident";
 /// Where the timestamp lies.
 pub const TIMESTAMP: &str = "metadata/timestamp.json";
 
@@ -362,6 +364,7 @@ struct Walk {
     snapshot: (Mark, Bytes),
     roles: BTreeMap<RoleName, (Mark, Bytes)>,
     ends: BTreeMap<RoleName, Timestamp>,
+    delegators: BTreeMap<RoleName, RoleName>,
     tree: Tree,
     /// Every name with who lists it; whose it is can be said only once the whole tree is there.
     listed: Vec<(RoleName, String, Listed)>,
@@ -373,6 +376,7 @@ struct Outline {
     snapshot: (Mark, Bytes),
     roles: BTreeMap<RoleName, (Mark, Bytes)>,
     ends: BTreeMap<RoleName, Timestamp>,
+    delegators: BTreeMap<RoleName, RoleName>,
     wanted: Arc<BTreeMap<String, Listed>>,
     stray: Vec<Problem>,
 }
@@ -390,19 +394,37 @@ pub async fn complete(
     scopes: &BTreeSet<ScopeId>,
     judge: Option<Timestamp>,
 ) -> Result<Verified, Fault> {
-    let mut walk = snapshot(&top, &**fetch, known, marks, judge).await?;
-    let mut queue = VecDeque::from([(RoleName::from("targets"), RoleName::from(""))]);
-    while let Some((role, parent)) = queue.pop_front() {
-        let floor = marks.roles.get(&*role).copied();
-        let pin = walk.pin(&role)?;
-        let bytes = metadata(&**fetch, known, &role, pin, floor.as_ref(), MAX_TARGETS.min(walk.left)).await?;
-        let judged = off(move || walk.role(role, &parent, bytes, floor)).await??;
-        walk = judged.0;
-        queue.extend(judged.1);
-    }
-    let outline = off(move || walk.outline()).await??;
+    let walk = snapshot(&top, &**fetch, known, marks, judge).await?;
+    let outline = walk.over(&**fetch, known, marks, |_| true).await?;
     let files = files(fetch, known, &outline.wanted, scopes).await?;
     off(move || outline.verified(top, files)).await
+}
+
+/// Reads the kill list that `top` names, and nothing else of that version: what is wrong with another role or file, or has
+/// lapsed, holds up no kill. `None` where the role `incident` says nothing that `marks` have not seen.
+///
+/// # Errors
+/// What is wrong with a role between `top` and the list, or with a file below `kill/`.
+pub async fn kill_list(
+    top: Top,
+    fetch: &Arc<dyn Fetch>,
+    known: &mut Known,
+    marks: &Marks,
+) -> Result<Option<Verified>, Fault> {
+    let between = |role: &str| matches!(role, "targets" | INCIDENT);
+    let roles = marks.roles.iter().filter(|(role, _)| between(role)).map(|(role, mark)| (role.clone(), *mark));
+    let marks = Marks { roles: roles.collect(), ..marks.clone() };
+    let walk = snapshot(&top, &**fetch, known, &marks, None).await?;
+    let pin = walk.pin(INCIDENT)?;
+    if marks.roles.get(INCIDENT).is_some_and(|seen| seen.version >= pin.version) {
+        return Ok(None);
+    }
+    let others = |role: &str| OWNERS.iter().any(|(owner, _)| *owner == role && *owner != INCIDENT);
+    let outline = walk.over(&**fetch, known, &marks, |role| !others(role)).await?;
+    let below = outline.wanted.keys().filter(|path| path.starts_with("kill/")).cloned().collect();
+    let mut wanted = Wanted { listed: Arc::clone(&outline.wanted), left: MAX_TOTAL, files: BTreeMap::new() };
+    wanted.load(fetch, known, Some(below)).await?;
+    off(move || Some(outline.verified(top, wanted.files))).await
 }
 
 /// Reads a metadata file, from what is known where its version and digest are.
@@ -488,7 +510,8 @@ async fn snapshot(
         snapshot: (mark, bytes),
         roles: BTreeMap::new(),
         ends: ends.into_iter().map(|(role, end)| (RoleName::from(role), end)).collect(),
-        tree: Tree::default(),
+        delegators: BTreeMap::new(),
+        tree: Tree::under(keys::of_top(top.set.root())?),
         listed: Vec::new(),
         left: MAX_METADATA,
     })
@@ -497,6 +520,27 @@ async fn snapshot(
 type Children = Vec<(RoleName, RoleName)>;
 
 impl Walk {
+    /// Verifies `targets` and whatever it leads to of the roles that `wanted` lets pass.
+    async fn over(
+        self,
+        fetch: &dyn Fetch,
+        known: &mut Known,
+        marks: &Marks,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Outline, Fault> {
+        let mut walk = self;
+        let mut queue = VecDeque::from([(RoleName::from("targets"), RoleName::from(""))]);
+        while let Some((role, parent)) = queue.pop_front() {
+            let floor = marks.roles.get(&*role).copied();
+            let pin = walk.pin(&role)?;
+            let bytes = metadata(fetch, known, &role, pin, floor.as_ref(), MAX_TARGETS.min(walk.left)).await?;
+            let judged = off(move || walk.role(role, &parent, bytes, floor)).await??;
+            walk = judged.0;
+            queue.extend(judged.1.into_iter().filter(|(role, _)| wanted(role)));
+        }
+        off(move || walk.outline()).await?
+    }
+
     fn pin(&self, role: &str) -> Result<Pin, Fault> {
         let found = self.set.snapshot().and_then(|snapshot| snapshot.meta.get(&format!("{role}.json")));
         let missing = || {
@@ -543,6 +587,7 @@ impl Walk {
         if !children.is_empty() {
             self.set = set;
         }
+        self.delegators.extend(children.iter().cloned());
         self.roles.insert(Arc::clone(&role), (mark, bytes));
         self.ends.insert(role, end);
         Ok((self, children))
@@ -566,8 +611,8 @@ impl Walk {
                 wanted.insert(path, listed);
             }
         }
-        let Walk { snapshot, roles, ends, .. } = self;
-        Ok(Outline { snapshot, roles, ends, wanted: Arc::new(wanted), stray })
+        let Walk { snapshot, roles, ends, delegators, .. } = self;
+        Ok(Outline { snapshot, roles, ends, delegators, wanted: Arc::new(wanted), stray })
     }
 }
 
@@ -579,8 +624,9 @@ impl Outline {
         let publishers = wanted.filter(|(path, _)| files.contains_key(path)).map(|(path, l)| (path, l.publisher));
         let signed = Signed {
             snapshot: mark.version,
-            incident: self.roles.get("incident").map_or(0, |(mark, _)| mark.version),
+            incident: self.roles.get(INCIDENT).map_or(0, |(mark, _)| mark.version),
             publishers: publishers.collect(),
+            delegators: self.delegators,
             standing: standing.clone(),
             stray: self.stray,
         };

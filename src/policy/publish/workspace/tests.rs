@@ -57,6 +57,7 @@ fn each_name_belongs_to_the_deepest_role_whose_patterns_match() {
 fn refuses_what_clients_would_refuse_or_read_differently() {
     let whole = settings("");
     parse(&whole).unwrap();
+    parse(&whole.replacen("keys = [\"snapshot\"]", "keys = [\"timestamp\"]", 1)).unwrap();
     let finance = |paths: &str| settings(&department("finance", "business-owners", "spare", paths));
     let same = {
         let line = whole.lines().find(|line| line.starts_with("spare = ")).unwrap();
@@ -75,7 +76,11 @@ fn refuses_what_clients_would_refuse_or_read_differently() {
         (whole.replacen("threshold = 1", "threshold = 2", 1), "threshold must be"),
         (whole.replacen("90days", "30s", 1), "expires must be"),
         (whole.replacen("keys = [\"root\"]", "keys = [\"root\", \"root\"]", 1), "names a key twice"),
-        (whole.replacen("keys = [\"governance\"]", "keys = [\"security\"]", 1), "owners share no key"),
+        (whole.replacen("keys = [\"governance\"]", "keys = [\"security\"]", 1), "they share no key"),
+        (whole.replacen("keys = [\"governance\"]", "keys = [\"root\"]", 1), "they share no key"),
+        (whole.replacen("keys = [\"incident\"]", "keys = [\"timestamp\"]", 1), "they share no key"),
+        (whole.replacen("keys = [\"targets\"]", "keys = [\"root\"]", 1), "they share no key"),
+        (settings(&department("finance", "business-owners", "snapshot", "\"scopes/a/*\"")), "they share no key"),
         (same, "are the same key"),
         (finance("\"grants/*\""), "leads out of what its parent"),
         (finance("\"scopes/*/*/*/*/*/*/*/*/*\""), "is no pattern"),
@@ -90,7 +95,7 @@ fn refuses_what_clients_would_refuse_or_read_differently() {
         (settings(&department("finance", "nobody", "spare", "\"scopes/a/*\"")), "is no role that owns"),
         (settings(&department("finance", "root", "spare", "\"scopes/a/*\"")), "is no role that owns"),
         (settings(&department("finance", "finance", "spare", "\"scopes/a/*\"")), "in a ring"),
-        (settings(&department("finance", "business-owners", "security", "\"scopes/a/*\"")), "owners share no key"),
+        (settings(&department("finance", "business-owners", "security", "\"scopes/a/*\"")), "they share no key"),
         (settings(&(two.clone() + &department("b", "business-owners", "other", "\"scopes/*/y\""))), "belongs to both"),
         (settings(&(two + &department("b", "a", "other", "\"scopes/z/*\""))), "leads out of what its parent"),
         (whole.replace("[roles.incident]", "[roles.incident]\nretired = true"), "only departments"),

@@ -3,6 +3,7 @@
 mod attacks;
 mod bytes;
 mod delegations;
+mod kills;
 mod looks;
 mod previous;
 mod rotations;

@@ -105,10 +105,24 @@ struct Node {
 pub(super) struct Tree {
     nodes: BTreeMap<RoleName, Node>,
     /// Whose each key is: separate duties are separate keys (requirement G06).
-    keys: BTreeMap<Material, usize>,
+    keys: BTreeMap<Material, Whose>,
+}
+
+/// Whose a key is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// One of the four top-level roles'.
+    Top,
+    /// One of the five owners', or of a department below it.
+    Owner(usize),
 }
 
 impl Tree {
+    /// An empty tree below the roles that have these keys.
+    pub(super) fn under(top: BTreeSet<Material>) -> Self {
+        Self { nodes: BTreeMap::new(), keys: top.into_iter().map(|key| (key, Whose::Top)).collect() }
+    }
+
     /// Takes in what `role` delegates. Returns the roles that are to be read next, in order.
     pub(super) fn delegate(&mut self, role: &str, targets: &Targets) -> Result<Vec<RoleName>, Fault> {
         let Some(delegations) = &targets.delegations else {
@@ -184,8 +198,12 @@ impl Tree {
             return bad("for names that are not its own to give");
         }
         for key in keys {
-            if *self.keys.entry(key).or_insert(owner) != owner {
-                return bad("with a key that another owner has too: each owner has keys of its own");
+            match *self.keys.entry(key).or_insert(Whose::Owner(owner)) {
+                Whose::Owner(other) if other == owner => {}
+                Whose::Owner(_) => return bad("with a key that another owner has too: each owner has keys of its own"),
+                Whose::Top => {
+                    return bad("with a key of root, targets, snapshot or timestamp: each owner has keys of its own");
+                }
             }
         }
         let name: RoleName = Arc::from(name);

@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use sigstore_tuf::Key;
+use sigstore_tuf::{Key, Root};
 
 use crate::policy::repository::fault::Fault;
+use crate::policy::standing::TOP_ROLES;
 
 /// RFC 8410: a `SubjectPublicKeyInfo` of an Ed25519 key, up to the key.
 const ED25519: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
@@ -55,6 +56,19 @@ fn after(text: &str, prefix: &[u8], length: usize) -> Option<Vec<u8>> {
     let der = STANDARD.decode(body).ok()?;
     let raw = der.strip_prefix(prefix)?;
     (raw.len() == length).then(|| raw.to_vec())
+}
+
+/// The keys of the four top-level roles.
+///
+/// # Errors
+/// As for [`of_role`].
+pub(super) fn of_top(root: &Root) -> Result<BTreeSet<Material>, Fault> {
+    let mut all = BTreeSet::new();
+    for role in TOP_ROLES {
+        let Some(keys) = root.role(role) else { continue };
+        all.extend(of_role(role, &keys.keyids, keys.threshold, &root.keys)?);
+    }
+    Ok(all)
 }
 
 /// The keys of `role`: each is there, each is another one, and enough of them can sign (specification §4.2, §6.1: the

@@ -249,3 +249,22 @@ async fn a_version_below_the_deployments_minimum_is_refused() {
     let error = world.source_with(settings(3)).fetch(None).await.unwrap_err();
     assert!(error.message.starts_with("unreachable: "), "{error}");
 }
+
+#[tokio::test]
+async fn an_end_with_a_fraction_of_a_second_is_that_end_and_no_later() {
+    // Not what TUF writes, and what some tools wrote: it is read to the millisecond, or refused.
+    for role in ["incident", "governance"] {
+        let mut world = World::trusted().await;
+        let source = world.source();
+        let held = new(source.fetch(None).await);
+        world.bend(|roles| roles.get_mut(role).unwrap()["expires"] = "2027-01-01T00:00:00.750Z".into(), |_| {});
+        match source.fetch(Some(&held.version)).await {
+            Ok(Fetched::New(files)) => {
+                let end: Timestamp = "2027-01-01T00:00:00Z".parse().unwrap();
+                assert_eq!(files.signed.unwrap().standing.ends[role], end + Duration::from_millis(750));
+            }
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => assert!(error.message.starts_with("malformed: "), "{error}"),
+        }
+    }
+}

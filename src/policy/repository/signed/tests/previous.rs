@@ -12,7 +12,7 @@ const BAD: &str = "boundaries/bad.cedar";
 
 impl World {
     /// A repository with scopes that can be decided, trusted, and once in force; it is version 1.
-    async fn decided() -> Self {
+    pub(super) async fn decided() -> Self {
         let sample = sample();
         let world = Self {
             anchor: sample.anchor(),
@@ -28,20 +28,20 @@ impl World {
         world
     }
 
-    fn change(&mut self, change: impl FnOnce(&mut Sample)) {
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut Sample)) {
         change(&mut self.sample);
         self.publish();
     }
 
     /// A sidecar that starts now, after its first look.
-    async fn restart(&self) -> (Arc<SignedSource>, PolicyCache) {
+    pub(super) async fn restart(&self) -> (Arc<SignedSource>, PolicyCache) {
         let source = Arc::new(self.source());
         let cache = PolicyCache::new(Arc::clone(&source) as _, LoadOptions::default());
         cache.reload_now(self.clock.now()).await;
         (source, cache)
     }
 
-    fn kept(&self) -> Vec<String> {
+    pub(super) fn kept(&self) -> Vec<String> {
         let entries = fs::read_dir(self.policy().join("versions")).unwrap().flatten();
         let mut names: Vec<_> = entries.map(|entry| entry.file_name().into_string().unwrap()).collect();
         names.sort();
@@ -49,15 +49,15 @@ impl World {
     }
 }
 
-fn snapshot(cache: &PolicyCache) -> Option<u64> {
+pub(super) fn snapshot(cache: &PolicyCache) -> Option<u64> {
     cache.current().map(|policy| policy.version().0.split('-').next().unwrap().parse().unwrap())
 }
 
-fn decided(cache: &PolicyCache) -> Result<(), DenialReason> {
+pub(super) fn decided(cache: &PolicyCache) -> Result<(), DenialReason> {
     report(&cache.current().unwrap(), now()).map(drop).map_err(|denial| denial.reason)
 }
 
-fn stop() -> String {
+pub(super) fn stop() -> String {
     entry("stop-1", "scope = \"ledger-read\"")
 }
 
@@ -249,4 +249,34 @@ async fn it_is_told_where_the_version_in_force_cannot_be_remembered_and_mended_a
     fs::rename(&aside, &place).unwrap();
     assert_eq!(cache.reload_now(now()).await, RefreshOutcome::Loaded);
     assert!(cache.status().notes.is_empty(), "{:?}", cache.status().notes);
+}
+
+#[tokio::test]
+async fn a_restart_between_new_keys_and_the_next_version_goes_on_with_what_was_in_force() {
+    let mut world = World::decided().await;
+    world.change(|sample| {
+        kill(sample, &stop());
+        put(sample, BAD, "permit");
+    });
+    let (source, cache) = world.restart().await;
+    assert_eq!((snapshot(&cache), decided(&cache)), (Some(1), Err(DenialReason::Killed)));
+    for role in ["timestamp", "snapshot"] {
+        world.sample.keys.insert(role.to_owned(), vec![LocalKey::generate().unwrap().0]);
+    }
+    world.sample.publish_root(now()).unwrap();
+    world.serve();
+    world.clock.advance(PROBE);
+    // Root 2 is seen, and nothing under it yet.
+    cache.reload_now(world.clock.now()).await;
+    assert_eq!(source.status().root, 2);
+    drop((source, cache));
+    for down in [true, false] {
+        world.down(down);
+        let (source, cache) = world.restart().await;
+        assert_eq!((snapshot(&cache), decided(&cache)), (Some(1), Err(DenialReason::Killed)), "{down}");
+        assert_eq!(source.status().root, 2);
+    }
+    world.change(|sample| drop(sample.files.remove(BAD)));
+    let (_, cache) = world.restart().await;
+    assert_eq!((snapshot(&cache), decided(&cache)), (Some(3), Err(DenialReason::Killed)));
 }

@@ -212,7 +212,7 @@ async fn what_cannot_be_remembered_is_not_adopted() {
     let (versions, aside) = (world.policy().join("versions"), world.policy().join("aside"));
     fs::rename(&versions, &aside).unwrap();
     fs::write(&versions, "").unwrap();
-    refuses(&world, &source, &held, FaultKind::State, "state.directory").await;
+    refuses(&world, &source, &held, FaultKind::State, "policy/versions: is a link or of another kind").await;
     let error = source.fetch(Some(&held.version)).await.unwrap_err();
     assert!(!error.refused, "the repository is not to blame");
     fs::remove_file(&versions).unwrap();
@@ -286,4 +286,69 @@ async fn two_processes_do_not_share_one_state() {
     let message = error(&world).await;
     assert!(message.starts_with("state: ") && message.contains("another process"), "{message}");
     assert_eq!(world.source().trust().await.unwrap_err().kind(), FaultKind::State);
+}
+
+#[tokio::test]
+async fn a_cache_that_is_emptied_under_a_running_sidecar_heals_at_the_next_heartbeat() {
+    for folder in ["versions", "roots", "."] {
+        let mut world = World::trusted().await;
+        let source = world.source();
+        let held = new(source.fetch(None).await);
+        let place = world.policy().join(folder);
+        for entry in fs::read_dir(&place).unwrap().flatten() {
+            match entry.path().is_dir() {
+                true => fs::remove_dir_all(entry.path()).unwrap(),
+                false => fs::remove_file(entry.path()).unwrap(),
+            }
+        }
+        world.heartbeat();
+        let looked = source.fetch(Some(&held.version)).await;
+        assert!(matches!(looked, Ok(Fetched::Confirmed(_))), "{folder}: {looked:?}");
+        drop(source);
+        world.down(true);
+        let error = world.source().fetch(None).await.err().map(|error| error.message);
+        // A root that is gone is asked for again; the rest is all there.
+        assert_eq!(error, None, "{folder}");
+    }
+}
+
+/// As another user, whom a mode of 0500 binds: this test is run again as nobody where root runs it.
+#[test]
+fn a_state_that_is_read_only_at_start_is_used_and_a_kill_is_taken_over_it() {
+    use std::os::unix::process::CommandExt as _;
+    const NOBODY: u32 = 65534;
+    let name = "policy::repository::signed::tests::state::a_state_that_is_read_only_at_start_is_used_and_a_kill_is_taken_over_it";
+    if rustix::process::geteuid().is_root() {
+        let program = std::env::current_exe().unwrap();
+        let run = std::process::Command::new(program).args(["--exact", name]).uid(NOBODY).gid(NOBODY).output();
+        match run {
+            Ok(output) => {
+                let text = String::from_utf8_lossy(&output.stdout).into_owned();
+                assert!(output.status.success() && text.contains("1 passed"), "{text}");
+            }
+            Err(error) => println!("skip: nobody else may run this program here: {error}"),
+        }
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let mut world = World::trusted().await;
+        let held = files(&world).await;
+        let modes = |world: &World, mode: u32| {
+            for folder in ["versions", "roots", "."] {
+                fs::set_permissions(world.policy().join(folder), fs::Permissions::from_mode(mode)).unwrap();
+            }
+        };
+        modes(&world, 0o500);
+        let source = world.source();
+        assert_eq!(new(source.fetch(None).await).files, held.files);
+        assert!(matches!(source.fetch(Some(&held.version)).await, Ok(Fetched::Unchanged)));
+        world.sample.files.insert("kill/list.toml".to_owned(), "schema = 1 # more".into());
+        world.publish();
+        let error = source.fetch(Some(&held.version)).await.unwrap_err();
+        assert!(!error.refused && error.message.starts_with("state: "), "{error}");
+        assert_eq!(source.stopping().await.unwrap().files["kill/list.toml"], "schema = 1 # more");
+        modes(&world, 0o700);
+        assert_eq!(new(source.fetch(Some(&held.version)).await).signed.unwrap().snapshot, 2);
+    });
 }
