@@ -10,6 +10,8 @@
 pub mod chain;
 pub mod key;
 mod log;
+#[cfg(feature = "dev")]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 pub mod verify;

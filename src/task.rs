@@ -72,6 +72,8 @@ pub struct TaskState {
     pub unheld_since: Duration,
     /// Whether what is above is also in the journal.
     pub journalled: bool,
+    /// Whether the end is, whatever else of what is above is not: the provider's word may come after it.
+    pub end_recorded: bool,
     /// How often what is journalled has changed, so that a write that is under way does not pass for one of what changed since.
     changes: u32,
 }
@@ -114,8 +116,9 @@ impl TaskState {
     }
 
     /// What was there at `change` is durable; says whether nothing has changed since. Otherwise this write may have landed after
-    /// one of what is there now: then the journal is behind again.
-    pub fn written(&mut self, change: u32) -> bool {
+    /// one of what is there now: then the journal is behind again. `ended` is whether the end was in it.
+    pub fn written(&mut self, change: u32, ended: bool) -> bool {
+        self.end_recorded |= ended;
         self.journalled = self.changes == change;
         self.journalled
     }
@@ -152,6 +155,7 @@ impl Task {
             holders: 0,
             unheld_since: boot,
             journalled: true,
+            end_recorded: record.ending.is_some(),
             changes: 0,
         };
         Self {

@@ -146,12 +146,12 @@ impl Broker {
     /// Writes the task and its leases as they are now; says whether they are durable. What fails is tried again by the
     /// reaper.
     pub(crate) async fn journal_task(&self, task: &Task) -> bool {
-        let (change, ids, changes) = {
+        let (change, ended, ids, changes) = {
             let state = task.state();
             let ids: Vec<_> = state.leases.iter().map(|lease| lease.id.clone()).collect();
             let leases = state.leases.iter().map(|lease| Change::Lease(Box::new(lease.clone())));
             let task = Change::Task(Box::new(task.snapshot(&state)));
-            (state.change(), ids, std::iter::once(task).chain(leases).collect())
+            (state.change(), state.ending.is_some(), ids, std::iter::once(task).chain(leases).collect())
         };
         match journal::record(&*self.parts.journal, changes).await {
             Ok(_) => {
@@ -159,7 +159,7 @@ impl Broker {
                     let mut state = task.state();
                     let gone = |id: &LeaseId| state.leases.iter().all(|lease| lease.id != *id);
                     let forgotten: Vec<_> = ids.into_iter().filter(gone).map(Change::ForgetLease).collect();
-                    (state.written(change), forgotten)
+                    (state.written(change, ended), forgotten)
                 };
                 // What was forgotten meanwhile may have been written after that.
                 self.catch_up(forgotten).await;
@@ -172,10 +172,11 @@ impl Broker {
         }
     }
 
-    /// Whether the end of `task`, which has ended, is durable as it is told; one more try where it is not.
+    /// Whether the end of `task`, which has ended, is durable: no crash brings the task back. What is told with it is written
+    /// first, where it can be.
     pub async fn is_durable(&self, task: &Task) -> bool {
         let written = task.state().journalled;
-        written || self.journal_task(task).await
+        written || self.journal_task(task).await || task.state().end_recorded
     }
 
     /// What began under a task ends with it.

@@ -45,6 +45,7 @@ pub(super) async fn run(broker: Arc<Broker>) {
             let Some(Owed { task, failed, .. }) = owed.get(&id) else { continue };
             let (broker, task, first) = (Arc::clone(&broker), Arc::clone(task), !*failed);
             tries.spawn(async move {
+                let _under_way = broker.under_way.one();
                 let tried = broker.take_back(&task, &id, first).await;
                 (provider, id, tried)
             });
@@ -236,6 +237,8 @@ impl Broker {
         let all = async {
             more.await;
             self.until_revoked(|| self.tasks.all().iter().any(|task| owes(task))).await;
+            // What was taken back is being written down.
+            self.under_way.over().await;
         };
         tokio::select! {
             () = run(Arc::clone(self)) => {}

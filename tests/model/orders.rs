@@ -9,8 +9,10 @@ use sidemint::broker::Broker;
 use sidemint::clock::Clock as _;
 use sidemint::exchange::{Credential, Provider};
 use sidemint::identity::task_token::TokenHash;
+use sidemint::lease::revoke::is_owed;
 use sidemint::task::{EndReason, Task};
 use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
 
 use crate::seams::{Kit, LIFE, Planted, Seams, every_lease_is_accounted_for};
 
@@ -19,6 +21,8 @@ use crate::seams::{Kit, LIFE, Planted, Seams, every_lease_is_accounted_for};
 enum Op {
     /// A client asks for the credential; where there is none, it is minted.
     Serve,
+    /// The same at the provider that can take it back.
+    ServeExact,
     /// Its holder ends it.
     End,
     /// The sidecar looks at the policy, which does not permit it any more.
@@ -30,11 +34,14 @@ enum Op {
 }
 
 /// The sets that are explored whole.
-const SETS: [&[Op]; 4] = [
+const SETS: [&[Op]; 6] = [
     &[Op::Serve, Op::Serve, Op::End, Op::Expire],
     &[Op::Serve, Op::End, Op::Reload],
     &[Op::Serve, Op::Reload, Op::Sweep],
     &[Op::Serve, Op::End, Op::Expire, Op::Sweep],
+    // And every order of what the provider says to being told to take it back.
+    &[Op::ServeExact, Op::End, Op::Expire, Op::Sweep],
+    &[Op::ServeExact, Op::End, Op::Expire, Op::Expire],
 ];
 const ALL: &[Op] = &[Op::Serve, Op::Serve, Op::End, Op::Reload, Op::Expire];
 /// How many orders of all five are tried, unless all are.
@@ -47,6 +54,8 @@ enum Event {
     Write,
     Exchange(usize),
     Look(usize),
+    /// A credential is taken back, and whoever asked for that hears of it or does not.
+    TakenBack(usize, bool),
 }
 
 /// How a client was answered: after which event, and with which key.
@@ -70,6 +79,8 @@ struct Order<'a> {
     checked: usize,
     /// How many exchanges had begun.
     begun: usize,
+    /// Takes back what is owed.
+    revoker: Option<JoinHandle<()>>,
 }
 
 /// Lets everything run that waits for nothing but the runtime, whose own time is paused.
@@ -117,6 +128,7 @@ impl<'a> Order<'a> {
             reloaded: Arc::default(),
             checked: 0,
             begun: 0,
+            revoker: None,
             seams,
         }
     }
@@ -134,6 +146,8 @@ impl<'a> Order<'a> {
         events.extend((self.seams.writes.held() > 0).then_some(Event::Write));
         events.extend((0..self.seams.exchanges.held()).map(Event::Exchange));
         events.extend((0..self.seams.looks.held()).map(Event::Look));
+        let hears = |at| [true, false].map(|hears| Event::TakenBack(at, hears));
+        events.extend((0..self.seams.revocations.held()).flat_map(hears));
         events
     }
 
@@ -144,21 +158,38 @@ impl<'a> Order<'a> {
             Event::Write => self.seams.writes.release(0),
             Event::Exchange(at) => self.seams.exchanges.release(at),
             Event::Look(at) => self.seams.looks.release(at),
+            Event::TakenBack(at, hears) => {
+                self.seams.hears.store(hears, Ordering::Relaxed);
+                self.seams.revocations.release(at);
+            }
         }
         idle(self.runtime);
+        self.revoke();
+    }
+
+    /// As a sidecar that stops does, once the task has ended: waits for what is under way, and takes back what is owed.
+    fn revoke(&mut self) {
+        let owed = self.task.state().ending.is_some() && self.task.state().leases.iter().any(|lease| is_owed(lease));
+        if owed && self.revoker.as_ref().is_none_or(JoinHandle::is_finished) {
+            let broker = Arc::clone(&self.broker);
+            self.revoker = Some(self.runtime.spawn(async move { broker.close().await }));
+            idle(self.runtime);
+        }
     }
 
     fn begin(&mut self, at: usize) {
         self.started[at] = true;
         let (broker, task, now) = (Arc::clone(&self.broker), Arc::clone(&self.task), Arc::clone(&self.at));
         match self.ops[at] {
-            Op::Serve => {
+            op @ (Op::Serve | Op::ServeExact) => {
                 let (token, answers) = (self.token, Arc::clone(&self.answers));
+                let provider = if op == Op::Serve { Provider::Aws } else { Provider::Vault };
                 self.runtime.spawn(async move {
-                    let answer = match broker.credentials(&token, Provider::Aws, "serve").await {
+                    let answer = match broker.credentials(&token, provider, "serve").await {
+                        Ok(issued) if issued.credential().provider() != provider => Err("a foreign one".to_owned()),
                         Ok(issued) => match issued.credential() {
                             Credential::Aws(aws) => Ok(aws.access_key_id.expose().to_owned()),
-                            Credential::Vault(_) => Err("a foreign credential".to_owned()),
+                            Credential::Vault(secret) => Ok(secret.lease_id.clone()),
                         },
                         Err(error) => Err(error.to_string()),
                     };
@@ -205,14 +236,17 @@ impl<'a> Order<'a> {
                 return Err(format!("{key} was served under a policy that forbids it"));
             }
             let ledger = self.seams.ledger.lock().unwrap();
-            let Some((.., dead_by, intent)) = ledger.mints.iter().find(|(_, known, ..)| known == key) else {
+            let Some(mint) = ledger.mints.iter().find(|mint| mint.key == *key) else {
                 return Err(format!("nobody minted {key}"));
             };
-            if *dead_by <= self.seams.clock.now() {
+            if mint.revoked {
+                return Err(format!("{key} was served after it had been taken back"));
+            }
+            if mint.dead_by <= self.seams.clock.now() {
                 return Err(format!("{key} was served after its own end"));
             }
             let books = self.seams.books.lock().unwrap();
-            let recorded = intent.as_ref().and_then(|id| books.leases.get(id));
+            let recorded = mint.intent.as_ref().and_then(|id| books.leases.get(id));
             if recorded.is_none_or(|lease| lease.upstream.is_none()) {
                 return Err(format!("{key} was served before it was recorded"));
             }
@@ -225,7 +259,7 @@ impl<'a> Order<'a> {
     /// What must hold once nothing is under way.
     fn check_the_end(&self) -> Result<(), String> {
         let answers = self.answers.lock().unwrap().len();
-        if answers != self.ops.iter().filter(|op| **op == Op::Serve).count() {
+        if answers != self.ops.iter().filter(|op| matches!(op, Op::Serve | Op::ServeExact)).count() {
             return Err("a client was never answered".to_owned());
         }
         let books = self.seams.books.lock().unwrap();
@@ -346,6 +380,8 @@ fn each_planted_bug_is_found_in_some_order() {
     assert!(wrong.contains("served after the end") || wrong.contains("that had ended"), "{wrong}");
     let wrong = found(&[Op::Serve], Planted::ForgetLease);
     assert!(wrong.contains("lost the lease") || wrong.contains("before it was recorded"), "{wrong}");
+    let wrong = found(&[Op::ServeExact, Op::End], Planted::LieAboutRevoking);
+    assert!(wrong.contains("is called revoked, and works"), "{wrong}");
     let wrong = found(&[Op::Serve, Op::Reload], Planted::BlindReload);
     assert!(wrong.contains("a policy that forbids it"), "{wrong}");
 }

@@ -11,7 +11,10 @@ use sidemint::audit::Audit;
 use sidemint::broker::{BeginRequest, Broker, Claimant, Limits, Parts};
 use sidemint::clock::{Clock as _, ManualClock, Timestamp};
 use sidemint::exchange::retry::SystemJitter;
-use sidemint::exchange::{AwsCredential, Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, Revocation};
+use sidemint::exchange::{
+    AwsCredential, Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, Revocation, RevokeOrder, TakenBack,
+    VaultSecret,
+};
 use sidemint::identity::task_token::TokenHash;
 use sidemint::identity::workload_api::testing::FakeWorkloadApi;
 use sidemint::identity::{Authenticator, Evidence};
@@ -44,6 +47,8 @@ pub(crate) enum Planted {
     ForgetLease,
     /// A reload leaves the policy as it was.
     BlindReload,
+    /// What is said to be taken back works on.
+    LieAboutRevoking,
 }
 
 /// Holds whoever comes until they are let go, one by one.
@@ -94,15 +99,26 @@ pub(crate) struct Books {
     pub(crate) leases: BTreeMap<LeaseId, LeaseRecord>,
 }
 
-/// What the cloud did.
+/// A credential as its provider knows it.
+#[derive(Debug)]
+pub(crate) struct Mint {
+    session: String,
+    /// Its key or, of a dynamic secret, its lease.
+    pub(crate) key: String,
+    pub(crate) dead_by: Timestamp,
+    /// The intent that was durable before it was asked for.
+    pub(crate) intent: Option<LeaseId>,
+    pub(crate) revoked: bool,
+}
+
+/// What the clouds did.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     /// How many exchanges ever began.
     pub(crate) begun: usize,
     /// Exchanges under way, by session.
     pub(crate) in_flight: BTreeMap<String, usize>,
-    /// Each credential: its session, its key, its end, and the intent that was durable before it was asked for.
-    pub(crate) mints: Vec<(String, String, Timestamp, Option<LeaseId>)>,
+    pub(crate) mints: Vec<Mint>,
     used: Vec<LeaseId>,
     /// What went wrong at the seam itself.
     pub(crate) wrong: Vec<&'static str>,
@@ -117,6 +133,10 @@ pub(crate) struct Seams {
     pub(crate) writes: Gate,
     pub(crate) exchanges: Gate,
     pub(crate) looks: Gate,
+    /// Calls to take a credential back; let go, they have their effect.
+    pub(crate) revocations: Gate,
+    /// Whether whoever made the call that is let go next hears that it did.
+    pub(crate) hears: std::sync::atomic::AtomicBool,
     pub(crate) books: Mutex<Books>,
     pub(crate) ledger: Mutex<Ledger>,
     pub(crate) narrow: std::sync::atomic::AtomicBool,
@@ -137,17 +157,20 @@ impl Seams {
             writes: Gate::default(),
             exchanges: Gate::default(),
             looks: Gate::default(),
+            revocations: Gate::default(),
+            hears: true.into(),
             books: Mutex::default(),
             ledger: Mutex::default(),
             narrow: false.into(),
         })
     }
 
-    fn intent_of(&self, order: &MintOrder) -> Option<LeaseId> {
+    fn intent_of(&self, provider: Provider, order: &MintOrder) -> Option<LeaseId> {
         let books = self.books.lock().unwrap();
         let mut ledger = self.ledger.lock().unwrap();
         let open = |lease: &&LeaseRecord| {
             *lease.session_name == *order.session_name
+                && lease.provider == provider
                 // Its task, or its time, may have ended since.
                 && lease.upstream.is_none()
                 && !ledger.used.contains(&lease.id)
@@ -206,21 +229,29 @@ impl Seams {
     }
 }
 
+/// One provider of the clouds: AWS, whose credentials die by themselves, or Vault, which takes each back.
+#[derive(Debug)]
+struct Face {
+    seams: Arc<Seams>,
+    provider: Provider,
+}
+
 #[async_trait]
-impl Cloud for Seams {
+impl Cloud for Face {
     fn provider(&self) -> Provider {
-        Provider::Aws
+        self.provider
     }
 
     async fn mint(&self, order: &MintOrder) -> Result<Minted, ExchangeError> {
-        let (intent, asked_at) = (self.intent_of(order), self.clock.boot());
+        let seams = &*self.seams;
+        let (intent, asked_at) = (seams.intent_of(self.provider, order), seams.clock.boot());
         {
-            let mut ledger = self.ledger.lock().unwrap();
+            let mut ledger = seams.ledger.lock().unwrap();
             if intent.is_none() {
                 ledger.wrong.push("an exchange without a durable intent of its own");
             }
             // Where nobody is held time may pass between the last look and the call.
-            if order.dead_by <= self.clock.now() && !self.exchanges.is_open() {
+            if order.dead_by <= seams.clock.now() && !seams.exchanges.is_open() {
                 ledger.wrong.push("an exchange for what would be dead already");
             }
             ledger.begun += 1;
@@ -230,26 +261,48 @@ impl Cloud for Seams {
                 ledger.wrong.push("two exchanges under way for one task and provider");
             }
         }
-        self.exchanges.pass().await;
-        let mut ledger = self.ledger.lock().unwrap();
+        seams.exchanges.pass().await;
+        let mut ledger = seams.ledger.lock().unwrap();
         *ledger.in_flight.get_mut(&order.session_name).unwrap() -= 1;
         let key = format!("ASIAMODEL{:011}", ledger.mints.len());
-        ledger.mints.push((order.session_name.clone(), key.clone(), order.dead_by, intent));
-        if self.clock.boot() - asked_at > order.limit {
+        let (session, dead_by) = (order.session_name.clone(), order.dead_by);
+        ledger.mints.push(Mint { session, key: key.clone(), dead_by, intent, revoked: false });
+        if seams.clock.boot() - asked_at > order.limit {
             // As every provider keeps it: the answer is lost.
             return Err(ExchangeError::Unavailable { detail: "too late".into(), retry_after: None });
         }
-        Ok(Minted {
-            credential: Credential::Aws(AwsCredential {
-                access_key_id: Secret::new(key),
-                secret_access_key: Secret::new("secret".into()),
-                session_token: Secret::new("token".into()),
-                account_id: None,
-            }),
-            usable_until: order.dead_by,
-            revocation: Revocation::Expire,
-            upstream: format!("arn:aws:sts::111122223333:assumed-role/tests/{}", order.session_name),
-        })
+        let upstream = key.clone();
+        let (credential, revocation) = match self.provider {
+            Provider::Aws => {
+                let credential = AwsCredential {
+                    access_key_id: Secret::new(key),
+                    secret_access_key: Secret::new("secret".into()),
+                    session_token: Secret::new("token".into()),
+                    account_id: None,
+                };
+                (Credential::Aws(credential), Revocation::Expire)
+            }
+            Provider::Vault => {
+                let secret = VaultSecret { lease_id: key, data: Secret::new("{}".into()) };
+                (Credential::Vault(secret), Revocation::Exact)
+            }
+        };
+        Ok(Minted { credential, usable_until: dead_by, revocation, upstream })
+    }
+
+    async fn revoke(&self, order: &RevokeOrder) -> Result<TakenBack, ExchangeError> {
+        self.seams.revocations.pass().await;
+        let mut ledger = self.seams.ledger.lock().unwrap();
+        let Some(mint) = ledger.mints.iter_mut().find(|mint| mint.key == order.upstream) else {
+            ledger.wrong.push("to be taken back, and nobody's");
+            return Err(ExchangeError::Refused { detail: "unknown".into() });
+        };
+        mint.revoked |= self.seams.planted != Planted::LieAboutRevoking;
+        if self.seams.hears.load(std::sync::atomic::Ordering::Relaxed) {
+            Ok(TakenBack::Revoked)
+        } else {
+            Err(ExchangeError::Unavailable { detail: "lost".into(), retry_after: None })
+        }
     }
 }
 
@@ -276,14 +329,18 @@ fn files(permitted: usize) -> PolicyFiles {
     let grant = "schema = 1\nprovider = \"aws\"\nrole_arn = \"arn:aws:iam::111122223333:role/tests\"\n\
          [[session_policy.Statement]]\nEffect = \"Allow\"\nAction = [\"s3:GetObject\"]\n\
          Resource = [\"arn:aws:s3:::bucket/*\"]\n";
+    let exact = "schema = 1\nprovider = \"vault\"\nrole = \"tests\"\naudience = \"vault\"\nread = \"database/creds/tests\"\n\
+         accept_role_scope = true\n";
     let decision = format!(
         "schema = 1\ntier = \"baseline\"\nkind = \"machine\"\ndecision_owner = \"tests\"\nreview_by = 2029-02-01\n\
-         max_task = \"1h\"\nmax_residual = \"{}s\"\nscope = \"{}\"\ngrants = {{ s-aws = \"{}\" }}\n",
+         max_task = \"1h\"\nmax_residual = \"{}s\"\nscope = \"{}\"\ngrants = {{ s-aws = \"{}\", s-vault = \"{}\" }}\n",
         LIFE.as_secs(),
         Digest::of(scope.as_bytes()),
         Digest::of(grant.as_bytes()),
+        Digest::of(exact.as_bytes()),
     );
-    let mut files = BTreeMap::from([("grants/s-aws.toml".to_owned(), Bytes::from(grant))]);
+    let grants = [("grants/s-aws.toml", grant), ("grants/s-vault.toml", exact)];
+    let mut files: BTreeMap<_, _> = grants.map(|(path, text)| (path.to_owned(), Bytes::from(text))).into();
     for (at, id) in SCOPES.iter().enumerate() {
         let rule = format!(
             "@id(\"r\")\npermit (principal == Workload::\"{WHO}\", action == Action::\"begin\", resource == Scope::\"{id}\");\n"
@@ -293,6 +350,10 @@ fn files(permitted: usize) -> PolicyFiles {
         files.insert(format!("decisions/{id}.cedar"), if at == permitted { rule.into() } else { Bytes::new() });
     }
     PolicyFiles::unsigned(files)
+}
+
+fn cloud(seams: &Arc<Seams>, provider: Provider) -> Arc<dyn Cloud> {
+    Arc::new(Face { seams: Arc::clone(seams), provider })
 }
 
 /// What is made once: it takes longer than a whole order.
@@ -331,7 +392,7 @@ impl Kit {
             workload_api: Arc::clone(&self.api) as _,
             authenticator: Authenticator::new(Arc::clone(&self.api) as _, "sidemint".into()),
             policy: Arc::clone(&self.policy),
-            clouds: BTreeMap::from([(Provider::Aws, Arc::clone(seams) as Arc<dyn Cloud>)]),
+            clouds: Provider::ALL.map(|provider| (provider, cloud(seams, provider))).into(),
             journal: Arc::clone(seams) as _,
             audit: Arc::new(Audit::off()),
             metrics: Arc::clone(&self.metrics),
@@ -373,16 +434,24 @@ pub(crate) fn every_lease_is_accounted_for(seams: &Seams, task: &Task) -> Result
     let now = seams.clock.now();
     let (books, ledger) = (seams.books.lock().unwrap(), seams.ledger.lock().unwrap());
     let state = task.state();
-    for (session, key, dead_by, intent) in ledger.mints.iter().filter(|(_, _, dead_by, _)| *dead_by > now) {
-        if **session != **task.session_name() {
+    for mint in ledger.mints.iter().filter(|mint| *mint.session == **task.session_name()) {
+        let (Some(id), key) = (&mint.intent, &mint.key) else { continue };
+        let (written, held) = (books.leases.get(id), state.leases.iter().find(|lease| lease.id == *id));
+        if mint.revoked || mint.dead_by <= now {
+            let lie = |lease: &LeaseRecord| lease.state == LeaseState::Revoked && !mint.revoked;
+            if written.is_some_and(lie) || held.is_some_and(lie) {
+                return Err(format!("{key} is called revoked, and nobody did"));
+            }
             continue;
         }
-        let Some(id) = intent else { continue };
-        let open = |lease: &LeaseRecord| !lease.state.is_over() && lease.usable_until >= *dead_by;
-        if !books.leases.get(id).is_some_and(open) {
+        let open = |lease: &LeaseRecord| !lease.state.is_over() && lease.usable_until >= mint.dead_by;
+        if written.into_iter().chain(held).any(|lease| lease.state == LeaseState::Revoked) {
+            return Err(format!("{key} is called revoked, and works"));
+        }
+        if !written.is_some_and(open) {
             return Err(format!("the journal has lost the lease of {key}"));
         }
-        if !state.leases.iter().find(|lease| lease.id == *id).is_some_and(open) {
+        if !held.is_some_and(open) {
             return Err(format!("the memory has lost the lease of {key}"));
         }
     }

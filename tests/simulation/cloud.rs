@@ -18,6 +18,7 @@ use tokio::sync::oneshot;
 
 use crate::journal::Books;
 use crate::planted::Planted;
+use crate::policy::Scope;
 
 /// How a call for a credential is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,8 +27,12 @@ pub(crate) enum Answer {
     Give,
     /// One that dies this much sooner, and says so.
     Sooner(Duration),
+    /// One that lives this much longer, as clocks may differ, and says so.
+    Later(Duration),
     /// One that it says has died already.
     Dead,
+    /// One that it says lives for years: what the exchange refuses to take.
+    Years,
     /// One that nobody ever hears of: the answer is lost on the way.
     Lost,
     /// One, in an answer that makes no sense.
@@ -77,6 +82,8 @@ pub(crate) struct Mint {
     pub(crate) minted_at: Timestamp,
     /// When it stops working, true time.
     pub(crate) ends_at: Timestamp,
+    /// By how much that is later than was ordered.
+    pub(crate) late: Duration,
     /// How far the sidecar's wall clock was behind the true time.
     pub(crate) behind: Duration,
     /// Nobody was told of it.
@@ -86,9 +93,16 @@ pub(crate) struct Mint {
 }
 
 impl Mint {
-    /// Whether it can be used at the cloud for longer than clocks may differ.
+    /// Whether it, or what it may have made, can be used at the cloud after `truth`.
     pub(crate) fn works_after(&self, truth: Timestamp) -> bool {
-        self.revoked_at.is_none() && self.ends_at > truth
+        self.revoked_at.is_none() && self.gone_at() > truth
+    }
+
+    /// When it and whatever it may have made have stopped working, true time.
+    pub(crate) fn gone_at(&self) -> Timestamp {
+        // With one that was dead when it came nothing was made.
+        let lived = self.ends_at > self.minted_at;
+        self.ends_at + if lived { Scope::of(self.provider, &self.grant).outlives() } else { Duration::ZERO }
     }
 }
 
@@ -190,6 +204,13 @@ impl SimCloud {
         self.state().calls.len()
     }
 
+    /// A sidecar starts: on the intents that it finds no call is made any more.
+    pub(crate) fn started(&self) {
+        let books = self.books.lock().unwrap();
+        let found = books.promised.leases.values().filter(|lease| lease.state == LeaseState::Intent);
+        self.state().used.extend(found.map(|lease| lease.id.clone()));
+    }
+
     /// The sidecar is no more: of the calls that wait some have an effect that nobody hears of.
     pub(crate) fn hang_up(&self, mut acts: impl FnMut() -> bool) {
         let calls = std::mem::take(&mut self.state().calls);
@@ -252,12 +273,14 @@ impl SimCloud {
             Answer::Refused => Err(ExchangeError::Refused { detail: detail() }),
             Answer::Broken => Err(unavailable(None)),
             Answer::Throttled => Err(unavailable(Some(20))),
-            Answer::Give | Answer::Sooner(_) | Answer::Dead => Ok(self.mint(provider, order, intent, answer)),
+            Answer::Give | Answer::Sooner(_) | Answer::Later(_) | Answer::Dead => {
+                Ok(self.mint(provider, order, intent, answer))
+            }
             Answer::Lost => {
                 self.mint(provider, order, intent, answer);
                 Err(unavailable(None))
             }
-            Answer::Garbled => {
+            Answer::Garbled | Answer::Years => {
                 self.mint(provider, order, intent, answer);
                 Err(ExchangeError::Unusable { detail: detail() })
             }
@@ -296,6 +319,7 @@ impl SimCloud {
         let number = state.mints.len();
         let ends_at = match answer {
             Answer::Sooner(by) => order.dead_by - by,
+            Answer::Later(by) => order.dead_by + by,
             Answer::Dead => truth.min(order.dead_by),
             _ if self.planted == Planted::LongLives => order.dead_by + Duration::from_secs(3600),
             _ => order.dead_by,
@@ -323,8 +347,9 @@ impl SimCloud {
             intent,
             minted_at: truth,
             ends_at,
+            late: if let Answer::Later(by) = answer { by } else { Duration::ZERO },
             behind: truth.since(wall),
-            lost: matches!(answer, Answer::Lost | Answer::Garbled),
+            lost: matches!(answer, Answer::Lost | Answer::Garbled | Answer::Years),
             revoked_at: None,
         };
         state.mints.push(mint.clone());

@@ -2,6 +2,7 @@
 
 mod every_step;
 mod faults;
+pub(crate) mod scripted;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -19,7 +20,7 @@ use hyper::body::Bytes;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use sidemint::audit::Audit;
+use sidemint::audit::testing::{Lines, Outcome};
 use sidemint::broker::{Broker, Limits, Parts, reaper};
 use sidemint::clock::{Clock, ManualClock, Timestamp, TrustedClock};
 use sidemint::exchange::Provider;
@@ -32,6 +33,7 @@ use sidemint::lease::journal::{DiskJournal, Journal as _};
 use sidemint::policy::LoadOptions;
 use sidemint::policy::cache::PolicyCache;
 use sidemint::server::{Peer, Server};
+use sidemint::task::EndReason;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
@@ -40,7 +42,7 @@ use crate::Failure;
 use crate::cloud::{Answer, SimCloud, Undo};
 use crate::disk::{Disk, Fault, Stop};
 use crate::journal::{Books, Release, SimJournal};
-use crate::ledger::{ClientTask, Ended, Inside, Ledger, Now, Received};
+use crate::ledger::{Audited, ClientTask, Ended, Inside, Ledger, Now, Received};
 use crate::planted::{Planted, WallOnly};
 use crate::policy::{Content, DOMAINS, FOREIGN, Kill, Mood, PARTNER, Permits, SCOPES, Shape, Source, Target, WHO};
 use crate::random::Random;
@@ -120,14 +122,26 @@ struct Call {
     body: String,
 }
 
+/// How the audit log takes its lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AuditMood {
+    Well,
+    /// Now and then, when time passes.
+    Slow,
+    /// There is no room for them.
+    Failing,
+}
+
 /// What a restart replaces.
 struct Sidecar {
     runtime: Runtime,
     broker: Arc<Broker>,
     server: Arc<Server>,
     journal: Arc<SimJournal>,
+    audit: Mutex<Lines>,
     policy: Arc<PolicyCache>,
     trusted: Option<Arc<TrustedClock>>,
+    reaper: Option<JoinHandle<()>>,
     holds: Vec<(usize, JoinHandle<()>)>,
 }
 
@@ -138,10 +152,15 @@ struct History {
     clock: ManualClock,
     truth: ManualClock,
     up: Duration,
+    /// When the sidecar was started, by the time the machine has been up.
+    started: Duration,
     restarts: usize,
-    /// Operators reset clocks in some histories, sidecars restart in the others: see `docs/audit.md` on both together.
-    resets: bool,
+    /// Whether operators reset clocks in this history, and how often they have.
+    may_reset: bool,
+    resets: usize,
     reaper: bool,
+    audit: AuditMood,
+    audited: Audited,
     api: Arc<FakeWorkloadApi>,
     cloud: Arc<SimCloud>,
     source: Arc<Source>,
@@ -231,9 +250,13 @@ impl History {
             planted,
             told: Told::default(),
             up: Duration::ZERO,
+            started: Duration::ZERO,
             restarts: 0,
-            resets: random.chance(25),
+            may_reset: random.chance(25),
+            resets: 0,
             reaper: random.chance(75),
+            audit: AuditMood::Well,
+            audited: Audited::default(),
             api,
             cloud,
             source: Source::new(&content, truth.clone(), planted),
@@ -293,6 +316,7 @@ impl History {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         let (journal, recovered) =
             SimJournal::open(&self.disk, &self.books, self.planted).map_err(|detail| (NAME, detail))?;
+        self.cloud.started();
         let machine: Arc<dyn Clock> = Arc::new(self.clock.clone());
         let trusted = match self.planted {
             Planted::WallClockOnly => None,
@@ -300,6 +324,8 @@ impl History {
         };
         let only_wall =
             || Arc::new(WallOnly(self.clock.clone(), START - Duration::from_secs(1 << 30))) as Arc<dyn Clock>;
+        let (audit, lines) = Lines::hold();
+        self.audit = AuditMood::Well;
         let policy = Arc::new(PolicyCache::new(Arc::clone(&self.source) as _, LoadOptions::default()));
         let parts = Parts {
             clock: trusted.clone().map_or_else(only_wall, |trusted| trusted as _),
@@ -308,7 +334,7 @@ impl History {
             policy: Arc::clone(&policy),
             clouds: Provider::ALL.map(|provider| self.cloud.face(provider)).into(),
             journal: Arc::clone(&journal) as _,
-            audit: Arc::new(Audit::off()),
+            audit: Arc::new(audit),
             metrics: Arc::new(sidemint::app::metrics().unwrap()),
             jitter: Arc::new(NoJitter),
             limits: Limits { mint: Duration::from_secs(15), wait: Duration::from_secs(10), ..Limits::default() },
@@ -317,12 +343,13 @@ impl History {
         let server = Arc::new(Server::new(Arc::clone(&broker), SocketAddr::from(([127, 0, 0, 1], 9870))).unwrap());
         let now = self.clock.now();
         runtime.block_on(policy.reload_now(now));
-        self.looked = self.up;
-        if self.reaper {
+        (self.looked, self.started) = (self.up, self.up);
+        let reaper = self.reaper.then(|| {
             let reaper = reaper::run(Arc::clone(&broker), self.api.watch(), policy.subscribe());
-            runtime.spawn(reaper);
-        }
-        self.sidecar = Some(Sidecar { runtime, broker, server, journal, policy, trusted, holds: Vec::new() });
+            runtime.spawn(reaper)
+        });
+        let (audit, holds) = (Mutex::new(lines), Vec::new());
+        self.sidecar = Some(Sidecar { runtime, broker, server, journal, audit, policy, trusted, reaper, holds });
         self.tick();
         self.settle();
         self.check()
@@ -347,16 +374,34 @@ impl History {
         self.sidecar().runtime.block_on(async { tokio::time::sleep(Duration::from_millis(1)).await });
     }
 
-    /// The same, with a disk that takes what is written.
+    /// The same, with a disk that takes what is written, and an audit log that does as it is.
     fn settle(&mut self) {
         loop {
             self.idle();
+            if self.disk.is_dead() {
+                break;
+            }
             let sidecar = self.sidecar();
-            if self.disk.is_dead() || !sidecar.runtime.block_on(sidecar.journal.release(Release::Told)) {
+            let written = sidecar.runtime.block_on(sidecar.journal.release(Release::Told));
+            let audited = match self.audit {
+                AuditMood::Well => self.release_audit(Outcome::Told),
+                AuditMood::Failing => self.release_audit(Outcome::Failed),
+                AuditMood::Slow => false,
+            };
+            if !written && !audited {
                 break;
             }
         }
         self.listen();
+    }
+
+    /// Lets `outcome` happen to the audit lines that wait, and says whether there were any.
+    fn release_audit(&mut self, outcome: Outcome) -> bool {
+        let lines = self.sidecar().audit.lock().unwrap().release(outcome);
+        if outcome != Outcome::Failed && self.planted != Planted::SkipAudit {
+            lines.iter().for_each(|line| self.audited.line(&serde_json::from_slice(line).unwrap()));
+        }
+        !lines.is_empty()
     }
 
     /// Enters what clients have heard in their ledger.
@@ -403,6 +448,7 @@ impl History {
             begun_up: self.up,
             life: Duration::from_secs(life.min(SCOPES[scope].max_task)),
             restarts: self.restarts,
+            resets: self.resets,
             ended: None,
         });
     }
@@ -442,6 +488,8 @@ impl History {
             now,
             up: self.up,
             restarts: self.restarts,
+            resets: self.resets,
+            runs_for: self.up - self.started,
             policy: sidecar.policy.current().and_then(|policy| self.source.known(policy.version())),
             killed: self.killed(client.who, client.scope, &client.id),
             issued: self.issued.contains(&client.who),
@@ -475,15 +523,23 @@ impl History {
             let written = books.promised.tasks.values().find(|written| written.id.as_str() == id);
             written.is_none_or(|written| written.ending.is_some())
         };
-        let ended = Ended { step: self.number(), truth: self.truth.now(), durable, report };
+        let unanswered = self.unanswered(id);
+        let ended = Ended { step: self.number(), truth: self.truth.now(), durable, report, unanswered };
         match &self.ledger.tasks[task].ended {
             Some(first) if first.durable => {
-                assert!(goes_on(&first.report, &ended.report), "told another end: {first:?}, {ended:?}");
+                assert!(goes_on(first, &ended.report), "told another end: {first:?}, {ended:?}");
                 let (step, durable) = (first.step, first.durable);
                 self.ledger.tasks[task].ended = Some(Ended { step, durable, ..ended });
             }
             _ => self.ledger.tasks[task].ended = Some(ended),
         }
+    }
+
+    /// The leases of a task whose provider has not answered yet, as far as is durable.
+    fn unanswered(&self, task: &str) -> BTreeSet<String> {
+        let books = self.books.lock().unwrap();
+        let waits = books.last.values().filter(|lease| lease.task.as_str() == task && lease.upstream.is_none());
+        waits.map(|lease| lease.id.as_str().to_owned()).collect()
     }
 
     fn check(&mut self) -> Verdict {
@@ -524,6 +580,7 @@ impl History {
             odd: self.cloud.odd(),
             speaks: self.source.speaks(),
             books: &books,
+            audited: &self.audited,
             sidecar,
         };
         self.told.trace.push(trace(&now, &mut self.noted));
@@ -531,7 +588,7 @@ impl History {
     }
 
     fn step(&mut self) -> Verdict {
-        match self.random.below(100) {
+        match self.random.below(105) {
             0..=14 => self.begin(),
             15..=44 => self.serve(),
             45..=51 => self.end(),
@@ -545,9 +602,11 @@ impl History {
             82..=84 => self.change_identities(),
             85 => self.break_disk(),
             86..=89 => self.show(),
-            90..=92 if !self.resets => self.restart_in_order()?,
-            _ if !self.resets => self.crash()?,
-            _ => self.pass(),
+            90..=92 => self.restart_in_order()?,
+            93..=99 => self.crash()?,
+            100..=101 => self.operator_ends(),
+            102..=103 => self.trouble_audit(),
+            _ => self.shut_down()?,
         }
         if self.disk.is_dead() {
             self.start_again(Some(Stop::Machine))?;
@@ -561,9 +620,7 @@ impl History {
         self.say("finish");
         self.clock.set_wall(self.truth.now());
         self.reaper = true;
-        if !self.resets {
-            self.restart_in_order()?;
-        }
+        self.restart_in_order()?;
         for task in 0..self.ledger.tasks.len() {
             let token = self.ledger.tasks[task].token.clone();
             for provider in SCOPES[self.ledger.tasks[task].scope].at {
@@ -572,9 +629,6 @@ impl History {
         }
         self.all_is_well();
         self.check()?;
-        if self.resets {
-            return Ok(());
-        }
         // Together more than the longest pause between two tries at a provider.
         for seconds in [1; 10].into_iter().chain([10; 12]) {
             self.go_on(Duration::from_secs(seconds));
@@ -714,6 +768,27 @@ impl History {
         self.maybe_settle();
     }
 
+    fn operator_ends(&mut self) {
+        let Some(task) = self.task() else { return self.begin() };
+        let id = self.ledger.tasks[task].id.clone();
+        self.say(format!("an operator ends task {task}"));
+        let (broker, heard) = (Arc::clone(&self.sidecar().broker), Arc::clone(&self.heard));
+        let Some(found) = broker.tasks().by_id(&id.parse().unwrap()) else { return };
+        // What `DELETE` does on the admin socket.
+        self.sidecar().runtime.spawn(async move {
+            let ending = broker.end(&found, EndReason::Operator, Some("operator")).await;
+            let ending = broker.settled_ending(&found, ending).await;
+            let mut body = serde_json::to_value(&ending).unwrap();
+            body["id"] = json!(id);
+            if !broker.is_durable(&found).await {
+                body["durable"] = json!(false);
+            }
+            let body = serde_json::to_vec(&body).unwrap();
+            heard.lock().unwrap().push(Heard { ask: Ask::End { task }, status: 200, body });
+        });
+        self.maybe_settle();
+    }
+
     /// Somebody else ends a task, or shows it, or asks for its credentials: by another identity or another task's token.
     fn foreign(&mut self) {
         let Some(task) = self.task() else { return self.begin() };
@@ -792,6 +867,9 @@ impl History {
         self.up += time;
         self.clock.advance(time);
         self.tick();
+        if self.audit == AuditMood::Slow && self.random.chance(50) {
+            self.release_audit(Outcome::Told);
+        }
         self.settle();
         // As the poll does.
         if self.up - self.looked >= Duration::from_secs(30) && !self.disk.is_dead() {
@@ -839,10 +917,11 @@ impl History {
                     trusted.witness(truth.floor_to_second(), Duration::ZERO);
                 }
             }
-            _ if self.resets => {
+            _ if self.may_reset => {
                 self.say(format!("an operator sets the clock right from {wall} and resets"));
                 self.clock.set_wall(truth);
                 self.high_water = Timestamp::default();
+                self.resets += 1;
                 self.sidecar().broker.parts().clock.reset();
             }
             _ => self.say("the timekeeper looks"),
@@ -860,6 +939,8 @@ impl History {
             5 => Answer::Garbled,
             6 => Answer::Dead,
             7 => Answer::Sooner(Duration::from_secs(self.random.between(1, 30))),
+            8 => Answer::Later(Duration::from_secs(self.random.between(1, 29))),
+            9 => Answer::Years,
             _ => Answer::Give,
         }
     }
@@ -1011,7 +1092,41 @@ impl History {
         self.disk.fail(fault);
     }
 
+    fn trouble_audit(&mut self) {
+        self.audit = match self.audit {
+            AuditMood::Well => *self.random.pick(&[AuditMood::Slow, AuditMood::Failing]),
+            AuditMood::Slow | AuditMood::Failing => AuditMood::Well,
+        };
+        self.say(format!("the audit log: {:?}", self.audit));
+        self.settle();
+    }
+
     // How sidecars stop.
+
+    /// In order, and every task ends first.
+    fn shut_down(&mut self) -> Verdict {
+        self.say("shut down");
+        self.settle();
+        let (planted, sidecar) = (self.planted, self.sidecar.as_mut().unwrap());
+        sidecar.reaper.take().inspect(JoinHandle::abort);
+        if planted != Planted::SkipShutdown {
+            let broker = Arc::clone(&sidecar.broker);
+            sidecar.runtime.spawn(async move { broker.close().await });
+        }
+        self.settle();
+        while self.cloud.waiting() > 0 && !self.disk.is_dead() && self.random.chance(80) {
+            let (answer, undo) = (self.any_answer(), self.any_undo());
+            self.cloud.answer(0, answer, undo);
+            self.settle();
+        }
+        if self.disk.is_dead() {
+            return self.start_again(Some(Stop::Machine));
+        }
+        if self.sidecar().journal.healthy() {
+            self.join(|ledger, _, now| ledger.all_have_ended(now))?;
+        }
+        self.start_again(None)
+    }
 
     fn restart_in_order(&mut self) -> Verdict {
         self.say("restart");
@@ -1020,7 +1135,7 @@ impl History {
     }
 
     fn crash(&mut self) -> Verdict {
-        match self.random.below(5) {
+        match self.random.below(6) {
             // In the middle of the next commit.
             0 => {
                 let operations = self.random.below(14);
@@ -1034,6 +1149,12 @@ impl History {
                 self.idle();
                 let sidecar = self.sidecar();
                 sidecar.runtime.block_on(sidecar.journal.release(Release::Untold));
+            }
+            // The same of an audit line.
+            3 => {
+                self.say("killed after the audit line");
+                self.idle();
+                self.release_audit(Outcome::Untold);
             }
             // Nothing of what waits has reached the disk.
             2 => {
@@ -1101,15 +1222,20 @@ impl Ask {
     }
 }
 
-/// Whether the report `next` of an end goes on from `first`: the same, but for what was taken back since.
-fn goes_on(first: &Value, next: &Value) -> bool {
-    let mut first = first.clone();
-    for (line, new) in first["leases"].as_array_mut().unwrap().iter_mut().zip(next["leases"].as_array().unwrap()) {
-        if line["id"] == new["id"] && line["outcome"] == "expires" && new["outcome"] == "revoked" {
-            *line = new.clone();
-        }
-    }
-    first == *next
+/// Whether the report `next` of an end goes on from `first`: the same, but for what was taken back since, and for leases whose
+/// provider had not answered. Of those it tells what was said since; where that is that there is nothing, the line goes, and a
+/// start that does not know it yet tells it once more.
+fn goes_on(first: &Ended, next: &Value) -> bool {
+    let (mut first_report, mut next) = (first.report.clone(), next.clone());
+    let told = |report: &mut Value| {
+        let lines = report["leases"].as_array_mut().unwrap();
+        lines.retain(|line| !first.unanswered.contains(line["id"].as_str().unwrap()));
+        std::mem::take(lines)
+    };
+    let (lines, new) = (told(&mut first_report), told(&mut next));
+    // What was taken back and could not be written down is taken back once more.
+    let goes_on = |(line, new): (&Value, &Value)| line == new || line["id"] == new["id"] && new["outcome"] == "revoked";
+    first_report == next && lines.len() == new.len() && lines.iter().zip(&new).all(goes_on)
 }
 
 /// A digest of the three ledgers, but for tokens, which no seed foresees.

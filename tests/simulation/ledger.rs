@@ -11,7 +11,7 @@ use sidemint::lease::{LeaseRecord, LeaseState};
 
 use crate::cloud::Mint;
 use crate::journal::Books;
-use crate::policy::{MAX_STALENESS, Permits, SCOPES, WHO};
+use crate::policy::{MAX_STALENESS, Permits, SCOPES, Scope, WHO};
 
 /// How far a clock that is believed may be from the true time, and a second for rounding.
 const SKEW: Duration = Duration::from_secs(31);
@@ -31,6 +31,8 @@ pub(crate) struct ClientTask {
     pub(crate) begun_up: Duration,
     pub(crate) life: Duration,
     pub(crate) restarts: usize,
+    /// How often an operator had reset the clock by then.
+    pub(crate) resets: usize,
     pub(crate) ended: Option<Ended>,
 }
 
@@ -42,6 +44,8 @@ pub(crate) struct Ended {
     /// Whether it was durable by then. With a disk that fails nothing can be.
     pub(crate) durable: bool,
     pub(crate) report: Value,
+    /// Leases in it whose provider had not answered: what it says later is told from then on.
+    pub(crate) unanswered: BTreeSet<String>,
 }
 
 /// A credential that a client received.
@@ -58,6 +62,9 @@ pub(crate) struct Received {
     pub(crate) now: Timestamp,
     pub(crate) up: Duration,
     pub(crate) restarts: usize,
+    pub(crate) resets: usize,
+    /// For how long the sidecar has run.
+    pub(crate) runs_for: Duration,
     /// The policy in force: its place in the order of publication, and whom it permits what.
     pub(crate) policy: Option<(usize, Permits)>,
     /// Whether the kill list in force stops the task.
@@ -80,7 +87,29 @@ pub(crate) struct Now<'a> {
     /// Until when the policy's signers speak, by the latest that they ever signed.
     pub(crate) speaks: Timestamp,
     pub(crate) books: &'a Books,
+    pub(crate) audited: &'a Audited,
     pub(crate) sidecar: Option<Inside>,
+}
+
+/// What the audit log tells: it outlives every sidecar.
+#[derive(Debug, Default)]
+pub(crate) struct Audited {
+    /// Tasks that were permitted.
+    permitted: BTreeSet<String>,
+    /// Credentials that were minted, by the cloud's name for them.
+    minted: BTreeSet<String>,
+}
+
+impl Audited {
+    /// A line of the log.
+    pub(crate) fn line(&mut self, line: &Value) {
+        let text = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
+        match (text("event").as_str(), text("outcome").as_str()) {
+            ("decision", "permit") => drop(self.permitted.insert(text("task"))),
+            ("mint", "minted") => drop(self.minted.insert(text("upstream"))),
+            _ => {}
+        }
+    }
 }
 
 /// What a running sidecar has in memory.
@@ -142,6 +171,8 @@ impl Ledger {
             hold!("I11 nothing that is killed", !received.killed, "{received:?} for {task:?}");
             hold!("G21 nothing for an identity that is gone", received.issued, "{received:?} for {task:?}");
             issued_before_served(received, &now.mints[number], now)?;
+            let told = now.audited.minted.contains(&now.mints[number].upstream);
+            hold!("I10 audited before it is seen", told, "{received:?} of {:?}", now.mints[number]);
         }
         self.checked = self.received.len();
         law_of_life(now)?;
@@ -184,6 +215,11 @@ impl Ledger {
             let there = now.books.promised.tasks.keys().any(|id| id.as_str() == task.id);
             let forgotten = self.ended_durably.contains_key(&task.id);
             hold!("I4 what was acknowledged is durable", there || forgotten, "lost: {task:?}");
+            hold!(
+                "I10 audited before it is seen",
+                now.audited.permitted.contains(&task.id),
+                "nothing told of {task:?}"
+            );
         }
         Ok(())
     }
@@ -222,12 +258,12 @@ impl Ledger {
                 let line = lines.iter().find(|line| line["id"] == intent.as_str());
                 let told = line.is_some_and(|line| line["outcome"] == "revoked");
                 hold!(NAME, !told || mint.revoked_at.is_some(), "{mint:?} is called revoked in {ended:?}");
-                let worked = mint.revoked_at.is_none_or(|at| at > ended.truth) && mint.ends_at > ended.truth + SKEW;
+                let worked = mint.revoked_at.is_none_or(|at| at > ended.truth) && mint.gone_at() > ended.truth + SKEW;
                 if told || !worked || !ended.durable {
                     continue;
                 }
                 let until: Option<Timestamp> = line.map(|line| line["usable_until"].as_str().unwrap().parse().unwrap());
-                hold!(NAME, until.is_some_and(|until| until + SKEW >= mint.ends_at), "{mint:?} is not in {ended:?}");
+                hold!(NAME, until.is_some_and(|until| until + SKEW >= mint.gone_at()), "{mint:?} is not in {ended:?}");
             }
         }
         Ok(())
@@ -249,6 +285,17 @@ impl Ledger {
         let (start, before) = std::mem::replace(&mut self.epoch, (inside.start, inside.epoch));
         let back = start == inside.start && inside.epoch < before;
         hold!("I6 nothing goes back", !back, "kill list {:?} after {before:?}", inside.epoch);
+        Ok(())
+    }
+
+    /// G21: a sidecar that stops in order has ended every task that it was to end.
+    pub(crate) fn all_have_ended(&self, now: &Now<'_>) -> Verdict {
+        let runs = |task: &&ClientTask| {
+            let written = now.books.promised.tasks.values().find(|written| written.id.as_str() == task.id);
+            written.is_some_and(|written| written.ending.is_none())
+        };
+        let one = self.tasks.iter().find(runs);
+        hold!("G21 a shutdown ends every task", one.is_none(), "{one:?}");
         Ok(())
     }
 
@@ -326,24 +373,31 @@ fn no_older_revision(received: &Received, task: &ClientTask) -> Verdict {
 }
 
 /// I13: by the time that the machine has been up, which nobody can set, neither a credential nor a task lives longer
-/// than it was to live when it began. A start pairs the clocks anew, and may be wrong by as much as is tolerated.
+/// than it was to live when it began. A start pairs the clocks anew, and may be wrong by as much as is tolerated; after an
+/// operator's reset it begins anew.
 fn no_clock_lengthens(received: &Received, task: &ClientTask, mint: &Mint, mint_up: Duration) -> Verdict {
     const NAME: &str = "I13 no clock lengthens a life";
     let life = mint.ends_at.since(mint.minted_at) + mint.behind;
     let lived = received.up.saturating_sub(mint_up);
     hold!(NAME, lived < life, "a credential, after {lived:?} of {life:?}: {received:?} {mint:?}");
     let slack = if received.restarts == task.restarts { Duration::ZERO } else { SKEW };
-    let lived = received.up.saturating_sub(task.begun_up);
+    let mut lived = received.up.saturating_sub(task.begun_up);
+    if received.restarts != task.restarts && received.resets != task.resets {
+        // Once an operator has said what the time is, the next start has no other word on when the task began
+        // (docs/operations.md): its whole life again at most, and I1 holds it to its end by the wall clock.
+        lived = lived.min(received.runs_for);
+    }
     hold!(NAME, lived < task.life + slack, "a task, after {lived:?}: {received:?} {task:?}");
     Ok(())
 }
 
-/// I7 and the law of life: what is minted is dead at the cloud within its decision's `max_residual`.
+/// I7 and the law of life: what is minted, and what may be made with it, is dead at the cloud within its decision's
+/// `max_residual`.
 fn law_of_life(now: &Now<'_>) -> Verdict {
     for mint in now.mints {
-        let most = SCOPES.iter().find(|scope| mint.grant == scope.grant(mint.provider)).unwrap().max_residual;
-        let lives = mint.ends_at.since(mint.minted_at);
-        hold!("I7 the law of life", lives <= Duration::from_secs(most) + SKEW, "{lives:?}: {mint:?}");
+        let most = Duration::from_secs(Scope::of(mint.provider, &mint.grant).max_residual);
+        let lives = mint.gone_at().since(mint.minted_at);
+        hold!("I7 the law of life", lives <= most + mint.late + SKEW, "{lives:?}: {mint:?}");
     }
     Ok(())
 }
@@ -354,7 +408,7 @@ fn every_lease_accounted_for(now: &Now<'_>) -> Verdict {
     const NAME: &str = "I4 every lease accounted for";
     for mint in now.mints.iter().filter(|mint| mint.works_after(now.truth + SKEW)) {
         let Some(intent) = &mint.intent else { continue };
-        let open = |lease: &LeaseRecord| !lease.state.is_over() && lease.usable_until + SKEW >= mint.ends_at;
+        let open = |lease: &LeaseRecord| !lease.state.is_over() && lease.usable_until + SKEW >= mint.gone_at();
         let written = now.books.promised.leases.get(intent);
         hold!(NAME, written.is_some_and(open), "the journal has {written:?} for {mint:?}");
         if let Some(inside) = &now.sidecar {

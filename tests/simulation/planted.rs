@@ -42,6 +42,12 @@ pub(crate) enum Planted {
     RollBack,
     /// What was served once is served again, though the identity is gone.
     ServeWithdrawn,
+    /// Audit lines are said to be written and are not.
+    SkipAudit,
+    /// A shutdown ends nothing.
+    SkipShutdown,
+    /// The policy says nothing of what sessions leave behind.
+    HideOutliving,
 }
 
 /// A clock that knows nothing but the time on the wall.
@@ -165,7 +171,25 @@ fn a_credential_that_is_served_to_a_withdrawn_identity_is_caught() {
 }
 
 #[test]
-#[ignore = "takes many histories: run it in release"]
+fn a_credential_that_no_audit_line_tells_of_is_caught() {
+    caught_by(Planted::SkipAudit, "I10 audited before it is seen");
+}
+
+#[test]
+fn a_shutdown_that_ends_nothing_is_caught() {
+    caught_by(Planted::SkipShutdown, "G21 a shutdown ends every task");
+}
+
+#[test]
+fn what_outlives_its_session_and_is_not_counted_is_caught() {
+    caught_by(Planted::HideOutliving, "I7 the law of life");
+}
+
+/// Not left to chance: few histories set the clock back by as much as a life, and ask again at the right moment.
+#[test]
 fn a_life_that_a_clock_lengthens_is_caught() {
-    caught_by(Planted::WallClockOnly, "I13 no clock lengthens a life");
+    let complaint =
+        history::scripted::set_back_while_it_lives(Planted::WallClockOnly).expect_err("a bug that nobody notices");
+    assert_eq!(complaint.0, "I13 no clock lengthens a life", "{}", complaint.1);
+    history::scripted::set_back_while_it_lives(Planted::No).unwrap();
 }

@@ -29,13 +29,22 @@ pub(crate) const PARTNER: usize = 3;
 /// The trust domains, in the order of what a kill list may name.
 pub(crate) const DOMAINS: [&str; 2] = ["example.org", "partner.example"];
 
-/// What differs between scopes: id, providers, `max_task`, `max_residual` in seconds, idle.
-pub(crate) const SCOPES: [Scope; 5] = [
-    Scope { id: "archive", at: &[Provider::Aws], max_task: 3600, max_residual: 1200, idle: None },
-    Scope { id: "brief", at: &[Provider::Aws], max_task: 600, max_residual: 60, idle: None },
-    Scope { id: "exact", at: &[Provider::Vault], max_task: 3600, max_residual: 900, idle: None },
-    Scope { id: "idling", at: &[Provider::Aws], max_task: 3600, max_residual: 300, idle: Some(120) },
-    Scope { id: "both", at: &[Provider::Aws, Provider::Vault], max_task: 3600, max_residual: 600, idle: None },
+/// What differs between scopes.
+pub(crate) const SCOPES: [Scope; 6] = [
+    Scope { id: "archive", at: &[Provider::Aws], max_task: 3600, max_residual: 1200, idle: None, outlives: 0 },
+    Scope { id: "brief", at: &[Provider::Aws], max_task: 600, max_residual: 60, idle: None, outlives: 0 },
+    Scope { id: "exact", at: &[Provider::Vault], max_task: 3600, max_residual: 900, idle: None, outlives: 0 },
+    Scope { id: "idling", at: &[Provider::Aws], max_task: 3600, max_residual: 300, idle: Some(120), outlives: 0 },
+    Scope {
+        id: "both",
+        at: &[Provider::Aws, Provider::Vault],
+        max_task: 3600,
+        max_residual: 600,
+        idle: None,
+        outlives: 0,
+    },
+    // Its sessions may leave a root session of 15 minutes behind.
+    Scope { id: "chaining", at: &[Provider::Aws], max_task: 3600, max_residual: 1800, idle: None, outlives: 900 },
 ];
 
 /// For how long the policy may have lapsed, by the charter.
@@ -43,7 +52,7 @@ pub(crate) const MAX_STALENESS: Duration = Duration::from_secs(2 * 3600);
 /// For how long the role `timestamp` speaks after a heartbeat. Every other role speaks for ever.
 const HEARTBEAT: Duration = Duration::from_secs(3600);
 
-/// A scope of the simulation.
+/// A scope of the simulation. Its times are in seconds.
 #[derive(Debug)]
 pub(crate) struct Scope {
     pub(crate) id: &'static str,
@@ -51,9 +60,21 @@ pub(crate) struct Scope {
     pub(crate) max_task: u64,
     pub(crate) max_residual: u64,
     idle: Option<u64>,
+    /// For how long what its sessions may make lives on after them.
+    outlives: u64,
 }
 
 impl Scope {
+    /// The scope that has this grant.
+    pub(crate) fn of(provider: Provider, grant: &str) -> &'static Self {
+        SCOPES.iter().find(|scope| scope.grant(provider) == grant).unwrap()
+    }
+
+    /// For how long what its sessions may make lives on after them.
+    pub(crate) fn outlives(&self) -> Duration {
+        Duration::from_secs(self.outlives)
+    }
+
     /// The grant at one of its providers.
     pub(crate) fn grant(&self, provider: Provider) -> String {
         format!("{}-{provider}", self.id)
@@ -166,8 +187,9 @@ struct State {
     kills: Vec<Vec<Kill>>,
     /// Until when the role `timestamp` speaks.
     speaks: Timestamp,
-    /// Versions that were never published: of moods.
-    odd: u64,
+    /// Versions that were never published, of moods: which one each was made of.
+    odd: Vec<(PolicyVersion, usize)>,
+    looks: u64,
     used: Option<PolicyVersion>,
 }
 
@@ -182,13 +204,14 @@ pub(crate) struct Source {
 impl Source {
     pub(crate) fn new(content: &Content, truth: ManualClock, planted: Planted) -> Arc<Self> {
         let speaks = truth.now() + HEARTBEAT;
-        let first = files(content, &[], 0);
+        let first = files(content, &[], 0, planted);
         let state = State {
             mood: Mood::Well,
             published: vec![Published { files: first, permits: content.permitted(), kill: 1 }],
             kills: vec![Vec::new()],
             speaks,
-            odd: 0,
+            odd: Vec::new(),
+            looks: 0,
             used: None,
         };
         Arc::new(Self { truth, planted, state: Mutex::new(state) })
@@ -203,7 +226,7 @@ impl Source {
         let mut state = self.state();
         state.kills.extend(kill);
         let number = state.published.len();
-        let files = files(content, state.kills.last().unwrap(), number);
+        let files = files(content, state.kills.last().unwrap(), number, self.planted);
         let kill = state.kills.len();
         state.published.push(Published { files, permits: content.permitted(), kill });
     }
@@ -243,7 +266,10 @@ impl Source {
     /// Which version in the order of publication this is, and what it permits.
     pub(crate) fn known(&self, version: &PolicyVersion) -> Option<(usize, Permits)> {
         let state = self.state();
-        let at = state.published.iter().position(|known| known.files.version == *version)?;
+        let at = state.published.iter().position(|known| known.files.version == *version);
+        // An older kill list is no older policy: whoever has seen no newer one goes by it.
+        let made_of = || state.odd.iter().find(|(odd, _)| odd == version).map(|(_, made_of)| *made_of);
+        let at = at.or_else(made_of)?;
         Some((at, state.published[at].permits.clone()))
     }
 
@@ -277,10 +303,11 @@ impl Source {
 
     /// A version that nobody published, made of the newest.
     fn odd(&self, state: &mut State, incident: usize, change: impl FnOnce(&mut BTreeMap<String, Bytes>)) -> Fetched {
-        state.odd += 1;
         let mut files = state.published.last().unwrap().files.clone();
         change(&mut files.files);
-        files.version = PolicyVersion(format!("odd-{}", state.odd).into());
+        files.version = PolicyVersion(format!("odd-{}", state.odd.len() + 1).into());
+        let made_of = state.published.len() - 1;
+        state.odd.push((files.version.clone(), made_of));
         let snapshot = state.published.len() as u64;
         Fetched::New(self.signed(state, files, snapshot, incident))
     }
@@ -309,8 +336,8 @@ impl PolicySource for Source {
             }
             Mood::Well | Mood::Silent | Mood::OldKill => {
                 // A source that goes back is a planted bug: the real one remembers on disk what it has seen.
-                state.odd += 1;
-                let goes_back = self.planted == Planted::RollBack && state.odd % 2 == 1;
+                state.looks += 1;
+                let goes_back = self.planted == Planted::RollBack && state.looks % 2 == 1;
                 let back = usize::from(goes_back && state.published.len() > 1);
                 let at = state.published.len() - 1 - back;
                 let files = state.published[at].files.clone();
@@ -346,10 +373,11 @@ fn list(kills: &[Kill]) -> Bytes {
     Bytes::from(format!("schema = 1\n{entries}"))
 }
 
-fn files(content: &Content, kills: &[Kill], number: usize) -> PolicyFiles {
+fn files(content: &Content, kills: &[Kill], number: usize, planted: Planted) -> PolicyFiles {
     let mut files = BTreeMap::new();
     let mut put = |path: String, text: String| drop(files.insert(path, Bytes::from(text)));
-    for (at, Scope { id, at: providers, max_task, max_residual, idle }) in SCOPES.iter().enumerate() {
+    for (at, scope) in SCOPES.iter().enumerate() {
+        let Scope { id, at: providers, max_task, max_residual, idle, outlives } = scope;
         if content.shapes[at] == Shape::Gone {
             continue;
         }
@@ -360,8 +388,9 @@ fn files(content: &Content, kills: &[Kill], number: usize) -> PolicyFiles {
             let grant = match provider {
                 Provider::Aws => format!(
                     "schema = 1\nprovider = \"aws\"\nrole_arn = \"arn:aws:iam::111122223333:role/{id}\"\n\
-                     [[session_policy.Statement]]\nEffect = \"Allow\"\nAction = [\"s3:GetObject\"]\n\
-                     Resource = [\"arn:aws:s3:::bucket/{id}/*\"]\n"
+                     [[session_policy.Statement]]\nEffect = \"Allow\"\nAction = [\"{}\"]\n\
+                     Resource = [\"arn:aws:s3:::bucket/{id}/*\"]\n",
+                    if *outlives > 0 && planted != Planted::HideOutliving { "sts:AssumeRoot" } else { "s3:GetObject" },
                 ),
                 Provider::Vault => format!(
                     "schema = 1\nprovider = \"vault\"\nrole = \"{id}\"\naudience = \"vault\"\n\

@@ -1,6 +1,7 @@
 //! What the journal wrote last, cut off and flipped: an opening says that it is damaged, or finds everything.
 //!
-//! `TAIL_STEP=1 cargo test --release --test simulation tail` tries every byte; without it one in [`STEP`].
+//! `TAIL_STEP=1 cargo test --profile simulation --test simulation tail` tries all eight bits of every byte, and every
+//! length; without it one in [`STEP`] of them.
 
 use std::collections::BTreeSet;
 
@@ -18,8 +19,8 @@ use crate::history::EMPTY;
 use crate::journal::Content;
 use crate::random::Random;
 
-/// Every so many bytes, without `TAIL_STEP`. A prime, so that no place in a page is left out for ever.
-const STEP: usize = 97;
+/// One in so many bits and lengths, without `TAIL_STEP`. A prime, so that each bit of a byte and each place in a page has its turn.
+const STEP: usize = 193;
 
 fn task(number: u64) -> TaskRecord {
     let (_, token) = task_token::generate().unwrap();
@@ -133,17 +134,17 @@ fn step() -> usize {
 
 fn flip_the_tail(stop: Option<Stop>) {
     let written = written(stop);
-    let (mut harmless_ones, mut random) = (0, Random::new(7));
-    let places: Vec<_> = written.tail.iter().copied().step_by(step()).collect();
-    for place in &places {
+    let bits = written.tail.iter().flat_map(|place| (0..8).map(move |bit| (*place, bit)));
+    let (mut harmless_ones, mut flips) = (0, 0);
+    for (place, bit) in bits.step_by(step()) {
         let mut damaged = written.image.clone();
-        damaged[*place] ^= 1 << random.below(8);
-        harmless_ones += usize::from(harmless(&written, damaged, &format!("byte {place}")));
+        damaged[place] ^= 1 << bit;
+        harmless_ones += usize::from(harmless(&written, damaged, &format!("bit {bit} of byte {place}")));
+        flips += 1;
     }
     println!(
-        "{} of {} bytes of the last commit flipped, stopped by {stop:?}: {harmless_ones} without effect, the rest told",
-        places.len(),
-        written.tail.len()
+        "{flips} of {} bits of the last commit flipped, stopped by {stop:?}: {harmless_ones} without effect, the rest told",
+        written.tail.len() * 8
     );
 }
 
@@ -164,12 +165,18 @@ fn a_journal_that_is_cut_off_anywhere_is_told_or_harmless() {
         let length = written.image.len();
         // Every length near the ends of what was written last, and some everywhere.
         let ends = written.tail.iter().copied().filter(|place| !written.tail.contains(&(place + 1)));
-        let near: BTreeSet<_> = ends.flat_map(|end| [end.saturating_sub(1), end, end + 1]).collect();
-        let lengths: Vec<_> = near.into_iter().chain((0..length).step_by(step() * 331)).collect();
+        let near = ends.flat_map(|end| [end.saturating_sub(1), end, end + 1]);
+        let lengths = near.chain((0..length).step_by(step())).filter(|keep| *keep < length);
+        let lengths: BTreeSet<_> = lengths.collect();
+        let mut harmless_ones = 0;
         for keep in &lengths {
-            harmless(&written, written.image[..(*keep).min(length)].to_vec(), &format!("the first {keep} of {length}"));
+            let cut = written.image[..*keep].to_vec();
+            harmless_ones += usize::from(harmless(&written, cut, &format!("the first {keep} of {length}")));
         }
-        println!("cut off at {} of {length} lengths, stopped by {stop:?}", lengths.len());
+        println!(
+            "cut off at {} of {length} lengths, stopped by {stop:?}: {harmless_ones} without effect, the rest told",
+            lengths.len()
+        );
     }
 }
 
