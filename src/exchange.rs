@@ -218,6 +218,8 @@ impl ExchangeError {
         let detail = format!("{self}, after a try that may have minted");
         match self {
             Self::NotAsked { retry_after, .. } => Self::Unavailable { detail, retry_after: Some(retry_after) },
+            // It is set up wrongly and will be the next time, too: each try may leave one more behind.
+            Self::Inexpressible { .. } => Self::Unusable { detail },
             _ => Self::Unavailable { detail, retry_after: None },
         }
     }

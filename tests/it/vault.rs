@@ -512,7 +512,7 @@ async fn a_refusal_after_a_try_that_may_have_leased_something_leaves_its_intent(
         vault(&w).on("login", On::Status(403));
     };
     let ((reply, line), ()) = tokio::join!(refused(&w, &task), refused_later);
-    assert_eq!((reply.status, &line["reason"]), (503, &json!("unusable")), "{line}");
+    assert_eq!((reply.status, &line["reason"]), (503, &json!("unavailable")), "{line}");
     let lease = w.show(&task).await["leases"][0].clone();
     assert_eq!(lease["state"], "intent");
     assert!(vault(&w).ends().iter().all(|end| *end <= time(&lease["usable_until"])));

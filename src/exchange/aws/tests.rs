@@ -542,7 +542,7 @@ async fn a_refusal_after_a_try_that_may_have_minted_settles_nothing() {
         for last in [error(403, "AccessDenied"), error(400, "PackedPolicyTooLarge"), error(400, "InvalidIdentityToken")]
         {
             let (error, seen) = refused([lost.clone(), last.clone()]).await;
-            assert!(matches!(error, ExchangeError::Unavailable { .. }), "{lost:?} {last:?}: {error}");
+            assert!(!error.is_certain(), "{lost:?} {last:?}: {error}");
             assert!(error.to_string().ends_with("after a try that may have minted"), "{error}");
             assert!(seen.len() > 1, "{lost:?} {last:?}");
         }
