@@ -159,8 +159,9 @@ impl Broker {
         let task = Arc::new(Task::new(record, Vec::new(), Some(decided), now, boot));
         let check = task.next_check(&task.state(), now, boot);
         self.tasks.insert(Arc::clone(&task));
-        // The reaper looks at every task: not for one that it comes to in time by itself.
-        if check.is_some_and(|wait| wait < LOOK_EVERY) || task.begun().parent.is_some() {
+        // The reaper looks at every task: not for one that it comes to in time by itself. What came to speak against this one
+        // while it was written down, the reaper may have looked for already.
+        if check.is_some_and(|wait| wait < LOOK_EVERY) || self.reason_to_end(&task).is_some() {
             self.changed.notify_one();
         }
         task
