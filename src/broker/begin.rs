@@ -263,6 +263,11 @@ impl Broker {
             BeginError::Unauthenticated(error) => Some(error.kind()),
             _ => None,
         };
+        // Believed, and not one of ours.
+        let stranger = match &error {
+            BeginError::NotServed(spiffe_id) => Some(spiffe_id),
+            _ => None,
+        };
         let policy = self.parts.policy.current();
         let (rule_ids, digests) = match &error {
             BeginError::Denied(denial) => (denial.rule_ids.as_slice(), denial.digests.as_deref()),
@@ -272,7 +277,7 @@ impl Broker {
             request_id: Some(&request.request_id),
             reason: Some(error.kind()),
             detail: Some(error.to_string()),
-            spiffe_id: caller.map(Caller::spiffe_id),
+            spiffe_id: caller.map(Caller::spiffe_id).or(stranger),
             proof: caller.map(Caller::proof),
             flaw,
             scope: Some(&request.ask.scope),

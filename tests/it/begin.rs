@@ -257,6 +257,23 @@ async fn a_child_that_begins_while_its_parent_ends_does_not_outlive_it() {
 }
 
 #[tokio::test]
+async fn an_identity_that_is_withdrawn_while_its_task_begins_ends_it_at_once() {
+    let w = World::with_reaper().await;
+    w.journal.hold("task");
+    let begin = w.send(w.begin_call(&json!({ "scope": "archive" })));
+    let meanwhile = async {
+        until("the task is on its way to the journal", || w.journal.waiting() == 1).await;
+        w.api.set_identities(&[]);
+        // The reaper has looked, and found no task.
+        settle().await;
+        w.journal.release("task");
+    };
+    let (reply, ()) = tokio::join!(begin, meanwhile);
+    // No time passes, and nobody asks for it.
+    assert_eq!(w.ended(&begun(&reply)).await, "identity_withdrawn");
+}
+
+#[tokio::test]
 async fn a_caller_that_hangs_up_leaves_nothing_half_begun() {
     let mut w = World::new().await;
     w.journal.hold("task");

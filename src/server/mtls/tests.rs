@@ -670,7 +670,8 @@ async fn a_federated_workload_with_the_same_path_sees_and_touches_nothing_of_its
     // Believed, and still nobody whom this sidecar serves.
     let (status, refused) = theirs.send("POST", "/v1/tasks", None, TASK).await.unwrap();
     assert_eq!((status, refused["code"].as_str()), (403, Some("denied")));
-    assert!(world.audit_lines().iter().any(|line| line["reason"] == "identity_not_served"));
+    let told = |line: &Value| line["reason"] == "identity_not_served" && line["spiffe_id"].is_string();
+    assert!(world.audit_lines().iter().any(told), "{:?}", world.audit_lines().last());
     assert_eq!(ours.send("GET", &path, None, "").await.unwrap().1["state"], "active");
 }
 
