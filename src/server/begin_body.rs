@@ -60,7 +60,7 @@ pub fn parse(body: &[u8]) -> Result<Asked, Problem> {
     })
 }
 
-/// Whether `body` opens more than [`MAX_DEPTH`] brackets within each other. Nothing that can be read does; this is to
+/// Whether `body` opens more than `MAX_DEPTH` brackets within each other. Nothing that can be read does; this is to
 /// tell a try to exhaust us from a mistake.
 pub fn nests_too_deep(body: &[u8]) -> bool {
     let (mut depth, mut text, mut escaped) = (0_usize, false, false);
