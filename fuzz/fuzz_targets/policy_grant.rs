@@ -9,7 +9,7 @@ fuzz_target!(|data: &[u8]| match Grant::parse(data) {
         let narrowed = match &grant.provider {
             GrantProvider::Aws(aws) => {
                 assert!(aws.role_arn.starts_with("arn:") && aws.role_arn.contains(":role/"));
-                aws.session_policy.as_ref().is_some_and(|policy| policy.allows().next().is_some())
+                aws.session_policy.as_ref().is_some_and(|policy| !policy.allows().is_empty())
             }
             GrantProvider::Vault(vault) => {
                 let segments = || vault.read.as_str().split('/');

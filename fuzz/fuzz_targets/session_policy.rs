@@ -52,7 +52,7 @@ fuzz_target!(|data: &[u8]| {
     let Ok(policy) = SessionPolicy::parse(table) else { return };
     let value = if SPEC.accepts(value) { value } else { "c-42" };
     let filled = policy.fill(&policy.params().iter().map(|name| (name.clone(), value.to_owned())).collect());
-    same_shape(policy.template(), &filled, value);
+    same_shape(&policy.template(), &filled, value);
     let Ok(Some(cut)) = compile(Some(&filled), Some(NOW)) else { return };
     assert!(cut.len() <= MAX_POLICY);
     let cut: Value = serde_json::from_str(&cut).unwrap();

@@ -11,7 +11,7 @@ use sidemint::exchange::aws::{AwsSts, Settings};
 use sidemint::exchange::retry::Rate;
 use sidemint::exchange::{Cloud as _, MintOrder};
 use sidemint::policy::{AwsGrant, ProviderGrant, ResolvedGrant};
-use sidemint_fuzz::{AtOnce, FixedWorkloadApi, NOW, REPORT, Still, serve_http};
+use sidemint_fuzz::{AtOnce, FixedWorkloadApi, NOW, REPORT, Still, next_input, serve_http};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
@@ -50,6 +50,7 @@ fuzz_target!(|data: &[u8]| {
     let Some((status, body)) = data.split_first() else { return };
     let status = STATUSES[usize::from(*status) % STATUSES.len()];
     STAGE.with_borrow_mut(|stage| {
+        next_input();
         let stage = stage.get_or_insert_with(Stage::new);
         let head = format!("HTTP/1.1 {status} X\r\ncontent-type: text/xml\r\ncontent-length: {}\r\n\r\n", body.len());
         // 204 has no body, whatever is said of its length (RFC 9112 §6.3)

@@ -13,7 +13,7 @@ use sidemint::exchange::retry::Rate;
 use sidemint::exchange::vault::{Settings, Vault};
 use sidemint::exchange::{Cloud as _, Credential, MintOrder};
 use sidemint::policy::{ProviderGrant, ResolvedGrant, VaultGrant};
-use sidemint_fuzz::{AtOnce, FixedWorkloadApi, NOW, REPORT, Still, serve_http};
+use sidemint_fuzz::{AtOnce, FixedWorkloadApi, NOW, REPORT, Still, next_input, serve_http};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
@@ -40,6 +40,7 @@ impl Stage {
             namespace: None,
             timeout: Duration::from_secs(10),
             rate: Rate { interval: Duration::ZERO, burst: 1_000_000 },
+            revocation_rate: Rate { interval: Duration::ZERO, burst: 1_000_000 },
         };
         let shared = Arc::clone(&answers);
         runtime.spawn(serve_http(listener, move || {
@@ -66,6 +67,7 @@ thread_local!(static STAGE: RefCell<Option<Stage>> = const { RefCell::new(None) 
 
 fuzz_target!(|data: &[u8]| {
     STAGE.with_borrow_mut(|stage| {
+        next_input();
         let stage = stage.get_or_insert_with(Stage::new);
         // `0xff` cannot be part of JSON, nor of any UTF-8.
         *stage.answers.lock().unwrap() = data.split(|byte| *byte == 0xff).take(8).map(answer).collect();

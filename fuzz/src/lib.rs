@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -129,9 +130,18 @@ pub fn halves(data: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// Stands still. Nobody waits for less than a time-out, and a time-out never comes: a hang is libFuzzer's to find.
+/// Stands still during an input. Nobody waits for less than a time-out, and a time-out never comes: a hang is libFuzzer's to
+/// find.
 #[derive(Debug)]
 pub struct Still;
+
+/// How many inputs there were.
+static INPUTS: AtomicU64 = AtomicU64::new(1);
+
+/// Lets an hour pass between two inputs, so that a provider that was left alone after the one is asked about the other.
+pub fn next_input() {
+    INPUTS.fetch_add(1, Ordering::Relaxed);
+}
 
 #[async_trait]
 impl Clock for Still {
@@ -139,7 +149,7 @@ impl Clock for Still {
         NOW
     }
     fn boot(&self) -> Duration {
-        Duration::from_secs(3600)
+        Duration::from_secs(3600 * INPUTS.load(Ordering::Relaxed))
     }
     async fn sleep(&self, duration: Duration) {
         if !duration.is_zero() {
