@@ -320,7 +320,13 @@ fn a_state_that_is_read_only_at_start_is_used_and_a_kill_is_taken_over_it() {
     let name = "policy::repository::signed::tests::state::a_state_that_is_read_only_at_start_is_used_and_a_kill_is_taken_over_it";
     if rustix::process::geteuid().is_root() {
         let program = std::env::current_exe().unwrap();
-        let run = std::process::Command::new(program).args(["--exact", name]).uid(NOBODY).gid(NOBODY).output();
+        // Not below TMPDIR, which may be somebody's own.
+        let run = std::process::Command::new(program)
+            .args(["--exact", name])
+            .env("TMPDIR", "/tmp")
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .output();
         match run {
             Ok(output) => {
                 let text = String::from_utf8_lossy(&output.stdout).into_owned();
