@@ -7,6 +7,19 @@ from .harness import write
 from .rgw import AUDIENCE, BUCKET, ROLE_ARN
 
 
+FOLDERS = ("owners", "boundaries", "decisions", "scopes", "grants", "kill")
+
+
+def policy_files(directory):
+    """Every policy file of a working repository, by its name as a target."""
+    found = {}
+    for folder in FOLDERS:
+        for path in (directory / folder).rglob("*"):
+            if path.is_file() and not path.name.endswith(".tests.toml"):
+                found[str(path.relative_to(directory))] = path.read_bytes()
+    return found
+
+
 def digest(text):
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 

@@ -10,9 +10,10 @@ import threading
 import time
 
 from ..harness import case, run, wait_until, write
-from ..policy import PolicyDirectory
+from ..policy import PolicyDirectory, policy_files
 from ..sidecar import SIDECAR_UID, Sidecar
 from ..spire import spiffe_id
+from ..tuf import TufRepository
 from ..world import REPORT, REPORT_UID
 
 NEEDS = ("sidemint", "spire", "rgw")
@@ -96,9 +97,7 @@ def signed(world):
         sidecar.begin(REPORT_UID, "ledger-read").expect(503)
         sidecar.stop()
 
-        trust = ["policy", "trust", "--root", repository.root, "--repository", f"https://localhost:{port}", "--ca", repository.ca]
-        trusted = run([world.sidemint, *trust, "--state", sidecar.state, "--yes"], uid=SIDECAR_UID, env=world.bare_env()).ok()
-        assert "trusted" in trusted.out, trusted.out
+        trust(sidecar, repository.root, f"https://localhost:{port}", "--ca", repository.ca)
         sidecar.start()
         task, other = sidecar.task(REPORT_UID, "ledger-read"), sidecar.task(REPORT_UID, "ledger-read")
         task.credentials().expect(200)
@@ -139,7 +138,69 @@ def signed(world):
         sidecar.stop()
 
 
+def trust(sidecar, root, repository, *more):
+    """An operator's step on a new machine: from here on this root is the anchor."""
+    words = ["policy", "trust", "--root", root, "--repository", repository, *more, "--state", sidecar.state, "--yes"]
+    trusted = run([sidecar.world.sidemint, *words], uid=SIDECAR_UID, env=sidecar.world.bare_env()).ok()
+    assert "trusted" in trusted.out, trusted.out
+
+
 def repository_entries(repository):
     """The ids of the kill list's entries."""
     text = (repository.directory / "kill" / "list.toml").read_text()
     return [line.split('"')[1] for line in text.splitlines() if line.startswith("id = ")]
+
+
+STOPPED = """schema = 1
+[[stop]]
+id = "drill"
+reason = "python-tuf says so"
+scope = "ledger-read"
+"""
+
+
+@case("a repository that python-tuf alone makes is followed through changes, a kill and rotated keys; what another key signs is not", (*NEEDS, "python"))
+def made_by_python_tuf(world):
+    files = policy_files(Repository(world, "python-tuf").directory)
+    made = TufRepository(world.folder / "python-tuf" / "made")
+    made.sign(files)
+    root = made.out / "metadata" / "1.root.json"
+    sidecar = Sidecar(world, "tuf-made", policy=f'repository = "{made.out}"\nroot = "{root}"\npoll = "1s"')
+    trust(sidecar, root, made.out)
+    sidecar.start()
+    task = sidecar.task(REPORT_UID, "ledger-read")
+    credential = task.credentials().expect(200).json()
+    assert world.rgw.read(credential, "c-42/report.txt") == 200
+
+    def adopted(version):
+        wait_until(f"version {version}", lambda: sidecar.metric("sidemint_policy_version") == version, 15)
+
+    adopted(1)
+    # New keys for the roles that are online and for two of the three of the root; the task goes on.
+    for role in ("timestamp", "snapshot", "root"):
+        made.sign_root(replace=role)
+    made.sign({**files, "decisions/ledger-read.cedar": files["decisions/ledger-read.cedar"] + b"// reviewed\n"})
+    adopted(2)
+    task.credentials().expect(200)
+
+    # A key that the charter does not name: nothing of it is taken, what was in force stays.
+    refused = sidecar.metric("sidemint_policy_refreshes_total", outcome="refused")
+    made.sign_role("incident", {"kill/list.toml": STOPPED.encode()}, signers=made.signers["governance"])
+    made.tell()
+    wait_until("the refusal", lambda: sidecar.metric("sidemint_policy_refreshes_total", outcome="refused") > refused, 15)
+    assert sidecar.metric("sidemint_policy_version") == 2
+    task.credentials().expect(200)
+
+    made.sign_role("incident", {"kill/list.toml": STOPPED.encode()})
+    made.tell()
+    task.ended(15, "killed")
+    sidecar.begin(REPORT_UID, "ledger-read").expect(403)
+    sidecar.stop()
+    # Root 4 is what it starts from, without another `policy trust`.
+    sidecar.start()
+    sidecar.begin(REPORT_UID, "ledger-read").expect(403)
+    made.sign_role("incident", {"kill/list.toml": b"schema = 1\n"})
+    made.tell()
+    again = wait_until("the scope to begin again", lambda: (a := sidecar.begin(REPORT_UID, "ledger-read")).status == 201 and a, 15)
+    again.expect(201)
+    sidecar.stop()

@@ -11,9 +11,9 @@ import threading
 from pathlib import Path
 
 from ..harness import case, run
+from ..policy import policy_files
 
 NEEDS = ("sidemint", "python")
-FOLDERS = ("owners", "boundaries", "decisions", "scopes", "grants", "kill")
 
 
 class Publishing:
@@ -54,13 +54,7 @@ class Publishing:
         place.write_text(text)
 
     def files(self):
-        """Every policy file, by its name as a target."""
-        found = {}
-        for folder in FOLDERS:
-            for path in (self.directory / folder).rglob("*"):
-                if path.is_file() and not path.name.endswith(".tests.toml"):
-                    found[str(path.relative_to(self.directory))] = path.read_bytes()
-        return found
+        return policy_files(self.directory)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
