@@ -606,7 +606,7 @@ fn drill_a_kill_is_published_alone_whatever_the_folder_says() {
         let edited = edited.replacen(&format!("keys = [\"{role}\"]"), "keys = [\"new\"]", 1);
         fs::write(repository.path("repository.toml"), &edited).unwrap();
         let killed = repository.kill(&["--task", "t-00000000000000000000000000", "--reason", "r", "--id", "drill"]);
-        assert!(killed.unwrap().contains("1 entries"), "{role}");
+        assert!(killed.unwrap().contains("1 entry"), "{role}");
         repository.kill(&["--lift", "drill"]).unwrap();
     }
     let (code, _, told) = {
@@ -638,10 +638,7 @@ fn drill_a_kill_is_published_alone_whatever_the_folder_says() {
     let mut sidecar = Sidecar::of(&repository);
     repository.at = "2026-11-25T00:00:00Z".to_owned();
     let left = list(&repository);
-    assert!(
-        left.contains("spiffe_id spiffe://example.org/a  until 2026-11-24T00:00:00Z, past: r\n1 entries"),
-        "{left}"
-    );
+    assert!(left.contains("spiffe_id spiffe://example.org/a  until 2026-11-24T00:00:00Z, past: r\n1 entry"), "{left}");
     // Also long after everything else has lapsed: sidecars take the list and nothing else.
     repository.at = "2028-01-01T00:00:00Z".to_owned();
     let late = repository.kill(&["--owner", "finance-data", "--reason", "r"]).unwrap();

@@ -170,12 +170,12 @@ fn tell(args: &Args, done: &Done, denies: Option<&[Deny]>) -> Result<(), CliErro
         return print(format!("{value}\n"));
     }
     print(publish::text(&done.report))?;
-    let entries = done.entries;
+    let entries = counted(done.entries);
     match &args.what.lift {
-        Some(id) => print(format!("lifted {id}; the list has {entries} entries\n")),
+        Some(id) => print(format!("lifted {id}; the list has {entries}\n")),
         None => print(format!(
-            "{}: every sidecar that reads this repository stops it at its next poll, within 35 s; the list has {entries} \
-             entries\nundo: sidemint policy kill --policy DIR --to OUT --key FILE.pem --lift {0}\n",
+            "{}: every sidecar that reads this repository stops it at its next poll, within 35 s; the list has \
+             {entries}\nundo: sidemint policy kill --policy DIR --to OUT --key FILE.pem --lift {0}\n",
             done.id
         )),
     }?;
@@ -203,7 +203,12 @@ fn show(args: &Args, stops: &[Stop]) -> Result<(), CliError> {
         let past = if stop.in_force(now) { "" } else { ", past" };
         print(format!("{}  {member} {word}  {until}{past}: {}\n", stop.id, plain(&stop.reason)))?;
     }
-    print(format!("{} entries\n", stops.len()))
+    print(format!("{}\n", counted(stops.len())))
+}
+
+/// `count` entries, in words.
+fn counted(count: usize) -> String {
+    format!("{count} {}", if count == 1 { "entry" } else { "entries" })
 }
 
 fn told(target: &Target) -> (&'static str, String) {
