@@ -37,4 +37,5 @@ mod refusals;
 mod restart;
 mod slow;
 mod triggers;
+mod uncertain;
 mod vault;

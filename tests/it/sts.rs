@@ -43,6 +43,7 @@ struct State {
     on_call: OnCall,
     script: VecDeque<OnCall>,
     calls: usize,
+    given: usize,
     secrets: Vec<String>,
 }
 
@@ -77,6 +78,7 @@ impl Sts {
             on_call: OnCall::Give,
             script: VecDeque::new(),
             calls: 0,
+            given: 0,
             secrets: Vec::new(),
         }));
         let sts = Self { address: listener.local_addr().unwrap(), clock, state };
@@ -97,6 +99,11 @@ impl Sts {
     /// How the next calls are answered, one each; then as [`Sts::on_call`] says.
     pub(crate) fn next(&self, answers: impl IntoIterator<Item = OnCall>) {
         self.state.lock().unwrap().script.extend(answers);
+    }
+
+    /// How many sessions it has begun, whoever heard of them.
+    pub(crate) fn given(&self) -> usize {
+        self.state.lock().unwrap().given
     }
 
     pub(crate) fn calls(&self) -> usize {
@@ -123,7 +130,11 @@ impl Sts {
         let mut state = self.state.lock().unwrap();
         state.calls += 1;
         state.secrets.extend([given.key.clone(), given.secret.clone(), given.session_token.clone()]);
-        (state.script.pop_front().unwrap_or(state.on_call), given)
+        let on_call = state.script.pop_front().unwrap_or(state.on_call);
+        let gives =
+            matches!(on_call, OnCall::Give | OnCall::GiveWith(..) | OnCall::Drip | OnCall::BreakOff | OnCall::Lose);
+        state.given += usize::from(gives);
+        (on_call, given)
     }
 
     async fn answer(&self, mut stream: TcpStream) {
