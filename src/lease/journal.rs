@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::place::{Owner, Place};
 use super::life::LeaseRecord;
+use crate::background::{self, GivesWay};
 use crate::id::{LeaseId, TaskId};
 use crate::task::record::TaskRecord;
 
@@ -227,9 +228,7 @@ impl DiskJournal {
         let place = place.map(|(_, place)| place);
         let status = Arc::new(Status { pending: AtomicUsize::new(0), failed: OnceLock::new(), place });
         let shared = Arc::clone(&status);
-        std::thread::Builder::new()
-            .name("journal".into())
-            .spawn(move || commit_all(&database, writes, &shared))
+        background::spawn("journal", GivesWay::ALittle, move || commit_all(&database, writes, &shared))
             .map_err(|e| JournalError::Directory { path: shown, detail: e.to_string() })?;
         Ok((Self { queue, status }, recovered))
     }

@@ -1,0 +1,58 @@
+//! Threads of their own for what blocks or takes long: the journal's commits, the audit log, a policy being loaded. They
+//! give way to the threads that serve.
+
+use std::io;
+use std::thread::{Builder, JoinHandle};
+
+/// How far a thread gives way to those who serve (`setpriority(2)`).
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum GivesWay {
+    /// Serving goes first, so that a burst of commits delays no answer until the next tick of the scheduler; but begins and
+    /// ends wait for this thread.
+    ALittle,
+    /// Nobody waits for it. Beside one serving thread that never rests it still gets a tenth of the core, so that a kill list is in
+    /// force in time even then.
+    ALot,
+}
+
+/// Runs `work` on a new thread called `name`. What gave way once may not come back, so it is none of the runtime's.
+///
+/// # Errors
+/// When the system gives no thread.
+pub(crate) fn spawn<T: Send + 'static>(
+    name: &str,
+    gives_way: GivesWay,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    Builder::new().name(name.to_owned()).spawn(move || {
+        give_way(gives_way);
+        work()
+    })
+}
+
+/// On Linux it is the calling thread alone that is nice; elsewhere it would be the whole process.
+fn give_way(how_far: GivesWay) {
+    let niceness = match how_far {
+        GivesWay::ALittle => 4,
+        GivesWay::ALot => 10,
+    };
+    if cfg!(target_os = "linux") {
+        // Where the system forbids it, callers only notice a little more.
+        let _ = rustix::process::setpriority_process(None, niceness);
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_its_own_thread_gives_way() {
+        let nice = || rustix::process::getpriority_process(None).unwrap();
+        let before = nice();
+        for (gives_way, niceness) in [(GivesWay::ALittle, 4), (GivesWay::ALot, 10)] {
+            assert_eq!(spawn("background", gives_way, nice).unwrap().join().unwrap(), before.max(niceness));
+            assert_eq!(nice(), before);
+        }
+    }
+}
