@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 
 use super::{Broker, detached};
 use crate::audit::{Event, Kind};
+use crate::clock::SharedClock;
 use crate::exchange::Provider;
 use crate::lease::journal::{self, Change};
 use crate::lease::life::Event as Happened;
@@ -20,9 +21,17 @@ use crate::task::{EndReason, Ending, REMEMBER, Task, TaskState};
 
 /// A look at all tasks at least this often, so that a clock that was set, or a policy that changed, is noticed.
 pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// So many tasks are looked at in one go: a fraction of a millisecond.
+const A_GLANCE: usize = 64;
 /// How many ends are written down at a time: enough to share the journal's commits, and so few that whoever asks for a
 /// credential meanwhile does not queue behind thousands.
 const AT_A_TIME: usize = 32;
+/// With more than this to write down at once, as after a long stop, it takes turns with serving.
+const MANY: usize = 256;
+/// How much of it is written down in one turn.
+const A_TURN: usize = 16;
+/// The longest rest between two turns, whatever the disk makes of them.
+const LONGEST_REST: Duration = Duration::from_millis(50);
 
 /// Why a task ends, and the whole story for the audit log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -194,7 +203,7 @@ impl Broker {
 
     /// Ends whatever is due now and forgets what was over long ago. Returns how long until it must be called again.
     pub async fn sweep(self: &Arc<Self>) -> Duration {
-        let look = self.look();
+        let look = self.look().await;
         let next = look.next;
         // Work took time, in which more may have become due: then look again at once.
         if self.carry_out(look).await { Duration::ZERO } else { next }
@@ -220,20 +229,26 @@ impl Broker {
 
     /// Looks at every task: what is due is no longer served when this returns. What is to be written down about it stands in
     /// the answer, for [`Broker::carry_out`], which waits for the disk.
-    pub(super) fn look(&self) -> Look {
+    pub(super) async fn look(&self) -> Look {
         let mut look = Look { next: LOOK_EVERY, ..Look::default() };
         let was_ready = self.was_ready();
-        for task in self.tasks.all() {
+        let read = || (self.now(), self.parts.clock.boot(), self.parts.clock.earliest());
+        let mut clocks = read();
+        for (number, task) in self.tasks.all().into_iter().enumerate() {
+            if number % A_GLANCE == A_GLANCE - 1 {
+                // Whoever asks for a credential does not wait for a look at thousands.
+                tokio::task::yield_now().await;
+                clocks = read();
+            }
+            // The earlier clock: one that is set forward lets nothing lapse at its provider.
+            let (now, boot, surely) = clocks;
             if !was_ready {
                 // Whoever holds it may wait for that: the grace counts from then.
-                task.state().unheld_since = self.parts.clock.boot();
+                task.state().unheld_since = boot;
             }
-            let reason = self.reason_to_end(&task);
-            let (now, boot) = (self.now(), self.parts.clock.boot());
+            let reason = self.reason_to_end_at(&task, now, boot);
             let mut state = task.state();
             let (due, behind) = (state.ending.is_none().then_some(reason).flatten(), !state.journalled);
-            // The earlier clock: one that is set forward lets nothing lapse at its provider.
-            let surely = self.parts.clock.earliest();
             let over = |lease: &&LeaseRecord| over_at(lease) <= surely && (is_owed(lease) || is_unanswered(lease));
             look.lapsed.extend(state.leases.iter().filter(over).map(|lease| (Arc::clone(&task), lease.clone())));
             look.changes.extend(settle(&mut state, surely));
@@ -271,7 +286,8 @@ impl Broker {
             // Who cannot be renewed now is due at the next look, too.
             let _ = self.mint(&task, provider, None);
         }
-        let mut work = Work { under_way: JoinSet::new(), again: !look.changes.is_empty() };
+        let many = look.lapsed.len() + look.ended.len() + look.behind.len() > MANY;
+        let mut work = Work::new(many.then(|| SharedClock::clone(&self.parts.clock)), !look.changes.is_empty());
         for (task, lease) in look.lapsed {
             let broker = Arc::clone(self);
             let lapsed = async move {
@@ -331,20 +347,41 @@ impl Broker {
     }
 }
 
-/// What a look found, being written down: [`AT_A_TIME`] at a time.
+/// What a look found, being written down: [`AT_A_TIME`] at a time, or [`A_TURN`] where there is much.
 struct Work {
     under_way: JoinSet<bool>,
     /// Whether anything may have become due by it.
     again: bool,
+    /// Where it takes turns with serving: since when this turn lasts, and by which clock.
+    turn: Option<(SharedClock, Duration)>,
 }
 
 impl Work {
+    fn new(turns: Option<SharedClock>, again: bool) -> Self {
+        let turn = turns.map(|clock| {
+            let now = clock.boot();
+            (clock, now)
+        });
+        Self { under_way: JoinSet::new(), again, turn }
+    }
+
     /// Begins one more, once there is room for it.
     async fn begin(&mut self, one: impl Future<Output = bool> + Send + 'static) {
-        if self.under_way.len() >= AT_A_TIME {
-            self.next().await;
+        match &mut self.turn {
+            Some(_) if self.under_way.len() >= A_TURN => self.rest().await,
+            None if self.under_way.len() >= AT_A_TIME => drop(self.next().await),
+            _ => {}
         }
         self.under_way.spawn(one);
+    }
+
+    /// Ends a turn, and leaves the machine to others for as long as it took.
+    async fn rest(&mut self) {
+        while self.next().await.is_some() {}
+        if let Some((clock, since)) = &mut self.turn {
+            clock.sleep(clock.boot().saturating_sub(*since).min(LONGEST_REST)).await;
+            *since = clock.boot();
+        }
     }
 
     async fn next(&mut self) -> Option<()> {

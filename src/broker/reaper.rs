@@ -21,7 +21,7 @@ pub async fn run(
         // What waits for the disk is apart: a slow one makes no end late.
         let mut recording = JoinSet::new();
         loop {
-            let mut look = broker.look();
+            let mut look = broker.look().await;
             if !recording.is_empty() {
                 // What the journal does not have yet may be on its way to it.
                 look.behind.clear();
