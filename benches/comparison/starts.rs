@@ -16,7 +16,7 @@ use sidemint::task::{Task, TaskRecord};
 use crate::load::{Client, Load, request};
 use crate::report::Outcome;
 use crate::serving::on_cpu;
-use crate::stage::{Sidecar, Stage, WORKLOAD, scope_id};
+use crate::stage::{Sidecar, Stage, WORKLOAD, cores, on_core, scope_id};
 use crate::{median, over_rounds};
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
@@ -127,8 +127,9 @@ pub(crate) fn drain_serving() -> Outcome {
         latencies.get((latencies.len() as f64 * 0.99) as usize).copied().unwrap_or(f64::NAN)
     };
     let (mut rounds, mut lasted, mut late) = (Vec::new(), Vec::new(), Vec::new());
+    let (server, clients) = cores();
     for _ in 0..ROUNDS {
-        let sidecar = Sidecar::start_on(&stage, None, |state| place(journal.path(), state))?;
+        let sidecar = Sidecar::start_on(&stage, server, |state| place(journal.path(), state))?;
         let began = Instant::now();
         let mut client = Client::connect(sidecar.http)?;
         let token = sidecar.begin(&mut client, &svid)?;
@@ -142,7 +143,7 @@ pub(crate) fn drain_serving() -> Outcome {
         };
         let (mut busy, mut slices) = (Vec::new(), 0);
         while slices == 0 || !drained()? {
-            busy.extend(load.fixed_rate(RATE, SLICE)?);
+            busy.extend(on_core(clients, || load.fixed_rate(RATE, SLICE))?);
             slices += 1;
             if began.elapsed() > LONGEST {
                 return Err(format!("the overdue did not end within {LONGEST:?}").into());
@@ -151,7 +152,9 @@ pub(crate) fn drain_serving() -> Outcome {
         lasted.push(began.elapsed().as_secs_f64());
         let mut quiet = Vec::new();
         for _ in 0..slices.max(10) {
-            quiet.extend(load.fixed_rate(RATE, SLICE)?);
+            // The same questions in between.
+            drained()?;
+            quiet.extend(on_core(clients, || load.fixed_rate(RATE, SLICE))?);
         }
         rounds.push((p99(busy), p99(quiet)));
     }
