@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use serde_json::json;
 use sidemint::clock::{Clock as _, ManualClock, Timestamp};
 use sidemint::exchange::{
-    AwsCredential, Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, Revocation, RevokeOrder, TakenBack,
-    VaultSecret,
+    AwsCredential, Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, RenewOrder, Renewed, Revocation,
+    RevokeOrder, TakenBack, VaultSecret,
 };
 use sidemint::lease::{LeaseId, LeaseState};
 use sidemint::secret::Secret;
@@ -20,7 +20,7 @@ use crate::journal::Books;
 use crate::planted::Planted;
 use crate::policy::Scope;
 
-/// How a call for a credential is answered.
+/// How a call for a credential, or for a longer life of one, is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// A credential that lives as long as was ordered.
@@ -78,8 +78,10 @@ pub(crate) struct Mint {
     pub(crate) grant: String,
     /// The lease whose intent was durable when it was asked for.
     pub(crate) intent: Option<LeaseId>,
-    /// True time.
+    /// True time; of the last renewal that had an effect.
     pub(crate) minted_at: Timestamp,
+    /// Renewals that had an effect.
+    pub(crate) renewals: usize,
     /// When it stops working, true time.
     pub(crate) ends_at: Timestamp,
     /// By how much that is later than was ordered.
@@ -108,6 +110,7 @@ impl Mint {
 
 enum Work {
     Mint(Box<MintOrder>, Option<LeaseId>, oneshot::Sender<Result<Minted, ExchangeError>>),
+    Renew(Box<RenewOrder>, oneshot::Sender<Result<Renewed, ExchangeError>>),
     Revoke(RevokeOrder, oneshot::Sender<Result<TakenBack, ExchangeError>>),
 }
 
@@ -124,13 +127,14 @@ struct State {
     /// Of each call for a credential: when it was decided on.
     asked: Vec<Timestamp>,
     revocations: usize,
+    renewals: usize,
     mints: Vec<Mint>,
     /// Intents that a call was made on.
     used: Vec<LeaseId>,
-    /// Calls that no durable intent came before.
+    /// Calls that no durable intent, or later end, came before.
     bare: usize,
-    /// What was to be taken back and is nobody's, or another one's.
-    odd: Vec<RevokeOrder>,
+    /// What was to be taken back or renewed and is nobody's, or another one's.
+    odd: Vec<String>,
 }
 
 /// The model. It outlives every sidecar.
@@ -189,8 +193,13 @@ impl SimCloud {
         self.state().revocations
     }
 
-    /// Calls to take back what is nobody's, or another one's.
-    pub(crate) fn odd(&self) -> Vec<RevokeOrder> {
+    /// How many calls to renew one were ever made.
+    pub(crate) fn renewals(&self) -> usize {
+        self.state().renewals
+    }
+
+    /// Calls to take back or renew what is nobody's, or another one's.
+    pub(crate) fn odd(&self) -> Vec<String> {
         self.state().odd.clone()
     }
 
@@ -247,6 +256,7 @@ impl SimCloud {
     pub(crate) fn wants(&self, index: usize) -> &'static str {
         match self.state().calls[index].work {
             Work::Mint(..) => "a credential",
+            Work::Renew(..) => "one renewed",
             Work::Revoke(..) => "one taken back",
         }
     }
@@ -255,6 +265,9 @@ impl SimCloud {
         match call.work {
             Work::Mint(order, intent, done) => {
                 let _ = done.send(self.give(call.provider, &order, intent, answer));
+            }
+            Work::Renew(order, done) => {
+                let _ = done.send(self.renew(call.provider, &order, answer));
             }
             Work::Revoke(order, done) => {
                 let _ = done.send(self.take_back(call.provider, &order, undo));
@@ -287,6 +300,38 @@ impl SimCloud {
         }
     }
 
+    /// Lets a credential live on, whoever hears of it.
+    fn renew(&self, provider: Provider, order: &RenewOrder, answer: Answer) -> Result<Renewed, ExchangeError> {
+        let (truth, wall) = (self.truth.now(), self.machine.now());
+        let mut state = self.state();
+        let Some(mint) = state.mints.iter_mut().find(|m| m.upstream == order.upstream && m.provider == provider) else {
+            state.odd.push(format!("{order:?}"));
+            return Err(ExchangeError::Refused { detail: detail() });
+        };
+        let ends_at = match answer {
+            Answer::Refused => return Err(ExchangeError::Refused { detail: detail() }),
+            Answer::Broken => return Err(unavailable(None)),
+            Answer::Throttled => return Err(unavailable(Some(20))),
+            // It is found dead, and what has died is not brought back.
+            _ if answer == Answer::Dead || !mint.works_after(truth) => {
+                mint.ends_at = mint.ends_at.min(truth);
+                return Ok(Renewed { usable_until: wall.min(truth) - Duration::from_secs(60) });
+            }
+            Answer::Sooner(by) => order.dead_by - by,
+            Answer::Later(by) => order.dead_by + by,
+            _ if self.planted == Planted::LongLives => order.dead_by + Duration::from_secs(3600),
+            _ => order.dead_by,
+        };
+        (mint.ends_at, mint.minted_at, mint.behind) = (ends_at, truth, truth.since(wall));
+        mint.renewals += 1;
+        mint.late = if let Answer::Later(by) = answer { by } else { Duration::ZERO };
+        match answer {
+            Answer::Lost => Err(unavailable(None)),
+            Answer::Garbled | Answer::Years => Err(ExchangeError::Unusable { detail: detail() }),
+            _ => Ok(Renewed { usable_until: ends_at }),
+        }
+    }
+
     fn take_back(&self, provider: Provider, order: &RevokeOrder, undo: Undo) -> Result<TakenBack, ExchangeError> {
         let truth = self.truth.now();
         let mut state = self.state();
@@ -294,7 +339,7 @@ impl SimCloud {
             mint.upstream == order.upstream && mint.provider == provider && mint.caller == order.caller.as_str()
         };
         let Some(mint) = state.mints.iter_mut().find(own) else {
-            state.odd.push(order.clone());
+            state.odd.push(format!("{order:?}"));
             return Err(ExchangeError::Refused { detail: detail() });
         };
         let effect = matches!(undo, Undo::Done | Undo::Taken(true) | Undo::Lost);
@@ -346,6 +391,7 @@ impl SimCloud {
             grant: order.grant.id.as_str().to_owned(),
             intent,
             minted_at: truth,
+            renewals: 0,
             ends_at,
             late: if let Answer::Later(by) = answer { by } else { Duration::ZERO },
             behind: truth.since(wall),
@@ -387,6 +433,20 @@ impl SimCloud {
         id
     }
 
+    /// Whether the later end of a renewal is durable before it is asked for, and its task has not ended.
+    fn is_promised(&self, provider: Provider, order: &RenewOrder) -> bool {
+        let books = self.books.lock().unwrap();
+        let one = books
+            .promised
+            .leases
+            .values()
+            .find(|lease| lease.provider == provider && lease.upstream.as_deref() == Some(order.upstream.as_str()));
+        one.is_some_and(|lease| {
+            let runs = books.promised.tasks.get(&lease.task).is_some_and(|task| task.ending.is_none());
+            runs && lease.state == LeaseState::Issued && lease.usable_until >= order.dead_by
+        })
+    }
+
     fn call(&self, provider: Provider, limit: Duration, work: Work) {
         let asked_at = self.machine.boot();
         self.state().calls.push(Call { provider, limit, asked_at, work });
@@ -426,6 +486,20 @@ impl Cloud for Face {
         let intent = self.cloud.intent_of(self.provider, order);
         let (done, told) = oneshot::channel();
         self.cloud.call(self.provider, order.limit, Work::Mint(Box::new(order.clone()), intent, done));
+        answer(told).await
+    }
+
+    fn renews(&self, upstream: &str) -> bool {
+        // Every third has reached its maximum life.
+        self.provider == Provider::Vault && upstream.bytes().map(usize::from).sum::<usize>() % 3 != 0
+    }
+
+    async fn renew(&self, order: &RenewOrder) -> Result<Renewed, ExchangeError> {
+        let promised = self.cloud.is_promised(self.provider, order);
+        self.cloud.state().bare += usize::from(!promised);
+        self.cloud.state().renewals += 1;
+        let (done, told) = oneshot::channel();
+        self.cloud.call(self.provider, order.limit, Work::Renew(Box::new(order.clone()), done));
         answer(told).await
     }
 

@@ -209,8 +209,9 @@ pub(crate) fn run(seed: u64, planted: Planted) -> Result<Told, Failure> {
         ("tasks", history.ledger.tasks.len()),
         ("mints", mints),
         ("credentials received", received),
-        ("calls to the cloud", history.cloud.asked() + history.cloud.revocations()),
+        ("calls to the cloud", history.cloud.asked() + history.cloud.revocations() + history.cloud.renewals()),
         ("calls to take one back", history.cloud.revocations()),
+        ("calls to renew one", history.cloud.renewals()),
         ("taken back", history.cloud.mints().iter().filter(|mint| mint.revoked_at.is_some()).count()),
         ("restarts", history.restarts),
     ] {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use sidemint::clock::Timestamp;
-use sidemint::exchange::{Provider, Revocation, RevokeOrder};
+use sidemint::exchange::{Provider, Revocation};
 use sidemint::lease::{LeaseRecord, LeaseState};
 
 use crate::cloud::Mint;
@@ -82,8 +82,8 @@ pub(crate) struct Now<'a> {
     pub(crate) bare_calls: usize,
     /// Of the calls to the cloud since the last look: when each was decided on.
     pub(crate) asked: Vec<Timestamp>,
-    /// Calls to take back what is not there.
-    pub(crate) odd: Vec<RevokeOrder>,
+    /// Calls to take back or renew what is not there.
+    pub(crate) odd: Vec<String>,
     /// Until when the policy's signers speak, by the latest that they ever signed.
     pub(crate) speaks: Timestamp,
     pub(crate) books: &'a Books,
@@ -134,8 +134,8 @@ pub(crate) struct Ledger {
     pub(crate) received: Vec<Received>,
     /// Up to where `received` was checked.
     checked: usize,
-    /// When each mint was first seen, by the time the machine has been up.
-    mint_up: Vec<Duration>,
+    /// When each mint was first seen since so many renewals, by the time the machine has been up.
+    mint_up: Vec<(usize, Duration)>,
     /// Tasks whose end is durable, and since which step.
     ended_durably: BTreeMap<String, usize>,
     policy: usize,
@@ -158,7 +158,12 @@ macro_rules! hold {
 impl Ledger {
     /// Joins the ledgers after a step.
     pub(crate) fn check(&mut self, step: usize, now: &Now<'_>) -> Verdict {
-        self.mint_up.resize(now.mints.len(), now.up);
+        self.mint_up.resize(now.mints.len(), (0, now.up));
+        for (seen, mint) in self.mint_up.iter_mut().zip(now.mints) {
+            if seen.0 != mint.renewals {
+                *seen = (mint.renewals, now.up);
+            }
+        }
         intent_before_exchange(now)?;
         nothing_minted_on_an_expired_policy(now)?;
         for at in self.checked..self.received.len() {
@@ -166,7 +171,7 @@ impl Ledger {
             let task = &self.tasks[received.task];
             let number = only_ones_own(received, task, now)?;
             self.nothing_after_the_end(received, task)?;
-            no_clock_lengthens(received, task, &now.mints[number], self.mint_up[number])?;
+            no_clock_lengthens(received, task, &now.mints[number], self.mint_up[number].1)?;
             no_older_revision(received, task)?;
             hold!("I11 nothing that is killed", !received.killed, "{received:?} for {task:?}");
             hold!("G21 nothing for an identity that is gone", received.issued, "{received:?} for {task:?}");
