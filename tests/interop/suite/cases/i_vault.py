@@ -58,7 +58,9 @@ def renewed_in_place(world):
     while time.monotonic() - read < 75:
         assert bao.log_in(got), f"the role does not work {time.monotonic() - read:.0f} s after it was read"
         until = float(bao.sql(f"SELECT extract(epoch FROM rolvaliduntil) FROM pg_roles WHERE rolname = '{made}'"))
-        assert until - time.time() <= 51, "it lives longer than the law of life allows"
+        # The engine lets a role be valid for 5 s more than its lease, at whose end OpenBao drops it.
+        left = until - time.time()
+        assert left <= 50 + 5, f"it lives {left:.1f} s, longer than the law of life allows"
         time.sleep(1)
     again = secret(world, task)
     assert (again["lease_id"], again["data"]) == (got["lease_id"], got["data"]) and again["lease_duration"] >= 10, again["lease_duration"]
