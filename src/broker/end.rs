@@ -282,6 +282,8 @@ impl Broker {
 
     /// Writes down and counts what a look found; says whether anything may have become due by it.
     pub(super) async fn carry_out(self: &Arc<Self>, look: Look) -> bool {
+        // A sidecar that stops waits for it: what has ended is told before.
+        let _under_way = self.under_way.one();
         for (task, provider) in look.renew {
             // Who cannot be renewed now is due at the next look, too.
             let _ = self.mint(&task, provider, None);

@@ -455,3 +455,20 @@ async fn what_a_provider_gives_while_the_sidecar_is_stopped_is_taken_back_before
     let found = w.broker.tasks().by_id(&task.id.parse().unwrap()).unwrap();
     assert_eq!(found.state().leases[0].place.as_deref(), Some(&*format!("http://{}", vault.address)));
 }
+
+#[tokio::test]
+async fn what_ended_together_is_written_down_before_a_sidecar_stops() {
+    const MANY: usize = 300;
+    let w = World::with(Setup { reaper: true, tasks: 1000, limits: |l| l.tasks_per_caller = 1000, ..Setup::default() })
+        .await;
+    for _ in 0..MANY {
+        w.begin(json!({ "scope": "ledger-read", "params": { "customer": "c-42" } })).await;
+    }
+    std::fs::remove_file(w.policy_directory().join("decisions/ledger-read.toml")).unwrap();
+    w.reload().await;
+    until("all have ended", || w.broker.tasks().all().iter().all(|task| task.ended().is_some())).await;
+    w.broker.close().await;
+    let told = w.audit.lines().into_iter().filter(|line| line["event"] == "end").count();
+    let written = w.broker.tasks().all().iter().filter(|task| task.state().journalled).count();
+    assert_eq!((told, written), (MANY, MANY));
+}
