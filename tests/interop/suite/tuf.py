@@ -109,7 +109,7 @@ class TufRepository:
         self.sign_role(DEPARTMENT, department)
         self.tell()
 
-    def tell(self, signers=None):
+    def tell(self):
         """Snapshot, then timestamp: from here on clients see what was signed."""
         from tuf.api.metadata import MetaFile, Snapshot, Timestamp
 
@@ -122,7 +122,7 @@ class TufRepository:
         timestamp = Timestamp(
             version=self.versions["timestamp"], expires=until(1), snapshot_meta=MetaFile(version=self.versions["snapshot"])
         )
-        self.write(timestamp, "timestamp", signers or self.signers["timestamp"])
+        self.write(timestamp, "timestamp", self.signers["timestamp"])
 
 
 def until(days):

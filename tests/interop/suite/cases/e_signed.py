@@ -176,7 +176,7 @@ def made_by_python_tuf(world):
         wait_until(f"version {version}", lambda: sidecar.metric("sidemint_policy_version") == version, 15)
 
     adopted(1)
-    # New keys for the roles that are online and for two of the three of the root; the task goes on.
+    # New keys for the roles that are online and for the root; the task goes on.
     for role in ("timestamp", "snapshot", "root"):
         made.sign_root(replace=role)
     made.sign({**files, "decisions/ledger-read.cedar": files["decisions/ledger-read.cedar"] + b"// reviewed\n"})
