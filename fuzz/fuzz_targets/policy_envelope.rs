@@ -25,7 +25,8 @@ fuzz_target!(|data: &[u8]| {
     let again: Envelope = serde_json::from_slice(&staged.to_bytes()).unwrap();
     assert!(again.signed == staged.signed && again.signatures == staged.signatures);
 
-    let others = staged.signatures.len();
+    // Inputs learn the id of our key, as anyone may know it: what claims to be ours already makes room.
+    let others = staged.signatures.iter().filter(|signature| signature.keyid != KEY.public().id()).count();
     for _ in 0..2 {
         staged.sign(&*KEY).unwrap();
         assert_eq!((staged.signatures.len(), good_signatures(&staged, &KEYS)), (others + 1, vec!["ours"]));

@@ -73,7 +73,10 @@ fn targets(role: &str) -> Value {
 fuzz_target!(|data: &[u8]| {
     let Some((which, rest)) = data.split_first() else { return };
     let anchor = Roots::anchor(&ANCHOR).unwrap();
-    assert!(Roots::anchor(rest).is_err() && anchor.timestamp(Bytes::copy_from_slice(rest), &Marks::default(), None).is_err());
+    assert!(
+        Roots::anchor(rest).is_err()
+            && anchor.timestamp(Bytes::copy_from_slice(rest), &Marks::default(), None).is_err()
+    );
     let _ = anchor.follow(&Bytes::copy_from_slice(rest));
 
     let Ok(bent) = serde_json::from_slice::<Value>(rest) else { return };

@@ -14,7 +14,8 @@ const FOLDERS: [(&str, &str); 5] = [
     ("implementers", "grants/"),
     ("incident", "kill/"),
 ];
-const NAMES: [&str; 6] = ["scopes/a.toml", "scopes/finance/a.toml", "grants/a/b.toml", "kill/list.toml", "owners/a.toml", "x"];
+const NAMES: [&str; 6] =
+    ["scopes/a.toml", "scopes/finance/a.toml", "grants/a/b.toml", "kill/list.toml", "owners/a.toml", "x"];
 
 fuzz_target!(|data: &[u8]| match Settings::parse(data) {
     Ok(settings) => {
