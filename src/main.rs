@@ -1,8 +1,12 @@
 //! The `sidemint` command: arguments → one command → exit code.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use sidemint::cli::{self, Cli, CliError, Exit};
+
+/// How long what still runs may take to stop, so that the reason of a failure is the last line that is said.
+const STOP: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
     let cli = Cli::from_env();
@@ -13,7 +17,7 @@ fn main() -> ExitCode {
         Ok(runtime) => {
             let result = runtime.block_on(cli.run());
             // A stuck blocking call must not keep a finished command alive.
-            runtime.shutdown_background();
+            runtime.shutdown_timeout(STOP);
             result
         }
         Err(error) => Err(CliError::new(Exit::Failed, format!("cannot start: {error}; check the process's limits"))),

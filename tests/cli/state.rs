@@ -7,11 +7,11 @@ use std::process::Command;
 
 use crate::descriptors::command;
 
-/// Its exit code and what it complained of last.
+/// Its exit code and what it complained of, among the lines of its log.
 fn refused(mut command: Command) -> (Option<i32>, String) {
     let output = command.output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
-    (output.status.code(), said.lines().last().unwrap_or_default().to_owned())
+    (output.status.code(), said.lines().find(|line| line.starts_with("sidemint: ")).unwrap_or_default().to_owned())
 }
 
 #[test]
