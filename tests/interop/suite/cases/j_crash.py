@@ -249,10 +249,14 @@ class Crowd:
         return True
 
 
+# A sidecar's times are whole milliseconds: an answer within the one that OpenBao counts from ends with its beginning.
+MILLISECOND = 0.001
+
+
 def unmatched(needed, there):
     """The latest of `needed` that finds no partner of its own in `there` that is at least as late."""
     needed, there = sorted(needed, reverse=True), sorted(there, reverse=True)
-    return next((end for at, end in enumerate(needed) if at >= len(there) or there[at] < end), None)
+    return next((end for at, end in enumerate(needed) if at >= len(there) or there[at] + MILLISECOND < end), None)
 
 
 def join(crowd, tasks, usable, status, now):
