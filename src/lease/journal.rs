@@ -7,6 +7,7 @@
 //! INVARIANT: no secret is ever written here; a task's token only as its SHA-256.
 
 mod place;
+mod slots;
 
 use std::fmt;
 use std::fs::File;
@@ -24,6 +25,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::sync::{mpsc, oneshot};
 
 use self::place::{Owner, Place};
+use self::slots::NewerFirst;
 use super::life::LeaseRecord;
 use crate::background::{self, GivesWay};
 use crate::id::{LeaseId, TaskId};
@@ -238,7 +240,7 @@ impl DiskJournal {
 fn open(backend: impl StorageBackend) -> Result<Database, redb::DatabaseError> {
     match backend.len()? {
         0 => Err(redb::StorageError::Corrupted("it is empty".to_owned()).into()),
-        _ => builder().create_with_backend(backend),
+        _ => builder().create_with_backend(NewerFirst(backend)),
     }
 }
 

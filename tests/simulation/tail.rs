@@ -21,6 +21,8 @@ use crate::random::Random;
 
 /// One in so many bits and lengths, without `TAIL_STEP`. A prime, so that each bit of a byte and each place in a page has its turn.
 const STEP: usize = 193;
+/// The beginning of the store's header, which no checksum covers: each bit of it is tried always.
+const BARE: usize = 64;
 
 fn task(number: u64) -> TaskRecord {
     let (_, token) = task_token::generate().unwrap();
@@ -134,9 +136,11 @@ fn step() -> usize {
 
 fn flip_the_tail(stop: Option<Stop>) {
     let written = written(stop);
-    let bits = written.tail.iter().flat_map(|place| (0..8).map(move |bit| (*place, bit)));
+    let bits = |place: usize| (0..8).map(move |bit| (place, bit));
+    let bare = (0..BARE).flat_map(bits);
+    let rest = written.tail.iter().copied().filter(|place| *place >= BARE).flat_map(bits).step_by(step());
     let (mut harmless_ones, mut flips) = (0, 0);
-    for (place, bit) in bits.step_by(step()) {
+    for (place, bit) in bare.chain(rest) {
         let mut damaged = written.image.clone();
         damaged[place] ^= 1 << bit;
         harmless_ones += usize::from(harmless(&written, damaged, &format!("bit {bit} of byte {place}")));
