@@ -57,7 +57,7 @@ impl Broker {
     ) -> Result<Option<Arc<Issued>>, MintError> {
         let (lease, lasts) = (live.lease(), order.grant.outlives.lasts);
         // Whatever becomes of the answer, the record never says less than what may be.
-        let (before, _) = self.amend_lease(task, lease, &Happened::Renewing(order.dead_by + lasts)).await?;
+        let (before, promised) = self.amend_lease(task, lease, &Happened::Renewing(order.dead_by + lasts)).await?;
         if let Some(reason) = task.ended() {
             return Err(MintError::TaskEnded(reason));
         }
@@ -67,6 +67,10 @@ impl Broker {
             Ok(renewed) => renewed.usable_until,
             Err(error) => return self.not_renewed(task, &live, error),
         };
+        if usable_until < live.usable_until() {
+            let clocks = (self.now(), self.parts.clock.boot());
+            ends_sooner(task, of.provider, live.renewed(usable_until, task.deadline(), clocks, &promised));
+        }
         // Of a task that ended meanwhile this says what is left; its lease is taken back like any other.
         let end = (usable_until + lasts).max(before);
         let (_, receipt) = self.amend_lease(task, lease, &Happened::Renewed(end)).await?;
@@ -106,6 +110,18 @@ impl Broker {
         let done = happened(task, id, event).map_err(ended)?;
         let before = done.before;
         Ok((before, self.write_lease(task, done.record, done.change).await?))
+    }
+}
+
+/// A provider's word that its credential ends sooner than it said before holds at once, whatever else becomes of it: what is dead
+/// there is not served while another is minted.
+fn ends_sooner(task: &Task, provider: Provider, issued: Issued) {
+    let mut state = task.state();
+    if state.ending.is_none()
+        && let Some(live) = &mut state.slots.of(provider).live
+        && live.lease() == issued.lease()
+    {
+        *live = Arc::new(issued);
     }
 }
 

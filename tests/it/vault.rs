@@ -377,6 +377,25 @@ async fn a_renewal_for_longer_than_the_law_allows_is_not_believed() {
 }
 
 #[tokio::test]
+async fn what_vault_ends_sooner_than_it_said_before_is_served_no_longer() {
+    let w = world_of(290).await;
+    let task = w.begin_scope("db").await;
+    let first = secret(&w, &task).await;
+    let sooner = json!({ "lease_id": first["lease_id"], "lease_duration": 30, "renewable": true });
+    vault(&w).next("renew", On::Say(sooner.to_string()));
+    vault(&w).on("renew", On::Status(400));
+    // So that it is all that there is to serve.
+    vault(&w).on("creds", On::Status(503));
+    passing(&w, until("it is renewed", || vault(&w).count("renew") == 1)).await;
+    pass_watched(&w, &task, 5).await;
+    let served = secret(&w, &task).await;
+    assert_eq!(served["lease_id"], first["lease_id"]);
+    assert!(served["lease_duration"].as_u64().unwrap() <= 30, "{served}");
+    pass_watched(&w, &task, 30).await;
+    assert_eq!(passing(&w, w.send(ask(&task, "?provider=vault"))).await.status, 503);
+}
+
+#[tokio::test]
 async fn what_is_no_longer_permitted_is_not_renewed_and_what_is_granted_anew_is_minted_anew() {
     let w = world_of(55).await;
     let (gone, changed) = (w.begin_scope("db").await, w.begin_scope("db-brief").await);
