@@ -193,6 +193,13 @@ impl SimCloud {
         self.state().revocations
     }
 
+    /// The one that was given or renewed last of those that still work.
+    pub(crate) fn latest(&self, provider: Provider, truth: Timestamp) -> Option<Mint> {
+        let state = self.state();
+        let works = |mint: &&Mint| mint.provider == provider && mint.works_after(truth);
+        state.mints.iter().filter(works).max_by_key(|mint| mint.minted_at).cloned()
+    }
+
     /// How many calls to renew one were ever made.
     pub(crate) fn renewals(&self) -> usize {
         self.state().renewals

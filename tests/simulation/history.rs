@@ -29,6 +29,7 @@ use sidemint::identity::Authenticator;
 use sidemint::identity::jwt_svid::JwtBundle;
 use sidemint::identity::workload_api::WorkloadApi as _;
 use sidemint::identity::workload_api::testing::FakeWorkloadApi;
+use sidemint::lease::LeaseState;
 use sidemint::lease::journal::{DiskJournal, Journal as _};
 use sidemint::policy::LoadOptions;
 use sidemint::policy::cache::PolicyCache;
@@ -54,6 +55,8 @@ const STEPS: (u64, u64) = (20, 120);
 /// How far a believed clock may be off; less than `clock::guard::TOLERANCE`.
 const OFF: i64 = 29_000;
 const KEYS: usize = 4;
+/// When one is due: so long before its end where it lives at least so long, else at half its life.
+const DUE: (Duration, Duration) = (Duration::from_secs(630), Duration::from_secs(720));
 
 /// What a history was like.
 #[derive(Debug, Default)]
@@ -524,7 +527,7 @@ impl History {
             let written = books.promised.tasks.values().find(|written| written.id.as_str() == id);
             written.is_none_or(|written| written.ending.is_some())
         };
-        let unanswered = self.unanswered(id);
+        let unanswered = &self.unanswered(id) | &self.unwritten(&report);
         let ended = Ended { step: self.number(), truth: self.truth.now(), durable, report, unanswered };
         match &self.ledger.tasks[task].ended {
             Some(first) if first.durable => {
@@ -541,6 +544,18 @@ impl History {
         let books = self.books.lock().unwrap();
         let waits = books.last.values().filter(|lease| lease.task.as_str() == task && lease.upstream.is_none());
         waits.map(|lease| lease.id.as_str().to_owned()).collect()
+    }
+
+    /// The leases of a report that were taken back, and whose record does not say so: after a crash they are taken back once
+    /// more, and until then said to expire.
+    fn unwritten(&self, report: &Value) -> BTreeSet<String> {
+        let books = self.books.lock().unwrap();
+        let written = |id: &str| {
+            books.promised.leases.values().any(|lease| lease.id.as_str() == id && lease.state == LeaseState::Revoked)
+        };
+        let revoked = report["leases"].as_array().unwrap().iter().filter(|line| line["outcome"] == "revoked");
+        let ids = revoked.map(|line| line["id"].as_str().unwrap().to_owned());
+        ids.filter(|id| !written(id)).collect()
     }
 
     fn check(&mut self) -> Verdict {
@@ -589,7 +604,7 @@ impl History {
     }
 
     fn step(&mut self) -> Verdict {
-        match self.random.below(105) {
+        match self.random.below(111) {
             0..=14 => self.begin(),
             15..=44 => self.serve(),
             45..=51 => self.end(),
@@ -607,7 +622,8 @@ impl History {
             93..=99 => self.crash()?,
             100..=101 => self.operator_ends(),
             102..=103 => self.trouble_audit(),
-            _ => self.shut_down()?,
+            104 => self.shut_down()?,
+            _ => self.pass_until_one_is_due(),
         }
         if self.disk.is_dead() {
             self.start_again(Some(Stop::Machine))?;
@@ -860,6 +876,18 @@ impl History {
         if right {
             self.clock.set_wall(self.truth.now());
         }
+        self.go_on(Duration::from_millis(millis));
+    }
+
+    /// Until one that can be renewed is due, or nearly so.
+    fn pass_until_one_is_due(&mut self) {
+        let truth = self.truth.now();
+        let Some(mint) = self.cloud.latest(Provider::Vault, truth) else { return self.pass() };
+        let life = mint.ends_at.since(mint.minted_at);
+        let last = if life >= DUE.1 { DUE.0 } else { life / 2 };
+        let left = mint.ends_at.since(truth).saturating_sub(last);
+        let millis = u64::try_from(left.as_millis()).unwrap() + self.random.between(1, 2_000);
+        self.say(format!("{millis} ms pass, until one is due"));
         self.go_on(Duration::from_millis(millis));
     }
 
