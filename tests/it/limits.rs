@@ -139,7 +139,7 @@ async fn a_caller_whose_provider_hangs_keeps_so_many_waiting_and_others_are_serv
     for token in [&task.token, &task.token, &second.token] {
         waiting.push(ask(token).await);
     }
-    until("as many wait as may", || w.clock.sleepers() == 3).await;
+    until("as many wait as may", || w.clock.sleepers() == 3 && w.cloud.calls() == 3).await;
     let path = format!("/v1/tasks/{}/credentials", second.id);
     let reply = w.send(Call::get(&path).bearer(&second.token)).await;
     assert_eq!((reply.status, reply.code().as_str(), reply.header("retry-after")), (429, "rate_limited", Some("1")));
