@@ -162,8 +162,11 @@ async fn campaign(seed: u64, kills: u64) -> Result<Told, String> {
         sidecar.spawn();
         sidecar.ready().await.map_err(|why| format!("{plan}: {why}"))?;
         // Before the books: they must know at least as much.
-        let (mints, mut known) = (world.mints(), crowd.ledger().clone());
+        let (mut mints, mut known) = (world.mints(), crowd.ledger().clone());
         let books = sidecar.status().await.map_err(|why| format!("{plan}: {why}"))?;
+        // Shortened meanwhile, perhaps, and the books know it.
+        let ends: BTreeMap<_, _> = world.mints().into_iter().map(|mint| (mint.key, mint.ends_at)).collect();
+        mints.iter_mut().for_each(|mint| mint.ends_at = mint.ends_at.min(ends[&mint.key]));
         // Asked for meanwhile, perhaps.
         known.tasks.iter_mut().zip(&crowd.ledger().tasks).for_each(|(task, now)| task.end_asked = now.end_asked);
         wrong.extend(ledger::judge_books(&mints, &known, &books, SystemClock.now()));
