@@ -310,10 +310,17 @@ impl Client {
         let Some((status, body)) = answer else { return false };
         // A Vault's report may get better, when a revocation that was late is done.
         if let (StatusCode::OK, Some(first), false) = (status, &own.report, own.vault)
-            && !goes_on(first, &body)
+            && body != *first
         {
-            let text = String::from_utf8_lossy;
-            self.crowd.saw(format!("the report of an end changed from {} to {}", text(first), text(&body)));
+            if goes_on(first, &body) {
+                // What is told last is what must be true.
+                if let Some(ended) = &mut self.crowd.ledger().tasks[own.at].ended {
+                    ended.lines = lines(&body);
+                }
+            } else {
+                let text = String::from_utf8_lossy;
+                self.crowd.saw(format!("the report of an end changed from {} to {}", text(first), text(&body)));
+            }
         }
         true
     }
@@ -367,16 +374,20 @@ async fn end_one(client: &Client, own: &Own) -> Option<Bytes> {
         }
         return None;
     }
-    let report: Value = serde_json::from_slice(&body).unwrap();
-    let lines = report["leases"].as_array().unwrap().iter().map(|line| Told { until: time(&line["usable_until"]) });
-    let ended = Ended { tick: crowd.tick(), at: SystemClock.now(), lines: lines.collect() };
+    let ended = Ended { tick: crowd.tick(), at: SystemClock.now(), lines: lines(&body) };
     crowd.ledger().tasks[own.at].ended.get_or_insert(ended);
     crowd.world.gate.pass(Point::EndAcknowledged);
     Some(body)
 }
 
+/// What a report says of each lease.
+fn lines(report: &[u8]) -> Vec<Told> {
+    let report: Value = serde_json::from_slice(report).unwrap();
+    report["leases"].as_array().unwrap().iter().map(|line| Told { until: time(&line["usable_until"]) }).collect()
+}
+
 /// Whether `next` is the report that was told `first`, or that without a line or more: a mint that was under way at the end may
-/// have come to nothing. That no line of a credential goes, the ledgers see.
+/// have come to nothing. That no line of a credential goes, the ledgers see ([`crate::ledger::judge_reports`]).
 fn goes_on(first: &[u8], next: &[u8]) -> bool {
     let read = |report: &[u8]| {
         let mut report: Value = serde_json::from_slice(report).unwrap();
