@@ -107,6 +107,8 @@ pub struct RevokeOrder {
     pub caller: SpiffeId,
     /// What [`Minted::upstream`] said when it was minted.
     pub upstream: String,
+    /// When it dies by itself, UTC: what is gone by then was not necessarily revoked.
+    pub usable_until: Timestamp,
     /// How long one try may take.
     pub limit: Duration,
 }

@@ -369,6 +369,7 @@ impl Broker {
             let order = RevokeOrder {
                 caller: task.owner().clone(),
                 upstream: word.upstream.clone(),
+                usable_until: word.usable_until,
                 limit: self.parts.limits.mint,
             };
             if let Err(error) = cloud.revoke(&order).await {

@@ -103,6 +103,7 @@ impl Broker {
         let order = RevokeOrder {
             caller: task.owner().clone(),
             upstream: lease.upstream.clone().unwrap_or_default(),
+            usable_until: lease.usable_until,
             limit: self.parts.limits.mint,
         };
         let outcome = match self.parts.clouds.get(&provider) {

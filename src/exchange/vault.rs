@@ -619,7 +619,7 @@ impl Cloud for Vault {
         self.revocations.pass(&*self.clock, remaining()).await.map_err(too_often)?;
         let held = self.held().get(&order.upstream).cloned();
         let by_held = match &held {
-            Some(held) => self.revoke_held((&handle, &order.upstream), held, deadline).await,
+            Some(held) => self.revoke_held((&handle, order), held, deadline).await,
             None => Ok(None),
         };
         let outcome = match by_held {

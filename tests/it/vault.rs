@@ -504,6 +504,25 @@ async fn a_lease_whose_revocation_went_unanswered_is_called_revoked_once_it_is_g
 }
 
 #[tokio::test]
+async fn a_lease_that_ended_by_itself_while_it_could_not_be_revoked_is_not_called_revoked() {
+    let w = world_of(60).await;
+    let task = w.begin_scope("db-brief").await;
+    secret(&w, &task).await;
+    vault(&w).on("revoke", On::Status(500));
+    let ending = passing(&w, w.end(&task)).await;
+    let tries = vault(&w).count("revoke");
+    let dies = time(&ending["leases"][0]["usable_until"]);
+    vault(&w).well();
+    // No try until then.
+    w.clock.advance(dies.since(w.now()));
+    pass(&w, secs(2)).await;
+    assert!(vault(&w).count("revoke") > tries, "it is tried all the same: the clock over there may be behind");
+    assert_eq!((outcomes(&w, "revoked").await, outcomes(&w, "requested").await), (0.0, 1.0));
+    assert_eq!(w.end(&task).await, ending);
+    assert_eq!(w.show(&task).await["leases"][0]["state"], "expired");
+}
+
+#[tokio::test]
 async fn where_nobody_may_look_only_the_token_that_leased_it_is_believed() {
     for crashed in [false, true] {
         let mut w = world().await;

@@ -55,16 +55,17 @@ impl Vault {
         }
     }
 
-    /// Takes the lease of `handle`, journalled as `upstream`, back by `token`, which is the one that read it where `own`.
+    /// Takes the lease of `handle`, which `order` is about, back by `token`, which is the one that read it where `own`.
     async fn revoke_lease(
         &self,
-        (handle, upstream): (&Handle, &str),
+        (handle, order): (&Handle, &RevokeOrder),
         (token, own): (&Secret, bool),
         deadline: Duration,
     ) -> Result<Gone, Fault> {
         let remaining = || deadline.saturating_sub(self.clock.boot());
         let there = self.is_there(handle, token, remaining()).await?;
-        if there == Some(false) && self.ordered().contains(upstream) {
+        let dead_by_itself = self.clock.now() >= order.usable_until;
+        if there == Some(false) && !dead_by_itself && self.ordered().contains(&order.upstream) {
             // The answer to an earlier try was lost.
             return Ok(Gone::Revoked);
         }
@@ -74,7 +75,7 @@ impl Vault {
             if ordered.len() >= MAX_HELD {
                 ordered.clear();
             }
-            ordered.insert(upstream.to_owned());
+            ordered.insert(order.upstream.clone());
         }
         let auth = (Some(token), handle.namespace.as_deref());
         let body = Revoke { lease_id: &handle.lease, sync: true };
@@ -99,14 +100,14 @@ impl Vault {
     /// By the token that read it; `None` where Vault does not know that token any more.
     pub(super) async fn revoke_held(
         &self,
-        (handle, upstream): (&Handle, &str),
+        (handle, order): (&Handle, &RevokeOrder),
         held: &Held,
         deadline: Duration,
     ) -> Result<Option<TakenBack>, Fault> {
         let lease_gone = held.known().lease_gone;
         let gone = match lease_gone {
             true => Gone::Revoked,
-            false => self.revoke_lease((handle, upstream), (&held.token, true), deadline).await?,
+            false => self.revoke_lease((handle, order), (&held.token, true), deadline).await?,
         };
         held.known().lease_gone = gone == Gone::Revoked;
         let auth = (Some(&held.token), handle.namespace.as_deref());
@@ -146,14 +147,14 @@ impl Vault {
         };
         let svid = self.svid(place, remaining()).await?;
         let login = self.login(place, &svid, remaining()).await?;
-        let outcome = self.revoke_logged_in((handle, &order.upstream), &login, deadline).await;
+        let outcome = self.revoke_logged_in((handle, order), &login, deadline).await;
         self.drop_token(&login.token, place.namespace, CLEAN_UP).await;
         Ok(outcome?)
     }
 
     async fn revoke_logged_in(
         &self,
-        (handle, upstream): (&Handle, &str),
+        (handle, order): (&Handle, &RevokeOrder),
         login: &Login,
         deadline: Duration,
     ) -> Result<TakenBack, Fault> {
@@ -161,7 +162,7 @@ impl Vault {
         struct Body<'a> {
             accessor: &'a str,
         }
-        let revoked = self.revoke_lease((handle, upstream), (&login.token, false), deadline).await;
+        let revoked = self.revoke_lease((handle, order), (&login.token, false), deadline).await;
         let auth = (Some(&login.token), handle.namespace.as_deref());
         let body = Body { accessor: &handle.accessor };
         // The lost token ends by itself and nobody has it; where the policy allows, it ends now.
