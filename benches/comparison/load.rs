@@ -126,6 +126,13 @@ impl Load {
         Ok(Self { poll, connections, request: request.to_vec(), answer })
     }
 
+    /// What has come by now. Whoever calls it spins: to wake a client that sleeps takes the server longer than to answer
+    /// it, and it sleeps the more often the more time the server takes; that would be measured, not the answers.
+    fn look(&self, events: &mut Vec<epoll::Event>) -> io::Result<()> {
+        epoll::wait(&self.poll, rustix::buffer::spare_capacity(events), Some(&Default::default()))?;
+        Ok(())
+    }
+
     /// Sends the next request as soon as the answer is there, on every connection; returns answers per second.
     pub(crate) fn closed_loop(&mut self, duration: Duration) -> io::Result<f64> {
         let began = Instant::now();
@@ -137,7 +144,7 @@ impl Load {
         let mut running = true;
         let mut took = duration;
         while under_way > 0 {
-            epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), None)?;
+            self.look(&mut events)?;
             let now = Instant::now();
             if running && now - began >= duration {
                 (running, took) = (false, now - began);
@@ -183,8 +190,7 @@ impl Load {
             if under_way == 0 {
                 break;
             }
-            // It spins: waking up would add to what is measured.
-            epoll::wait(&self.poll, rustix::buffer::spare_capacity(&mut events), Some(&Default::default()))?;
+            self.look(&mut events)?;
             for event in events.drain(..) {
                 let Some(connection) = self.connections.get_mut(event.data.u64() as usize) else { continue };
                 if let Some(meant) = connection.receive(self.answer)? {
