@@ -29,7 +29,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::audit::Audit;
-use crate::clock::{SharedClock, Timestamp};
+use crate::clock::{Moment, SharedClock, Timestamp};
 use crate::exchange::retry::Jitter;
 use crate::exchange::{Cloud, Provider};
 use crate::identity::task_token::TokenHash;
@@ -205,7 +205,17 @@ impl Broker {
         provider: Provider,
         request_id: &str,
     ) -> Result<Arc<Issued>, CredentialsError> {
-        let (now, boot) = (self.now(), self.parts.clock.boot());
+        self.credentials_at(token, provider, request_id, self.parts.clock.moment()).await
+    }
+
+    /// The same for a request that came `at` this very moment.
+    pub(crate) async fn credentials_at(
+        self: &Arc<Self>,
+        token: &TokenHash,
+        provider: Provider,
+        request_id: &str,
+        Moment { now, boot }: Moment,
+    ) -> Result<Arc<Issued>, CredentialsError> {
         let task = self.running(token, now, boot).await?;
         match self.live(&task, provider, now, boot)? {
             Served::Live(issued) => Ok(issued),

@@ -150,6 +150,15 @@ impl Deadline {
     }
 }
 
+/// What both clocks show: read once for all that a request judges by them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// The wall clock, as [`Clock::now`].
+    pub now: Timestamp,
+    /// Time since boot, as [`Clock::boot`].
+    pub boot: Duration,
+}
+
 /// The seam to time. The real one is [`TrustedClock`] over [`SystemClock`]; tests use [`ManualClock`].
 #[async_trait]
 pub trait Clock: Send + Sync + fmt::Debug {
@@ -174,6 +183,11 @@ pub trait Clock: Send + Sync + fmt::Debug {
 
     /// Time since boot, suspend included (`CLOCK_BOOTTIME`): it never goes back and nobody can set it.
     fn boot(&self) -> Duration;
+
+    /// What both show.
+    fn moment(&self) -> Moment {
+        Moment { now: self.now(), boot: self.boot() }
+    }
 
     /// Returns once `duration` has passed.
     async fn sleep(&self, duration: Duration);

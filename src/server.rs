@@ -33,7 +33,7 @@ use tokio::sync::Semaphore;
 
 use crate::audit::{Event, Kind};
 use crate::broker::Broker;
-use crate::clock::within;
+use crate::clock::{Moment, within};
 use crate::metrics::{Limit, RequestMetrics};
 
 use connection::Speaker;
@@ -101,7 +101,7 @@ impl Server {
 
     /// Answers one request.
     pub async fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Answer {
-        let started = self.broker.parts().clock.boot();
+        let began = self.broker.parts().clock.moment();
         // Nearly every request is for this path, so it is neither taken apart nor written anew.
         let usual = request.uri().path() == aws::PATH;
         let path = if usual { Cow::Borrowed(aws::PATH) } else { Cow::Owned(normal(request.uri().path())) };
@@ -119,13 +119,13 @@ impl Server {
                 let detail = "the token or JWT-SVID is of another workload than the connection's".into();
                 self.refuse(dialect, id, &Problem::unauthenticated(), detail)
             }
-            Ok(()) if usual && request.method() == Method::GET => aws::credentials(&self, &request, id).await,
+            Ok(()) if usual && request.method() == Method::GET => aws::credentials(&self, &request, id, began).await,
             // Boxed, so that the requests above do not carry about the room that these need.
-            Ok(()) => Box::pin(self.route(request, &path, dialect, id)).await,
+            Ok(()) => Box::pin(self.route(request, &path, dialect, id, began)).await,
             Err(refusal) => self.refuse(dialect, id, &refusal.problem(), refusal.detail()),
         };
         finish(&mut answer, id);
-        let took = self.broker.parts().clock.boot().saturating_sub(started);
+        let took = self.broker.parts().clock.boot().saturating_sub(began.boot);
         match dialect {
             Dialect::Native => self.native.answered(answer.status().as_u16(), took),
             Dialect::Aws => self.aws.answered(answer.status().as_u16(), took),
@@ -134,11 +134,11 @@ impl Server {
     }
 
     /// Every route, one line each.
-    async fn route(&self, request: Request<Incoming>, path: &str, dialect: Dialect, id: &str) -> Answer {
+    async fn route(&self, request: Request<Incoming>, path: &str, dialect: Dialect, id: &str, began: Moment) -> Answer {
         let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
         let method = request.method().clone();
         match (&method, segments.as_slice()) {
-            (&Method::GET, ["v1", "aws", "credentials"]) => aws::credentials(self, &request, id).await,
+            (&Method::GET, ["v1", "aws", "credentials"]) => aws::credentials(self, &request, id, began).await,
             (&Method::POST, ["v1", "tasks"]) => tasks::begin(self, request, id).await,
             (&Method::GET, ["v1", "tasks"]) => tasks::list(self, &request, id),
             (&Method::GET, ["v1", "tasks", task]) => tasks::show(self, &request, task, id),

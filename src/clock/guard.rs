@@ -37,7 +37,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::{Clock, SharedClock, Timestamp};
+use super::{Clock, Moment, SharedClock, Timestamp};
 
 /// How far the wall clock may be from where it is expected. Corrections by time services stay below it (`chronyd` steps
 /// by more only in its first minutes, `ntpd` gives up at 1000 s but steps from 128 ms on, a leap second is 1 s); it is
@@ -314,6 +314,11 @@ impl Clock for TrustedClock {
 
     fn boot(&self) -> Duration {
         self.raw.boot()
+    }
+
+    fn moment(&self) -> Moment {
+        let Moment { now: wall, boot } = self.raw.moment();
+        Moment { now: self.guard.load().view(wall, boot).latest, boot }
     }
 
     fn trusted(&self) -> Result<(), Distrust> {

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::problem::Problem;
 use super::{Answer, Dialect, Server};
 use crate::broker::{CredentialsError, MintError};
+use crate::clock::Moment;
 use crate::exchange::{Credential, Provider};
 use crate::identity::task_token::TokenHash;
 use crate::lease::Issued;
@@ -45,11 +46,11 @@ struct WireError<'a> {
 }
 
 /// `GET /v1/aws/credentials`: the token stands in `Authorization`, bare or as `Bearer`.
-pub(super) async fn credentials(server: &Server, request: &Request<Incoming>, id: &str) -> Answer {
+pub(super) async fn credentials(server: &Server, request: &Request<Incoming>, id: &str, at: Moment) -> Answer {
     let Some(token) = presented(request) else {
         return server.refuse(Dialect::Aws, id, &Problem::unauthenticated(), "no task token".into());
     };
-    match server.broker().credentials(&token, Provider::Aws, id).await {
+    match server.broker().credentials_at(&token, Provider::Aws, id, at).await {
         Ok(issued) => found(&issued),
         Err(error) => {
             let problem = match &error {
