@@ -101,8 +101,8 @@ impl Default for ListenerLimits {
     }
 }
 
-const MAX_HEADERS: usize = 64;
-/// A head is refused by the first read after so many bytes, which may be as large again.
+/// A head is refused once it has more than 100 fields, which is hyper's own limit (a number that is said to it makes it copy
+/// all room for them with each request), and by the first read after so many bytes, which may be as large again.
 const MAX_HEAD: usize = 32 * 1024;
 /// How long the accept loop rests after the system had no descriptor to give.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
@@ -257,7 +257,6 @@ async fn converse<H, F>(
     let connection = http1::Builder::new()
         .timer(Patience::default())
         .header_read_timeout(limits.head)
-        .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
