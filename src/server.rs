@@ -4,6 +4,7 @@
 //! a browser sends), then method and path, then the secret, then policy.
 
 pub mod admin;
+mod aside;
 pub mod aws;
 pub mod begin_body;
 mod connection;
@@ -21,6 +22,7 @@ use std::borrow::Cow;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,7 +31,6 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use tokio::sync::Semaphore;
 
 use crate::audit::{Event, Kind};
 use crate::broker::Broker;
@@ -59,7 +60,7 @@ pub struct Server {
     /// The address of the loopback listener, as workloads reach it.
     http: SocketAddr,
     ids: RequestIds,
-    requests: Semaphore,
+    turns: Turns,
     native: RequestMetrics,
     aws: RequestMetrics,
 }
@@ -93,10 +94,10 @@ impl Server {
     /// # Errors
     /// When the system gives no random bytes for request ids.
     pub fn new(broker: Arc<Broker>, http: SocketAddr) -> Result<Self, crate::identity::task_token::NoRandomness> {
-        let requests = Semaphore::new(broker.parts().limits.requests.min(Semaphore::MAX_PERMITS));
+        let turns = Turns { most: broker.parts().limits.requests, taken: 0.into() };
         let metrics = &broker.parts().metrics;
         let (native, aws) = (metrics.requests(Dialect::Native.as_str()), metrics.requests(Dialect::Aws.as_str()));
-        Ok(Self { ids: RequestIds::new()?, requests, native, aws, broker, http })
+        Ok(Self { ids: RequestIds::new()?, turns, native, aws, broker, http })
     }
 
     /// Answers one request.
@@ -108,9 +109,9 @@ impl Server {
         let dialect = Dialect::of(&path);
         let request_id = self.ids.next();
         let id = request_id.as_str();
-        let turn = self.requests.try_acquire();
+        let turn = self.turns.take();
         let mut answer = match guard::check(&request, peer, self.http.port()) {
-            Ok(()) if turn.is_err() => {
+            Ok(()) if turn.is_none() => {
                 self.broker.parts().metrics.limited(Limit::Requests);
                 let problem = Problem::rate_limited("Too many requests at once.", problem::SOON);
                 self.refuse(dialect, id, &problem, "as many requests as are allowed are being answered".into())
@@ -201,12 +202,36 @@ fn finish(answer: &mut Answer, id: &str) {
     }
 }
 
+/// So many requests are answered at a time. Nobody waits for a turn, so this is a number and no queue.
+#[derive(Debug)]
+struct Turns {
+    most: usize,
+    taken: AtomicUsize,
+}
+
+/// Given back when it is dropped.
+#[derive(Debug)]
+struct Turn<'a>(&'a AtomicUsize);
+
+impl Turns {
+    fn take(&self) -> Option<Turn<'_>> {
+        let next = |taken: usize| (taken < self.most).then(|| taken.saturating_add(1));
+        self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, next).ok().map(|_| Turn(&self.taken))
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// Ids of requests: unpredictable per process, then counted.
 #[derive(Debug)]
 struct RequestIds {
     /// The id of request 0.
     first: RequestId,
-    count: std::sync::atomic::AtomicU64,
+    count: AtomicU64,
 }
 
 /// `r-`, 16 hex digits of the process, `-`, 12 hex digits of the count.
@@ -223,7 +248,7 @@ impl RequestIds {
     }
 
     fn next(&self) -> RequestId {
-        let count = self.count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let count = self.count.fetch_add(1, Ordering::Relaxed);
         let mut id = self.first;
         write_hex(id.0.get_mut(19..).unwrap_or_default(), count);
         id
@@ -312,7 +337,7 @@ mod tests {
         assert!(first.as_str().ends_with("-000000000000") && second.as_str().ends_with("-000000000001"));
         assert_eq!(first.as_str()[..18], second.as_str()[..18]);
         assert_ne!(first.as_str()[..18], foreign.as_str()[..18]);
-        ids.count.store(0x0123_4567_89ab_cdef, std::sync::atomic::Ordering::Relaxed);
+        ids.count.store(0x0123_4567_89ab_cdef, Ordering::Relaxed);
         assert!(ids.next().as_str().ends_with("-456789abcdef"));
     }
 

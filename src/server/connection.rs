@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -20,6 +21,7 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::Answer;
+use super::aside::Aside;
 use super::crowd::{Crowd, Place, Seat};
 use super::mtls::{Mtls, Session};
 use super::patience::Patience;
@@ -220,6 +222,14 @@ fn is_exhaustion(error: &io::Error) -> bool {
     [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM].iter().any(|e| number == Some(e.raw_os_error()))
 }
 
+/// What ends a connection besides its client.
+enum Word {
+    /// It ends after the request under way.
+    Last,
+    /// It ends now.
+    Over,
+}
+
 async fn converse<H, F>(
     accepted: Accepted,
     peer: Peer,
@@ -260,26 +270,36 @@ async fn converse<H, F>(
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    let outdated = session.as_ref().map(Session::outdated);
-    let ended = async {
-        tokio::select! {
-            ended = connection.as_mut() => return ended,
-            () = stopped(&mut stop) => {}
-            () = forever_or(outdated) => {}
+    let mut outdated = Box::pin(forever_or(session.as_ref().map(Session::outdated)));
+    let mut stopped = Box::pin(stopped(&mut stop));
+    let mut over = Box::pin(forever_or(session.map(Session::over)));
+    let mut sent_away = Box::pin(taken.seat.sent_away());
+    let mut last = false;
+    let mut aside = Aside::new(|context: &mut Context<'_>| {
+        if over.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Word::Over);
         }
-        // The request under way is answered, and the answer says that it is the last.
-        connection.as_mut().graceful_shutdown();
-        connection.await
-    };
-    // What is over is cut off, requests under way included: not a byte more for a peer that is no longer who it was.
-    let ended = tokio::select! {
-        biased;
-        () = forever_or(session.map(Session::over)) => return,
-        () = taken.seat.sent_away() => {
+        if sent_away.as_mut().poll(context).is_ready() {
             tracing::debug!(?peer, "a connection made room for another");
-            return;
+            return Poll::Ready(Word::Over);
         }
-        ended = ended => ended,
+        if !last && (stopped.as_mut().poll(context).is_ready() || outdated.as_mut().poll(context).is_ready()) {
+            last = true;
+            return Poll::Ready(Word::Last);
+        }
+        Poll::Pending
+    });
+    let ended = loop {
+        tokio::select! {
+            biased;
+            word = aside.next() => match word {
+                // Cut off, requests under way included: not a byte more for a peer that is no longer who it was.
+                Word::Over => return,
+                // The request under way is answered, and the answer says that it is the last.
+                Word::Last => connection.as_mut().graceful_shutdown(),
+            },
+            ended = connection.as_mut() => break ended,
+        }
     };
     if let Err(error) = ended {
         if let Some(limit) = limit_met(&error, &seen) {
