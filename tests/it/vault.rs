@@ -386,6 +386,7 @@ async fn what_vault_ends_sooner_than_it_said_before_is_served_no_longer() {
     vault(&w).on("renew", On::Status(400));
     // So that it is all that there is to serve.
     vault(&w).on("creds", On::Status(503));
+    pass(&w, secs(143)).await;
     passing(&w, until("it is renewed", || vault(&w).count("renew") == 1)).await;
     pass_watched(&w, &task, 5).await;
     let served = secret(&w, &task).await;
