@@ -367,7 +367,7 @@ impl Broker {
         let Some(issued) = slot.live.as_ref().filter(|issued| issued.is_live(now, boot)) else {
             return Ok(Served::Missing);
         };
-        let due = renew::is_worth_more(task, issued) && issued.is_due(now, boot) && slot.flight.is_none();
+        let due = renew::is_to_be_replaced(task, issued, now, boot) && slot.flight.is_none();
         Ok(if due { Served::Due(Arc::clone(issued)) } else { Served::Live(Arc::clone(issued)) })
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{Broker, CredentialsError, MintError};
+use super::{Broker, CredentialsError, MintError, renew};
 use crate::audit::{Event, Kind};
 use crate::clock::{Timestamp, within};
 use crate::exchange::{Cloud, ExchangeError, MintOrder, Provider, Revocation, RevokeOrder};
@@ -62,13 +62,19 @@ impl Broker {
         if let Some(flight) = slot.flight.as_ref().filter(|flight| flight.has_changed().is_ok()) {
             return Ok(flight.clone());
         }
+        // Whoever asks saw neither a credential nor an exchange: one may have come of the other since.
+        let (now, boot) = (self.now(), self.parts.clock.boot());
+        let fresh = |live: &&Arc<Issued>| live.is_live(now, boot) && !renew::is_to_be_replaced(task, live, now, boot);
+        if let Some(live) = slot.live.as_ref().filter(fresh) {
+            return Ok(watch::channel(Some(Ok(Arc::clone(live)))).1);
+        }
         if let Some((until, error)) = slot.cooling.as_deref()
-            && self.parts.clock.boot() < *until
+            && boot < *until
         {
             return Err(error.clone());
         }
         // Nobody asks for a renewal, and no credential is more by it.
-        if !renews && let Err(wait) = self.callers.take_mint(task.owner(), self.parts.clock.boot()) {
+        if !renews && let Err(wait) = self.callers.take_mint(task.owner(), boot) {
             self.parts.metrics.limited(Limit::MintsPerCaller);
             return Err(MintError::TooOften(wait));
         }

@@ -38,7 +38,7 @@ impl Broker {
         let due = state.slots.iter().filter(|(provider, slot)| {
             slot.flight.is_none()
                 && slot.quiet_until <= boot
-                && slot.live.as_ref().is_some_and(|live| is_worth_more(task, live) && live.is_due(now, boot))
+                && slot.live.as_ref().is_some_and(|live| is_to_be_replaced(task, live, now, boot))
                 && self.renewal(state, *provider).is_some()
         });
         due.map(|(provider, _)| provider).collect()
@@ -125,8 +125,13 @@ fn ends_sooner(task: &Task, provider: Provider, issued: Issued) {
     }
 }
 
+/// Whether it is time to renew `live`, a credential of `task`, or to mint its successor.
+pub(super) fn is_to_be_replaced(task: &Task, live: &Issued, now: Timestamp, boot: Duration) -> bool {
+    is_worth_more(task, live) && live.is_due(now, boot)
+}
+
 /// Whether a later end than that of `live` would be of use: no credential outlives its task. (Orders are in whole seconds,
 /// and providers are asked for a little less.)
-pub(super) fn is_worth_more(task: &Task, live: &Issued) -> bool {
+fn is_worth_more(task: &Task, live: &Issued) -> bool {
     live.usable_until() + SHORTEST_LIFE <= task.deadline()
 }

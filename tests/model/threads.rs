@@ -13,6 +13,7 @@ use crate::seams::{Kit, Planted, Seams, every_lease_is_accounted_for};
 
 const ROUNDS: usize = 400;
 const CLIENTS: usize = 3;
+const COLD_ROUNDS: usize = 2_000;
 
 #[test]
 fn threads_that_meet_at_the_locks_break_no_invariant() {
@@ -32,6 +33,39 @@ fn threads_that_meet_at_the_locks_break_no_invariant() {
     let served = served.into_inner();
     println!("{ROUNDS} rounds, {served} served");
     assert!(served > ROUNDS / 4, "ends came before everything: {served} served in {ROUNDS} rounds");
+}
+
+#[test]
+fn threads_that_meet_at_a_cold_task_share_one_exchange() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_time().build().unwrap();
+    let kit = Kit::new();
+    runtime.block_on(async {
+        let first = Seams::new(Planted::No, 0);
+        first.looks.open();
+        *kit.source.0.lock().unwrap() = Arc::clone(&first);
+        kit.policy.reload_now(first.clock.now()).await;
+        for round in 0..COLD_ROUNDS {
+            let seams = Seams::new(Planted::No, kit.permitted());
+            for gate in [&seams.writes, &seams.exchanges, &seams.looks] {
+                gate.open();
+            }
+            let broker = kit.broker(&seams);
+            let (_, token) = kit.begin(&broker, seams.scope).await;
+            let mut clients = JoinSet::new();
+            for _ in 0..8 {
+                let broker = Arc::clone(&broker);
+                clients.spawn(async move {
+                    for _ in 0..20 {
+                        broker.credentials(&token, Provider::Aws, "serve").await.unwrap();
+                    }
+                });
+            }
+            while let Some(done) = clients.join_next().await {
+                done.unwrap();
+            }
+            assert_eq!(seams.ledger.lock().unwrap().mints.len(), 1, "round {round}");
+        }
+    });
 }
 
 /// Returns how often a client was served.
