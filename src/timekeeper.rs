@@ -3,9 +3,10 @@
 //! The question is a JWT-SVID for an audience with a random part. No cache can have it, so its `iat` is the time at which
 //! the trust domain signed, between our question and the answer. The audience is nobody's: the token opens nothing.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
+
+use data_encoding::HEXLOWER;
 
 use crate::audit::{Audit, Event, Kind};
 use crate::clock::guard::Change;
@@ -52,11 +53,7 @@ async fn ask(clock: &TrustedClock, workload_api: &dyn WorkloadApi) -> bool {
     if random(&mut nonce).is_err() {
         return false;
     }
-    let audience = nonce.iter().fold("urn:sidemint:clock:".to_owned(), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    });
+    let audience = format!("urn:sidemint:clock:{}", HEXLOWER.encode(&nonce));
     let began = clock.boot();
     let svid = match workload_api.fetch_jwt_svid(&own.spiffe_id, &audience, ANSWER).await {
         Ok(svid) => svid,

@@ -9,10 +9,9 @@ use std::str::FromStr;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
-
-use super::chain::{from_hex, to_hex};
 
 /// The length of a signature, in bytes (RFC 8032 §5.1.6).
 pub(super) const SIGNATURE_BYTES: usize = 64;
@@ -34,7 +33,7 @@ impl PublicKey {
 
 impl fmt::Display for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{PREFIX}{}", to_hex(&self.0))
+        write!(f, "{PREFIX}{}", HEXLOWER.encode(&self.0))
     }
 }
 
@@ -53,7 +52,9 @@ impl FromStr for PublicKey {
     type Err = NotAKey;
 
     fn from_str(text: &str) -> Result<Self, NotAKey> {
-        text.strip_prefix(PREFIX).and_then(|hex| from_hex(hex.as_bytes())).map(Self).ok_or(NotAKey)
+        let digits = text.strip_prefix(PREFIX).ok_or(NotAKey)?;
+        let bytes = HEXLOWER.decode(digits.as_bytes()).map_err(|_| NotAKey)?;
+        bytes.try_into().map(Self).map_err(|_| NotAKey)
     }
 }
 

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use data_encoding::HEXLOWER;
 use serde_json::json;
 use tokio::net::TcpListener;
 
 use super::Running;
 use super::authority::{self, Authority, AuthorityError, workload_api};
-use super::cloud::{self, Cloud, http, iam, s3, sts, text::hex};
+use super::cloud::{self, Cloud, http, iam, s3, sts};
 use crate::clock::{SharedClock, Timestamp};
 use crate::identity::SpiffeId;
 
@@ -234,7 +235,7 @@ grants = {{ ledger-read-aws = "{}" }}
 }
 
 fn digest_of(text: &str) -> String {
-    format!("sha256:{}", hex(digest(&SHA256, text.as_bytes()).as_ref()))
+    format!("sha256:{}", HEXLOWER.encode(digest(&SHA256, text.as_bytes()).as_ref()))
 }
 
 #[cfg(test)]

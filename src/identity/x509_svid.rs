@@ -20,6 +20,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use aws_lc_rs::digest::{SHA256, digest};
+use data_encoding::HEXLOWER;
 
 use super::{SpiffeId, SpiffeIdError, TrustDomain};
 use crate::clock::Timestamp;
@@ -225,10 +226,7 @@ impl X509Claims {
 
     /// The SHA-256 digest of the leaf's DER, in lower-case hexadecimal.
     pub fn fingerprint(&self) -> String {
-        self.fingerprint.iter().fold(String::with_capacity(64), |mut text, byte| {
-            let _ = fmt::Write::write_fmt(&mut text, format_args!("{byte:02x}"));
-            text
-        })
+        HEXLOWER.encode(&self.fingerprint)
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ED25519, ParsedPublicKey};
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use rustls::pki_types::SubjectPublicKeyInfoDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde::Deserialize;
@@ -176,7 +177,7 @@ impl OwnerKey {
 }
 
 fn hex(text: &str) -> Option<[u8; 32]> {
-    format!("sha256:{text}").parse::<document::Digest>().ok().map(|digest| *digest.bytes())
+    HEXLOWER.decode(text.as_bytes()).ok()?.try_into().ok()
 }
 
 /// `owners/ID.toml`: one owner, to whom decisions and scopes point by `ID`.

@@ -1,11 +1,12 @@
 //! The TOML files of a policy repository, parsed into types that cannot hold nonsense.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::outliving::{Outlives, Outliving, outliving_actions};
@@ -189,11 +190,7 @@ impl Digest {
 
     /// The 64 hex digits alone.
     pub fn hex(&self) -> String {
-        self.0.iter().fold(String::with_capacity(64), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        HEXLOWER.encode(&self.0)
     }
 }
 
@@ -214,14 +211,9 @@ impl FromStr for Digest {
 
     fn from_str(text: &str) -> Result<Self, DocumentError> {
         let wrong = || DocumentError::invalid("a digest is 'sha256:' and 64 lower-case hex digits");
-        let hex = text.strip_prefix("sha256:").filter(|hex| hex.len() == 64).ok_or_else(wrong)?;
-        let mut hash = [0; 32];
-        for (byte, pair) in hash.iter_mut().zip(hex.as_bytes().chunks(2)) {
-            let digits = std::str::from_utf8(pair).map_err(|_| wrong())?;
-            let lower = digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-            *byte = u8::from_str_radix(digits, 16).ok().filter(|_| lower).ok_or_else(wrong)?;
-        }
-        Ok(Self(hash))
+        let digits = text.strip_prefix("sha256:").ok_or_else(wrong)?;
+        let bytes = HEXLOWER.decode(digits.as_bytes()).map_err(|_| wrong())?;
+        bytes.try_into().map(Self).map_err(|_| wrong())
     }
 }
 

@@ -2,13 +2,14 @@
 //! session policy allow it now.
 
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use http::header::{CONTENT_LENGTH, ETAG, LAST_MODIFIED};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 
 use super::http::body;
 use super::sigv4::{self, SignatureError};
 use super::sts::request_id;
-use super::text::{hex, parse_pairs, percent_decode, xml};
+use super::text::{parse_pairs, percent_decode, xml};
 use super::{Cloud, Object, Session, iam};
 use crate::clock::Timestamp;
 
@@ -216,7 +217,7 @@ fn listing(bucket: &str, prefix: &str, delimiter: Option<&str>, objects: &[(Stri
 /// Some digest in quotes; clients must not read more into it (RFC 9110 §8.8.3).
 fn etag(object: &Object) -> String {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &object.content);
-    format!("\"{}\"", hex(digest.as_ref().get(..16).unwrap_or_default()))
+    format!("\"{}\"", HEXLOWER.encode(digest.as_ref().get(..16).unwrap_or_default()))
 }
 
 /// IMF-fixdate (RFC 9110 §5.6.7), from the calendar that RFC 3339 already worked out.

@@ -7,9 +7,10 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::hmac;
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use http::Request;
 
-use super::text::{hex, percent_decode, percent_encode};
+use super::text::{percent_decode, percent_encode};
 use super::{Cloud, Session};
 use crate::clock::Timestamp;
 use std::sync::Arc;
@@ -174,11 +175,11 @@ fn sign(secret: &str, scope: &[&str], to_sign: &str) -> String {
     for part in scope {
         key = hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&key, part.as_bytes()).as_ref());
     }
-    hex(hmac::sign(&key, to_sign.as_bytes()).as_ref())
+    HEXLOWER.encode(hmac::sign(&key, to_sign.as_bytes()).as_ref())
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    hex(digest(&SHA256, bytes).as_ref())
+    HEXLOWER.encode(digest(&SHA256, bytes).as_ref())
 }
 
 #[cfg(test)]

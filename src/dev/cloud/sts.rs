@@ -9,11 +9,12 @@ use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use http::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
 use super::http::{body, plain};
-use super::text::{hex, parse_pairs, xml};
+use super::text::{parse_pairs, xml};
 use super::web_identity::{self, Identity, TokenError};
 use super::{Cloud, Role, Session, iam};
 use crate::clock::Timestamp;
@@ -249,7 +250,7 @@ fn granted(session: &Session, role: &Role, cloud: &Cloud, packed: Option<usize>)
 
 /// A random id in the form of AWS's; all zeros when the system gives no random bytes.
 pub(super) fn request_id() -> String {
-    let text = hex(&random::<16>().unwrap_or([0; 16]));
+    let text = HEXLOWER.encode(&random::<16>().unwrap_or([0; 16]));
     let part = |range| text.get(range).unwrap_or_default();
     format!("{}-{}-{}-{}-{}", part(0..8), part(8..12), part(12..16), part(16..20), part(20..32))
 }

@@ -12,6 +12,7 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, Ed25519
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
@@ -51,7 +52,7 @@ pub struct KeyValue {
 
 impl PublicKey {
     pub(in crate::policy) fn ed25519(raw: &[u8]) -> Self {
-        let public = raw.iter().map(|byte| format!("{byte:02x}")).collect();
+        let public = HEXLOWER.encode(raw);
         Self { keytype: "ed25519".to_owned(), scheme: "ed25519".to_owned(), keyval: KeyValue { public } }
     }
 
@@ -309,7 +310,7 @@ impl Envelope {
 
     /// Adds the signature of `key`, or replaces the one it gave before.
     pub fn add(&mut self, key: &PublicKey, signature: &[u8]) {
-        let (keyid, sig) = (key.id(), signature.iter().map(|byte| format!("{byte:02x}")).collect());
+        let (keyid, sig) = (key.id(), HEXLOWER.encode(signature));
         self.signatures.retain(|signature| signature.keyid != keyid);
         self.signatures.push(Signature { keyid, sig });
     }

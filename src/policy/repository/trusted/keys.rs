@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use data_encoding::HEXLOWER_PERMISSIVE;
 use sigstore_tuf::{Key, Root};
 
 use crate::policy::repository::fault::Fault;
@@ -29,7 +30,7 @@ impl Material {
     fn of(key: &Key) -> Result<Self, &'static str> {
         let public = key.keyval.public.trim();
         match key.scheme.as_str() {
-            "ed25519" if !public.starts_with('-') => raw_hex(public).map(Self::Ed25519).ok_or("is not 64 hex digits"),
+            "ed25519" if !public.starts_with('-') => digits(public).map(Self::Ed25519).ok_or("is not 64 hex digits"),
             "ed25519" => after(public, &ED25519, 32).map(Self::Ed25519).ok_or("is no PEM of an Ed25519 public key"),
             "ecdsa-sha2-nistp256" => after(public, &P256, 64).map(Self::P256).ok_or("is no PEM of a P-256 public key"),
             _ => Err("is neither ed25519 nor ecdsa-sha2-nistp256"),
@@ -37,16 +38,8 @@ impl Material {
     }
 }
 
-fn raw_hex(text: &str) -> Option<Vec<u8>> {
-    let digits: Option<Vec<u8>> = text.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect();
-    let raw: Vec<u8> = digits?
-        .chunks(2)
-        .filter_map(|pair| match pair {
-            [high, low] => Some(high << 4 | low),
-            _ => None,
-        })
-        .collect();
-    (raw.len() == 32 && text.len() == 64).then_some(raw)
+fn digits(text: &str) -> Option<Vec<u8>> {
+    HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok().filter(|raw| raw.len() == 32)
 }
 
 /// The `length` bytes behind `prefix` in the one PEM block that `text` is.
