@@ -26,6 +26,7 @@ pub mod document;
 pub mod kill;
 mod lint;
 mod load;
+pub mod names;
 pub mod outliving;
 mod params;
 pub mod publish;
@@ -35,6 +36,7 @@ pub mod secret_path;
 pub mod session_policy;
 mod slices;
 pub mod standing;
+mod toml_file;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -50,15 +52,16 @@ use crate::identity::Caller;
 
 use charter::Charter;
 pub use denial::{Denial, DenialReason};
-use document::{Decision, Digest, Grant, GrantProvider, ParamSpec};
-pub use document::{GrantId, ParamName, Provider, ScopeId, Tier};
+use document::{Decision, Digest, Grant, GrantProvider};
 use kill::{KillList, Stop, Subject};
 pub use load::LoadOptions;
+pub use names::{GrantId, ParamName, Provider, ScopeId, Tier};
 use outliving::Outlives;
-pub use params::Params;
+pub use params::{MAX_PARAM_LENGTH, ParamSpec, ParamType, Params};
 use rules::{Engine, Rule, Slice, Verdict};
 use slices::{Slices, Source};
 use standing::{Freshness, Lapse, PolicyState, RoleName, Signers, Standing};
+pub use toml_file::DocumentError;
 
 /// What a caller asks for when it begins a task. Everything in it is the caller's word (`context.asserted`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

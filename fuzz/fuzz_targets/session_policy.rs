@@ -5,7 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use sidemint::exchange::aws::session_policy::{MAX_POLICY, compile};
-use sidemint::policy::document::{ParamSpec, ParamType};
+use sidemint::policy::{ParamSpec, ParamType};
 use sidemint::policy::session_policy::SessionPolicy;
 use sidemint_fuzz::{NOW, halves};
 

@@ -12,8 +12,9 @@ use rustls::pki_types::SubjectPublicKeyInfoDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde::Deserialize;
 
-use super::document::{self, DocumentError, Tier};
-use super::{Problem, kind};
+use super::document::Digest;
+use super::names::is_segment;
+use super::{DocumentError, Problem, Tier, kind, toml_file};
 use crate::clock::Timestamp;
 
 /// The folder of the charter and the owners.
@@ -82,13 +83,13 @@ impl Charter {
     /// # Errors
     /// Anything unknown, missing or out of its range.
     pub fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
-        let raw: RawCharter = document::read(bytes)?;
+        let raw: RawCharter = toml_file::read(bytes)?;
         let staleness = |tier: &str, text: Option<String>, default| match text {
-            Some(text) => document::duration(&format!("max_staleness.{tier}"), &text, MIN_STALENESS, MAX_STALENESS),
+            Some(text) => toml_file::duration(&format!("max_staleness.{tier}"), &text, MIN_STALENESS, MAX_STALENESS),
             None => Ok(default),
         };
         let orphan_grace = match &raw.orphan_grace {
-            Some(text) => document::duration("orphan_grace", text, Duration::ZERO, MAX_ORPHAN_GRACE)?,
+            Some(text) => toml_file::duration("orphan_grace", text, Duration::ZERO, MAX_ORPHAN_GRACE)?,
             None => DEFAULT_ORPHAN_GRACE,
         };
         Ok(Self {
@@ -133,7 +134,7 @@ impl fmt::Debug for OwnerKey {
             Self::Ed25519(bytes) => ("ed25519", bytes),
             Self::P256(bytes) => ("p256", bytes.as_slice()),
         };
-        write!(f, "{name}:{}", document::Digest::of(bytes).hex().get(..16).unwrap_or_default())
+        write!(f, "{name}:{}", Digest::of(bytes).hex().get(..16).unwrap_or_default())
     }
 }
 
@@ -211,7 +212,7 @@ impl Owner {
     /// # Errors
     /// Anything unknown, missing or out of its range; a key that is there twice.
     pub fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
-        let raw: RawOwner = document::read(bytes)?;
+        let raw: RawOwner = toml_file::read(bytes)?;
         if raw.keys.len() > MAX_KEYS {
             return Err(DocumentError::invalid(format!("has more than {MAX_KEYS} keys")));
         }
@@ -224,9 +225,9 @@ impl Owner {
             return Err(DocumentError::invalid("mail must be an address such as finance-data@example.org"));
         }
         Ok(Self {
-            name: document::text("name", raw.name)?,
+            name: toml_file::text("name", raw.name)?,
             mail: raw.mail,
-            active_until: raw.active_until.map(|at| document::instant("active_until", at)).transpose()?,
+            active_until: raw.active_until.map(|at| toml_file::instant("active_until", at)).transpose()?,
             keys,
         })
     }
@@ -281,7 +282,7 @@ impl Owners {
 /// `owners/ID.toml` → `ID`
 fn id(path: &str) -> Option<&str> {
     let id = path.strip_prefix(FOLDER)?.strip_prefix('/')?.strip_suffix(".toml")?;
-    document::is_segment(id, 64).then_some(id)
+    is_segment(id, 64).then_some(id)
 }
 
 fn misplaced() -> DocumentError {

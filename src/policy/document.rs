@@ -3,173 +3,19 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use data_encoding::HEXLOWER;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
+use super::names::is_segment;
 use super::outliving::{Outlives, Outliving, outliving_actions};
+use super::params::MAX_PARAM_LENGTH;
 use super::secret_path::{SecretPath, is_plain_path};
 use super::session_policy::SessionPolicy;
-use super::{Caps, kind};
+use super::toml_file::{duration, end_of_day, instant, read, text};
+use super::{Caps, DocumentError, GrantId, ParamName, ParamSpec, ParamType, Provider, Tier, kind};
 use crate::clock::Timestamp;
-
-/// How much ceremony a decision asks for (design: `baseline`, `elevated`, `break-glass`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Tier {
-    /// Ordinary access.
-    Baseline,
-    /// Needs an approval.
-    Elevated,
-    /// Needs a reason, is loud, is reviewed.
-    BreakGlass,
-}
-
-impl Tier {
-    /// Every tier.
-    pub const ALL: [Self; 3] = [Self::Baseline, Self::Elevated, Self::BreakGlass];
-
-    /// The word in files, metrics and audit.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Baseline => "baseline",
-            Self::Elevated => "elevated",
-            Self::BreakGlass => "break-glass",
-        }
-    }
-}
-
-/// Who gives credentials.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Provider {
-    /// AWS STS, or something that speaks its protocol.
-    Aws,
-    /// HashiCorp Vault or OpenBao.
-    Vault,
-}
-
-impl Provider {
-    /// Every provider.
-    pub const ALL: [Self; 2] = [Self::Aws, Self::Vault];
-
-    /// The word in policy files, metrics and audit.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Aws => "aws",
-            Self::Vault => "vault",
-        }
-    }
-}
-
-impl fmt::Display for Provider {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// A text is not a valid name for a scope, grant or parameter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must be {0}")]
-pub struct NameError(&'static str);
-
-pub(super) fn is_segment(segment: &str, max: usize) -> bool {
-    let first = segment.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-    let allowed = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_');
-    first && segment.len() <= max && segment.bytes().all(allowed)
-}
-
-macro_rules! name {
-    ($(#[$doc:meta])* $name:ident, $rule:literal, $check:expr) => {
-        $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(Arc<str>);
-
-        impl $name {
-            /// The name as written.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = NameError;
-            fn from_str(text: &str) -> Result<Self, NameError> {
-                let check: fn(&str) -> bool = $check;
-                if check(text) { Ok(Self(text.into())) } else { Err(NameError($rule)) }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(&self.0)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-            }
-        }
-    };
-}
-
-name!(
-    /// A scope's id: its path below `scopes/`, without the ending, e.g. `ledger-read` or `finance/ledger-read`.
-    ScopeId,
-    "1 to 8 segments of a-z 0-9 - _ joined by '/', at most 128 characters",
-    |text| text.len() <= 128 && text.split('/').count() <= 8 && text.split('/').all(|s| is_segment(s, 64))
-);
-name!(
-    /// A grant's id: its path below `grants/`, without the ending.
-    GrantId,
-    "1 to 8 segments of a-z 0-9 - _ joined by '/', at most 128 characters",
-    |text| text.len() <= 128 && text.split('/').count() <= 8 && text.split('/').all(|s| is_segment(s, 64))
-);
-name!(
-    /// The name of a scope's parameter: a letter, then letters, digits and `_`, at most 32; so that it is also a Cedar identifier.
-    ParamName,
-    "a letter a-z, then a-z 0-9 _, at most 32 characters",
-    |text| {
-        text.len() <= 32
-            && text.bytes().next().is_some_and(|b| b.is_ascii_lowercase())
-            && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
-    }
-);
-
-/// How a document fails: the kind for metrics, and the words that say what mends it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{message}")]
-pub struct DocumentError {
-    /// One of [`super::Problem::KINDS`].
-    pub kind: &'static str,
-    /// What is wrong and what mends it.
-    pub message: String,
-}
-
-impl DocumentError {
-    fn parse(message: impl Into<String>) -> Self {
-        Self { kind: kind::PARSE, message: message.into() }
-    }
-
-    pub(super) fn invalid(message: impl Into<String>) -> Self {
-        Self { kind: kind::INVALID, message: message.into() }
-    }
-}
 
 /// SHA-256 over the exact bytes of a policy file, written `sha256:` and 64 lower-case hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -244,7 +90,6 @@ impl Kind {
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
-const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// The shortest life that a credential may be asked for (design §1, the law of life).
 pub const MIN_RESIDUAL: Duration = Duration::from_secs(30);
@@ -260,8 +105,6 @@ pub const MAX_REVIEW_GRACE: Duration = Duration::from_secs(90 * 24 * 3600);
 pub const DEFAULT_SESSION: Duration = HOUR;
 /// The most parameters of one scope.
 pub const MAX_PARAMS: usize = 16;
-/// The longest value that a parameter may allow, in characters.
-pub const MAX_PARAM_LENGTH: u16 = 256;
 /// The most grants of one decision.
 pub const MAX_GRANTS: usize = 8;
 
@@ -420,33 +263,6 @@ struct RawScope {
 struct RawParam {
     r#type: ParamType,
     max: u16,
-}
-
-/// What a parameter's values may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ParamType {
-    /// One segment of a path or name: `[A-Za-z0-9._-]`, not empty, not `.` or `..`.
-    Segment,
-}
-
-/// The rule for one parameter's values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ParamSpec {
-    /// Which characters and shapes.
-    pub kind: ParamType,
-    /// The longest value, in characters: 1 to [`MAX_PARAM_LENGTH`].
-    pub max: u16,
-}
-
-impl ParamSpec {
-    /// Whether `value` keeps to the rule. What passes has no character that means something in a rule, a resource
-    /// name, a policy variable or JSON.
-    pub fn accepts(&self, value: &str) -> bool {
-        let ParamType::Segment = self.kind;
-        let allowed = |b: u8| matches!(b, b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
-        !matches!(value, "" | "." | "..") && value.len() <= usize::from(self.max) && value.bytes().all(allowed)
-    }
 }
 
 impl Scope {
@@ -715,69 +531,6 @@ fn is_region(region: &str) -> bool {
     label && (1..=63).contains(&region.len()) && !region.starts_with('-') && !region.ends_with('-')
 }
 
-/// Parses TOML of schema 1. The schema is judged first, so that a newer file says so rather than "unknown key".
-pub(super) fn read<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, DocumentError> {
-    #[derive(Deserialize)]
-    struct Probe {
-        schema: Option<toml::Value>,
-    }
-    let text = std::str::from_utf8(bytes).map_err(|_| DocumentError::parse("is not UTF-8 text"))?;
-    let probe: Probe = toml::from_str(text).map_err(|error| DocumentError::parse(located(text, &error)))?;
-    match probe.schema {
-        Some(toml::Value::Integer(1)) => {
-            toml::from_str(text).map_err(|error| DocumentError::parse(located(text, &error)))
-        }
-        Some(_) => {
-            let message = "unknown schema: this version reads schema = 1".to_owned();
-            Err(DocumentError { kind: kind::UNKNOWN_SCHEMA, message })
-        }
-        None => Err(DocumentError { kind: kind::UNKNOWN_SCHEMA, message: "lacks schema = 1".to_owned() }),
-    }
-}
-
-/// One line: where in the file, and what.
-pub(super) fn located(text: &str, error: &toml::de::Error) -> String {
-    let message = error.message().replace('\n', " ");
-    match error.span().and_then(|span| text.get(..span.start)) {
-        Some(before) => format!("line {}: {message}", before.matches('\n').count() + 1),
-        None => message,
-    }
-}
-
-pub(super) fn duration(key: &str, text: &str, least: Duration, most: Duration) -> Result<Duration, DocumentError> {
-    let parsed = humantime::parse_duration(text)
-        .map_err(|_| DocumentError::invalid(format!("{key} must be a duration such as \"20m\" or \"8h\"")))?;
-    if parsed < least || parsed > most {
-        let (least, most) = (humantime::format_duration(least), humantime::format_duration(most));
-        return Err(DocumentError::invalid(format!("{key} must be {least} to {most}")));
-    }
-    Ok(parsed)
-}
-
-/// The first instant after the day that a TOML local date names, UTC.
-fn end_of_day(key: &str, date: toml::value::Datetime) -> Result<Timestamp, DocumentError> {
-    let wrong = || DocumentError::invalid(format!("{key} must be a date without quotes, e.g. 2027-02-01"));
-    match (date.date, date.time, date.offset) {
-        (Some(day), None, None) => Ok(format!("{day}T00:00:00Z").parse::<Timestamp>().map_err(|_| wrong())? + DAY),
-        _ => Err(wrong()),
-    }
-}
-
-/// A date (its end, UTC) or a date-time in UTC.
-pub(super) fn instant(key: &str, at: toml::value::Datetime) -> Result<Timestamp, DocumentError> {
-    if at.time.is_none() {
-        return end_of_day(key, at);
-    }
-    let text = at.to_string();
-    match at.offset {
-        Some(toml::value::Offset::Z) => text.parse().map_err(|_| ()),
-        _ => Err(()),
-    }
-    .map_err(|()| {
-        DocumentError::invalid(format!("{key} must be a date, or a date and time in UTC, e.g. 2027-02-01T12:00:00Z"))
-    })
-}
-
 /// Who answers for something: an id, as the charter will name it.
 fn owner(key: &str, id: String) -> Result<String, DocumentError> {
     if is_segment(&id, 64) {
@@ -785,13 +538,6 @@ fn owner(key: &str, id: String) -> Result<String, DocumentError> {
     } else {
         Err(DocumentError::invalid(format!("{key} must be an id of a-z 0-9 - _, at most 64 characters")))
     }
-}
-
-pub(super) fn text(key: &str, text: String) -> Result<String, DocumentError> {
-    if text.trim().is_empty() || text.len() > 2048 {
-        return Err(DocumentError::invalid(format!("{key} must say something, in at most 2048 bytes")));
-    }
-    Ok(text)
 }
 
 #[cfg(test)]

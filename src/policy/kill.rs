@@ -9,7 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::document::{self, DocumentError, GrantId, Provider, ScopeId};
+use super::names::is_segment;
+use super::{DocumentError, GrantId, Provider, ScopeId, toml_file};
 use super::{Problem, kind};
 use crate::clock::Timestamp;
 use crate::id::TaskId;
@@ -143,7 +144,7 @@ impl KillList {
     /// # Errors
     /// Anything unknown, missing or out of its range; an id that is there twice.
     pub fn parse(bytes: &[u8], epoch: Option<u64>) -> Result<Self, DocumentError> {
-        let raw: RawList = document::read(bytes)?;
+        let raw: RawList = toml_file::read(bytes)?;
         if raw.stop.len() > MAX_STOPS {
             return Err(DocumentError::invalid(format!("has more than {MAX_STOPS} entries")));
         }
@@ -274,13 +275,13 @@ impl Index {
 }
 
 fn stop(raw: RawStop) -> Result<Stop, DocumentError> {
-    if !document::is_segment(&raw.id, 64) {
+    if !is_segment(&raw.id, 64) {
         return Err(DocumentError::invalid("an entry's id must be 1 to 64 of a-z 0-9 - _"));
     }
     let id = raw.id;
     let wrong = |message: String| DocumentError::invalid(format!("entry {id}: {message}"));
     let word = |key: &str, text: String| {
-        let good = document::is_segment(&text, 64);
+        let good = is_segment(&text, 64);
         if good { Ok(text) } else { Err(wrong(format!("{key} must be 1 to 64 of a-z 0-9 - _"))) }
     };
     let mut targets = Vec::new();
@@ -312,8 +313,9 @@ fn stop(raw: RawStop) -> Result<Stop, DocumentError> {
             "needs exactly one of scope, spiffe_id, trust_domain, task, grant, owner, provider, all = true".to_owned(),
         )
     })?;
-    let until = raw.until.map(|at| document::instant("until", at)).transpose().map_err(|error| wrong(error.message))?;
-    let reason = document::text("reason", raw.reason).map_err(|error| wrong(error.message))?;
+    let until =
+        raw.until.map(|at| toml_file::instant("until", at)).transpose().map_err(|error| wrong(error.message))?;
+    let reason = toml_file::text("reason", raw.reason).map_err(|error| wrong(error.message))?;
     Ok(Stop { id, target, reason, until })
 }
 

@@ -7,10 +7,11 @@ use std::time::Duration;
 use cedar_policy::{Effect, Policy as Rule};
 use serde_json::{Map, Value};
 
-use super::document::{Decision, Grant, GrantId, GrantProvider, ParamName, ParamSpec, ScopeId};
+use super::document::{Decision, Grant, GrantProvider};
 use super::outliving::outliving_actions;
 use super::rules::Rules;
 use super::session_policy::SessionPolicy;
+use super::{GrantId, ParamName, ParamSpec, ScopeId};
 use super::{Leaver, Problem, kind};
 use crate::clock::Timestamp;
 

@@ -7,15 +7,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::charter::{self, Owners};
-use super::document::{
-    Decision, Digest, DocumentError, Grant, GrantId, ParamName, ParamSpec, Provider, Scope, ScopeId,
-};
+use super::document::{Decision, Digest, Grant, Scope};
 use super::kill::{self, KillList};
 use super::repository::{PolicyFiles, Signed, TESTS};
 use super::rules::{Engine, Rule, RuleProblem, Rules, Validators};
 use super::slices::{Slices, Source};
 use super::standing::{RoleName, Signers, WHOLE};
-use super::{ActiveScope, Content, Digests, Ends, Leaver, Policy, PolicyError, Problem, kind, lint};
+use super::{
+    ActiveScope, Content, Digests, DocumentError, Ends, GrantId, Leaver, ParamName, ParamSpec, Policy, PolicyError,
+    Problem, Provider, ScopeId, kind, lint,
+};
 
 /// What local configuration narrows a policy to. It can take scopes away, never add or change any (requirement G03).
 #[derive(Debug, Clone, Default)]

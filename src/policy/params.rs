@@ -1,10 +1,40 @@
-//! The parameters of an ask.
+//! The parameters of a scope, and those of an ask.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::ParamName;
+
+/// The longest value that a parameter may allow, in characters.
+pub const MAX_PARAM_LENGTH: u16 = 256;
+
+/// What a parameter's values may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ParamType {
+    /// One segment of a path or name: `[A-Za-z0-9._-]`, not empty, not `.` or `..`.
+    Segment,
+}
+
+/// The rule for one parameter's values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ParamSpec {
+    /// Which characters and shapes.
+    pub kind: ParamType,
+    /// The longest value, in characters: 1 to [`MAX_PARAM_LENGTH`].
+    pub max: u16,
+}
+
+impl ParamSpec {
+    /// Whether `value` keeps to the rule. What passes has no character that means something in a rule, a resource
+    /// name, a policy variable or JSON.
+    pub fn accepts(&self, value: &str) -> bool {
+        let ParamType::Segment = self.kind;
+        let allowed = |b: u8| matches!(b, b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
+        !matches!(value, "" | "." | "..") && value.len() <= usize::from(self.max) && value.bytes().all(allowed)
+    }
+}
 
 /// Parameters by name, in the order of their names. There are a few, kept as long as their task, so they stand in a
 /// list: a map's node has room for eleven.

@@ -6,8 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Params;
-use super::document::{DocumentError, ParamName, ParamSpec};
+use super::{DocumentError, ParamName, ParamSpec, Params};
 
 /// The longest path, in characters, with every parameter at its longest.
 pub const MAX_PATH: usize = 512;
@@ -186,7 +185,7 @@ mod tests {
     #[test]
     fn a_scope_must_declare_what_it_uses_and_keep_it_short() {
         let path = SecretPath::parse("database/creds/${param.a}").unwrap();
-        let spec = |max| ParamSpec { kind: super::super::document::ParamType::Segment, max };
+        let spec = |max| ParamSpec { kind: super::super::ParamType::Segment, max };
         let declared = |name: &str, max| BTreeMap::from([(name.parse::<ParamName>().unwrap(), spec(max))]);
         assert!(path.check_params(&declared("a", 32)).is_ok());
         assert!(path.check_params(&declared("b", 32)).unwrap_err().message.contains("${param.a}"));
@@ -197,7 +196,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_value_leaves_its_segment(text in "[a-z.${}/_-]{0,40}|database/[.a-z-]{0,4}\\$\\{param\\.a\\}[.a-z-]{0,4}", value in "[A-Za-z0-9._-]{1,8}") {
-            let spec = ParamSpec { kind: super::super::document::ParamType::Segment, max: 8 };
+            let spec = ParamSpec { kind: super::super::ParamType::Segment, max: 8 };
             if let (Ok(path), true) = (SecretPath::parse(&text), spec.accepts(&value)) {
                 let filled = path.fill(&values(&[("a", &value)]));
                 prop_assert_eq!(filled.matches('/').count(), text.matches('/').count());

@@ -7,8 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
-use super::Params;
-use super::document::{DocumentError, ParamName, ParamSpec};
+use super::{DocumentError, ParamName, ParamSpec, Params};
 
 /// The longest session policy that STS takes, in characters of compact JSON (STS API, parameter `Policy`).
 pub const MAX_SESSION_POLICY: usize = 2048;

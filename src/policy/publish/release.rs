@@ -12,7 +12,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 
-use super::super::document::{Digest, Grant, ScopeId};
+use super::super::ScopeId;
+use super::super::document::{Digest, Grant};
 use super::super::repository::PolicyFiles;
 use super::super::repository::metadata::{self, Envelope, PublicKey};
 use super::super::repository::trusted::INCIDENT;

@@ -7,9 +7,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::document::{ParamName, ScopeId, instant, located};
 use super::super::repository::{DirectorySource, MAX_FILE, PolicyFiles, TESTS};
+use super::super::toml_file::{instant, located};
 use super::super::{Ask, Denial, DenialReason, Permit, Policy, Problem};
+use super::super::{ParamName, ScopeId};
 use super::{PublishError, cannot, read_file};
 use crate::clock::Timestamp;
 use crate::identity::{Caller, Proof, SpiffeId};

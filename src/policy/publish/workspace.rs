@@ -7,10 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::super::document::located;
 use super::super::repository::DirectorySource;
 use super::super::repository::metadata::{self, Delegation, Envelope, PublicKey, RoleKeys};
 use super::super::standing::{OWNERS, TOP_ROLES};
+use super::super::toml_file::located;
 use super::{MAX_METADATA, PublishError, keys, read_file, write_file};
 use crate::clock::Timestamp;
 

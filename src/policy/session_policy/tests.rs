@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::super::document::ParamType;
+use super::super::ParamType;
 use super::*;
 
 const GOOD: &str = r#"
