@@ -5,6 +5,7 @@
 //! - [`charter`]: `owners/`: who answers for what, until when, and how stale a policy may get.
 //! - [`document`]: the TOML files, parsed into types that cannot hold nonsense.
 //! - [`kill`]: `kill/`: what is stopped now.
+//! - [`names`]: what all this is called by: tiers, providers, and the names of scopes, grants and parameters.
 //! - [`outliving`]: the actions by which access outlives its credential.
 //! - [`session_policy`]: what narrows an AWS role, with the scope's parameters.
 //! - [`standing`]: until when the signatures speak: fresh, stale, expired.
@@ -12,7 +13,8 @@
 //! - [`rules`]: Cedar: the schema, the guardrails, one slice of rules per scope.
 //! - `slices`: those slices that are in use.
 //! - `aside`: where a policy is verified and loaded, out of the way of what serves.
-//! - `params`: what an ask's parameters are kept in.
+//! - `params`: the rule of a scope's parameter, and what an ask's parameters are kept in.
+//! - `toml_file`: how a TOML file is read, and how it fails.
 //! - `load`: files → [`Policy`], where a bad file suspends its scope.
 //! - `lint`: what is allowed and still worth a second look.
 //!
