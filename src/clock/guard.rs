@@ -305,7 +305,7 @@ impl TrustedClock {
 impl Clock for TrustedClock {
     /// The later of all that is known: nothing outlives its end on any of the clocks.
     fn now(&self) -> Timestamp {
-        self.view().latest
+        self.moment().now
     }
 
     fn earliest(&self) -> Timestamp {
