@@ -29,11 +29,6 @@ impl Digest {
         Self(hash)
     }
 
-    /// The 32 bytes.
-    pub fn bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-
     /// The 64 hex digits alone.
     pub fn hex(&self) -> String {
         HEXLOWER.encode(&self.0)
