@@ -2,7 +2,8 @@
 //! give way to the threads that serve.
 
 use std::io;
-use std::thread::{Builder, JoinHandle};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Builder, JoinHandle, yield_now};
 
 /// How far a thread gives way to those who serve (`setpriority(2)`).
 #[derive(Debug, Clone, Copy)]
@@ -13,6 +14,26 @@ pub(crate) enum GivesWay {
     /// Nobody waits for it. Beside one serving thread that never rests it still gets a tenth of the core, so that a kill list is in
     /// force in time even then.
     ALot,
+}
+
+/// Long work in steps of some ten microseconds, that offers the core to others before each of them. Niceness alone is not
+/// enough: Linux lets even a thread that goes first wait until the other's slice is over, some milliseconds (since 6.6;
+/// `sched(7)`). What is short is not interrupted: somebody may wait for it.
+#[derive(Debug, Default)]
+pub(crate) struct Turns(AtomicBool);
+
+impl Turns {
+    /// What follows is long, or not.
+    pub(crate) fn are_taken(&self, long: bool) {
+        self.0.store(long, Ordering::Relaxed);
+    }
+
+    /// The next step begins.
+    pub(crate) fn step(&self) {
+        if self.0.load(Ordering::Relaxed) {
+            yield_now();
+        }
+    }
 }
 
 /// Runs `work` on a new thread called `name`. What gave way once may not come back, so it is none of the runtime's.

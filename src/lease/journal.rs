@@ -6,6 +6,7 @@
 //!
 //! INVARIANT: no secret is ever written here; a task's token only as its SHA-256.
 
+mod file;
 mod place;
 mod slots;
 
@@ -24,10 +25,10 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use tokio::sync::{mpsc, oneshot};
 
+use self::file::StoreFile;
 use self::place::{Owner, Place};
-use self::slots::NewerFirst;
 use super::life::LeaseRecord;
-use crate::background::{self, GivesWay};
+use crate::background::{self, GivesWay, Turns};
 use crate::id::{LeaseId, TaskId};
 use crate::task::record::TaskRecord;
 
@@ -38,6 +39,8 @@ const LEASES: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("leas
 const LAYOUT: u64 = 1;
 const QUEUE: usize = 4096;
 const BATCH: usize = 1024;
+/// A commit of more writes takes turns with those who serve.
+const FEW: usize = 4;
 const CACHE_BYTES: usize = 2 * 1024 * 1024;
 
 /// One durable change.
@@ -214,8 +217,9 @@ impl DiskJournal {
         place: Option<(&Path, Place)>,
     ) -> Result<(Self, Recovered), JournalError> {
         let unreadable = |detail| JournalError::Unreadable { path: shown.clone(), detail };
+        let turns = Arc::new(Turns::default());
         let (database, recovered) = unpanicked(|| {
-            let database = open(backend).map_err(|error| match error {
+            let database = open(backend, &turns).map_err(|error| match error {
                 redb::DatabaseError::DatabaseAlreadyOpen => JournalError::InUse(shown.clone()),
                 other => unreadable(other.to_string()),
             })?;
@@ -230,17 +234,17 @@ impl DiskJournal {
         let place = place.map(|(_, place)| place);
         let status = Arc::new(Status { pending: AtomicUsize::new(0), failed: OnceLock::new(), place });
         let shared = Arc::clone(&status);
-        background::spawn("journal", GivesWay::ALittle, move || commit_all(&database, writes, &shared))
+        background::spawn("journal", GivesWay::ALittle, move || commit_all(&database, writes, &shared, &turns))
             .map_err(|e| JournalError::Directory { path: shown, detail: e.to_string() })?;
         Ok((Self { queue, status }, recovered))
     }
 }
 
 /// Opens what is on `backend`. Nothing is no journal: a file that was cut off to nothing would be taken for a new one.
-fn open(backend: impl StorageBackend) -> Result<Database, redb::DatabaseError> {
+fn open(backend: impl StorageBackend, turns: &Arc<Turns>) -> Result<Database, redb::DatabaseError> {
     match backend.len()? {
         0 => Err(redb::StorageError::Corrupted("it is empty".to_owned()).into()),
-        _ => builder().create_with_backend(NewerFirst(backend)),
+        _ => builder().create_with_backend(StoreFile::new(backend, Arc::clone(turns))),
     }
 }
 
@@ -334,13 +338,14 @@ fn read_all<T: DeserializeOwned>(table: &impl ReadableTable<&'static str, &'stat
 }
 
 /// The writer thread: commits whatever is waiting, together, until the journal is dropped.
-fn commit_all(database: &Database, mut writes: mpsc::Receiver<Write>, status: &Status) {
+fn commit_all(database: &Database, mut writes: mpsc::Receiver<Write>, status: &Status, turns: &Turns) {
     let mut batch = Vec::with_capacity(BATCH);
     while writes.blocking_recv_many(&mut batch, BATCH) > 0 {
+        turns.are_taken(batch.len() > FEW);
         // After one failed write the file's state is unknown: fail every later one rather than trust a retry.
         let outcome = match status.failed.get() {
             Some(why) => Err(JournalError::Write(why.clone())),
-            None => commit_in_place(database, &batch, status).map_err(|why| {
+            None => commit_in_place(database, &batch, status, turns).map_err(|why| {
                 tracing::error!(%why, "journal write failed; nothing is minted until a restart");
                 JournalError::Write(status.failed.get_or_init(|| why).clone())
             }),
@@ -354,13 +359,14 @@ fn commit_all(database: &Database, mut writes: mpsc::Receiver<Write>, status: &S
 }
 
 /// Commits, to the file that the next start will find.
-fn commit_in_place(database: &Database, batch: &[Write], status: &Status) -> Result<(), String> {
-    commit(database, batch).map_err(|error| format!("a write failed ({error}): mend the disk and start again"))?;
+fn commit_in_place(database: &Database, batch: &[Write], status: &Status, turns: &Turns) -> Result<(), String> {
+    commit(database, batch, turns)
+        .map_err(|error| format!("a write failed ({error}): mend the disk and start again"))?;
     // After the commit: before it nothing would be said about where that went.
     if status.is_in_place() { Ok(()) } else { Err(GONE.to_owned()) }
 }
 
-fn commit(database: &Database, batch: &[Write]) -> Result<(), String> {
+fn commit(database: &Database, batch: &[Write], turns: &Turns) -> Result<(), String> {
     let text = |e: &dyn fmt::Display| e.to_string();
     let mut transaction = database.begin_write().map_err(|e| text(&e))?;
     // A sync more, so that a start can tell a torn commit, which it leaves out, from one that was whole and was damaged
@@ -370,6 +376,7 @@ fn commit(database: &Database, batch: &[Write]) -> Result<(), String> {
         let mut tasks = transaction.open_table(TASKS).map_err(|e| text(&e))?;
         let mut leases = transaction.open_table(LEASES).map_err(|e| text(&e))?;
         for change in batch.iter().flat_map(|write| &write.changes) {
+            turns.step();
             match change {
                 Encoded::EndedTask(id, bytes) => tasks.insert(id.as_str(), bytes.as_slice()).map(drop),
                 // INVARIANT: an end is never undone.
