@@ -4,6 +4,7 @@ use std::error::Error;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use sidemint::clock::{Clock as _, SystemClock, Timestamp};
 use sidemint::exchange::{Provider, Revocation};
 use sidemint::id::{LeaseId, TaskId};
@@ -24,6 +25,12 @@ type Fallible<T> = Result<T, Box<dyn Error>>;
 const LEASES: usize = 10_000;
 const ROUNDS: usize = 5;
 const DAY: Duration = Duration::from_secs(24 * 3600);
+/// How often ten thousand overdue are ended beside serving, at how many requests per second, and how long one side is asked.
+const DRAINS: usize = 7;
+const RATE: f64 = 2_000.0;
+const SLICE: Duration = Duration::from_millis(100);
+/// The overdue end within this time of serving.
+const LONGEST: Duration = Duration::from_secs(300);
 
 /// A state directory with [`LEASES`] tasks, each with an issued lease, that all end at `end`.
 fn full_journal(end: Timestamp) -> Fallible<tempfile::TempDir> {
@@ -113,58 +120,98 @@ pub(crate) fn restart() -> Outcome {
     over_rounds(full, note)
 }
 
-/// Serving at a fixed rate while a start brings overdue tasks to their ends, beside the same once all have ended.
+/// A sidecar that was started on overdue tasks, and a task of its own that it serves.
+struct Draining {
+    sidecar: Sidecar,
+    request: Vec<u8>,
+    /// How long after it was ready the first credential was served.
+    served_after: Duration,
+    load: Option<Load>,
+}
+
+impl Draining {
+    fn start(stage: &Stage, journal: &Path, svid: &str) -> Fallible<Self> {
+        const PATH: &str = "/v1/aws/credentials";
+        let (server, _) = cores();
+        let sidecar = Sidecar::start_on(stage, server, |state| place(journal, state))?;
+        let ready = Instant::now();
+        let mut client = Client::connect(sidecar.http)?;
+        let token = sidecar.begin(&mut client, svid)?;
+        let headers = [("authorization", token.as_str())];
+        client.send("GET", PATH, &headers, "")?;
+        let served_after = ready.elapsed();
+        let request = request("GET", sidecar.http, PATH, &headers, "");
+        Ok(Self { sidecar, request, served_after, load: None })
+    }
+
+    /// Whether all the overdue have ended, durably.
+    fn is_over(&self) -> Fallible<bool> {
+        let ended = self.sidecar.counted("sidemint_tasks_ended_total{reason=\"deadline\"} ")?;
+        Ok(ended >= LEASES as f64 && self.sidecar.counted("sidemint_journal_pending ")? == 0.0)
+    }
+
+    /// Asks for the credential at the rate, for a slice; how long each answer took, in microseconds.
+    fn slice(&mut self) -> Fallible<Vec<f64>> {
+        let (_, clients) = cores();
+        let load = match &mut self.load {
+            Some(load) => load,
+            none => none.insert(Load::open(self.sidecar.http, 16, &self.request)?),
+        };
+        Ok(on_core(clients, || load.fixed_rate(RATE, SLICE))?)
+    }
+
+    fn signal(&self, signal: Signal) -> Fallible<()> {
+        let process = Pid::from_raw(self.sidecar.pid().cast_signed()).ok_or("no process")?;
+        Ok(kill_process(process, signal)?)
+    }
+}
+
+/// Serving at a fixed rate while a start brings overdue tasks to their ends, beside the same of a sidecar that has ended
+/// them all: in slices in turns, so that what else the machine does meets both; the other one is stopped meanwhile.
 pub(crate) fn drain_serving() -> Outcome {
-    const RATE: f64 = 2_000.0;
-    const SLICE: Duration = Duration::from_millis(100);
-    const LONGEST: Duration = Duration::from_secs(300);
-    const PATH: &str = "/v1/aws/credentials";
     let stage = Stage::new(100)?;
     let journal = full_journal(SystemClock.now() - Duration::from_secs(60))?;
     let svid = stage.svid()?;
-    let p99 = |mut latencies: Vec<f64>| {
-        latencies.sort_by(f64::total_cmp);
-        latencies.get((latencies.len() as f64 * 0.99) as usize).copied().unwrap_or(f64::NAN)
-    };
+    let mut quiet = Draining::start(&stage, journal.path(), &svid)?;
+    while !quiet.is_over()? {
+        std::thread::sleep(SLICE);
+    }
     let (mut rounds, mut lasted, mut late) = (Vec::new(), Vec::new(), Vec::new());
-    let (server, clients) = cores();
-    for _ in 0..ROUNDS {
-        let sidecar = Sidecar::start_on(&stage, server, |state| place(journal.path(), state))?;
-        let began = Instant::now();
-        let mut client = Client::connect(sidecar.http)?;
-        let token = sidecar.begin(&mut client, &svid)?;
-        client.send("GET", PATH, &[("authorization", &token)], "")?;
-        late.push(began.elapsed().as_secs_f64());
-        let bytes = request("GET", sidecar.http, PATH, &[("authorization", &token)], "");
-        let mut load = Load::open(sidecar.http, 16, &bytes)?;
-        let drained = || -> Fallible<bool> {
-            let ended = sidecar.counted("sidemint_tasks_ended_total{reason=\"deadline\"} ")?;
-            Ok(ended >= LEASES as f64 && sidecar.counted("sidemint_journal_pending ")? == 0.0)
-        };
-        let (mut busy, mut slices) = (Vec::new(), 0);
-        while slices == 0 || !drained()? {
-            busy.extend(on_core(clients, || load.fixed_rate(RATE, SLICE))?);
-            slices += 1;
-            if began.elapsed() > LONGEST {
+    for _ in 0..DRAINS {
+        quiet.signal(Signal::STOP)?;
+        let mut busy = Draining::start(&stage, journal.path(), &svid)?;
+        late.push(busy.served_after.as_secs_f64());
+        let (mut disturbed, mut undisturbed, mut took) = (Vec::new(), Vec::new(), Duration::ZERO);
+        while took.is_zero() || !busy.is_over()? {
+            disturbed.extend(busy.slice()?);
+            busy.signal(Signal::STOP)?;
+            quiet.signal(Signal::CONT)?;
+            // The same questions in between.
+            quiet.is_over()?;
+            undisturbed.extend(quiet.slice()?);
+            quiet.signal(Signal::STOP)?;
+            busy.signal(Signal::CONT)?;
+            took += SLICE;
+            if took > LONGEST {
                 return Err(format!("the overdue did not end within {LONGEST:?}").into());
             }
         }
-        lasted.push(began.elapsed().as_secs_f64());
-        let mut quiet = Vec::new();
-        for _ in 0..slices.max(10) {
-            // The same questions in between.
-            drained()?;
-            quiet.extend(on_core(clients, || load.fixed_rate(RATE, SLICE))?);
-        }
-        rounds.push((p99(busy), p99(quiet)));
+        quiet.signal(Signal::CONT)?;
+        lasted.push(took.as_secs_f64());
+        rounds.push((p99(disturbed), p99(undisturbed)));
     }
     let (busy, quiet) = rounds.iter().copied().unzip();
     let note = format!(
-        "p99 {:.0} µs beside {:.0} µs at {RATE}/s; served {:.2} s after it was ready, all {LEASES} ended after {:.2} s",
+        "p99 {:.0} µs beside {:.0} µs at {RATE}/s; served {:.2} s after it was ready, all {LEASES} ended after {:.1} s of it",
         median(busy),
         median(quiet),
         median(late),
         median(lasted),
     );
     over_rounds(rounds.iter().map(|(busy, quiet)| busy / quiet).collect(), note)
+}
+
+fn p99(mut latencies: Vec<f64>) -> f64 {
+    latencies.sort_by(f64::total_cmp);
+    latencies.get((latencies.len() as f64 * 0.99) as usize).copied().unwrap_or(f64::NAN)
 }
