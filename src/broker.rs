@@ -205,28 +205,48 @@ impl Broker {
         provider: Provider,
         request_id: &str,
     ) -> Result<Arc<Issued>, CredentialsError> {
-        self.credentials_at(token, provider, request_id, self.parts.clock.moment()).await
+        let Moment { now, boot } = self.parts.clock.moment();
+        let task = self.running(token, now, boot).await?;
+        match self.served(&task, provider, request_id, now, boot)? {
+            Some(issued) => Ok(issued),
+            None => self.fresh(&task, provider, request_id).await,
+        }
     }
 
-    /// The same for a request that came `at` this very moment.
-    pub(crate) async fn credentials_at(
+    /// The same for what needs no waiting, asked `at` this very moment: the live credential of a task against which nothing
+    /// speaks. `None` is no refusal: [`Broker::credentials`] says more.
+    pub(crate) fn live_credential(
         self: &Arc<Self>,
         token: &TokenHash,
         provider: Provider,
         request_id: &str,
-        Moment { now, boot }: Moment,
-    ) -> Result<Arc<Issued>, CredentialsError> {
-        let task = self.running(token, now, boot).await?;
-        match self.live(&task, provider, now, boot)? {
-            Served::Live(issued) => Ok(issued),
-            Served::Due(issued) => {
-                // It is renewed, or its successor minted, behind the request's back; a failure leaves the live one in service.
-                let _ = self.mint(&task, provider, Some(request_id));
-                Ok(issued)
-            }
-            // Boxed, so that a request for a live one does not carry about the room that waiting needs.
-            Served::Missing => Box::pin(self.fresh(&task, provider, request_id)).await,
+        at: Moment,
+    ) -> Option<Arc<Issued>> {
+        let task = self.tasks.by_token(token)?;
+        match self.reason_to_end_at(&task, at.now, at.boot) {
+            Some(_) => None,
+            None => self.served(&task, provider, request_id, at.now, at.boot).ok()?,
         }
+    }
+
+    /// The live credential of a task; where it is due it is renewed, or its successor minted, behind the request's back.
+    fn served(
+        self: &Arc<Self>,
+        task: &Arc<Task>,
+        provider: Provider,
+        request_id: &str,
+        now: Timestamp,
+        boot: Duration,
+    ) -> Result<Option<Arc<Issued>>, CredentialsError> {
+        Ok(match self.live(task, provider, now, boot)? {
+            Served::Live(issued) => Some(issued),
+            Served::Due(issued) => {
+                // A failure leaves the live one in service.
+                let _ = self.mint(task, provider, Some(request_id));
+                Some(issued)
+            }
+            Served::Missing => None,
+        })
     }
 
     /// The provider of a task, where its scope has just one; `None` where it has several. Where it cannot be told, AWS:
@@ -292,8 +312,7 @@ impl Broker {
     ) -> Result<(), EndReason> {
         match self.reason_to_end_at(task, now, boot) {
             None => Ok(()),
-            // Boxed, as in `credentials`: nearly always nothing speaks against it.
-            Some(stop) => Err(Box::pin(self.end(task, stop, None)).await.reason),
+            Some(stop) => Err(self.end(task, stop, None).await.reason),
         }
     }
 

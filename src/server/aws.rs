@@ -46,11 +46,11 @@ struct WireError<'a> {
 }
 
 /// `GET /v1/aws/credentials`: the token stands in `Authorization`, bare or as `Bearer`.
-pub(super) async fn credentials(server: &Server, request: &Request<Incoming>, id: &str, at: Moment) -> Answer {
+pub(super) async fn credentials(server: &Server, request: &Request<Incoming>, id: &str) -> Answer {
     let Some(token) = presented(request) else {
         return server.refuse(Dialect::Aws, id, &Problem::unauthenticated(), "no task token".into());
     };
-    match server.broker().credentials_at(&token, Provider::Aws, id, at).await {
+    match server.broker().credentials(&token, Provider::Aws, id).await {
         Ok(issued) => found(&issued),
         Err(error) => {
             let problem = match &error {
@@ -63,6 +63,12 @@ pub(super) async fn credentials(server: &Server, request: &Request<Incoming>, id
             server.refuse(Dialect::Aws, id, &problem, error.to_string())
         }
     }
+}
+
+/// The answer to the same request where it needs no waiting: nearly always. `None` is no refusal.
+pub(super) fn live(server: &Server, request: &Request<Incoming>, id: &str, at: Moment) -> Option<Answer> {
+    let token = presented(request)?;
+    server.broker().live_credential(&token, Provider::Aws, id, at).map(|issued| found(&issued))
 }
 
 fn presented(request: &Request<Incoming>) -> Option<TokenHash> {
