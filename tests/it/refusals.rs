@@ -297,6 +297,8 @@ async fn requests_that_no_sdk_beside_us_sends() {
     let task = w.begin_scope("archive").await;
     let get = || Call::get("/v1/aws/credentials").header("authorization", &task.token);
     let port = w.address.port();
+    // Nor do they get what is there already.
+    w.served(&task.token).await;
     for host in [
         "evil.example",
         &format!("evil.example:{port}"),
