@@ -98,7 +98,7 @@ impl Server {
     /// # Errors
     /// When the system gives no random bytes for request ids.
     pub fn new(broker: Arc<Broker>, http: SocketAddr) -> Result<Self, crate::identity::task_token::NoRandomness> {
-        let turns = Turns { most: broker.parts().limits.requests, taken: 0.into() };
+        let turns = Turns { most: broker.parts().limits.requests, taken: Arc::default() };
         let metrics = &broker.parts().metrics;
         let (native, aws) = (metrics.requests(Dialect::Native.as_str()), metrics.requests(Dialect::Aws.as_str()));
         Ok(Self { ids: RequestIds::new()?, turns, native, aws, broker, http })
@@ -108,44 +108,46 @@ impl Server {
     /// is kept, and nothing moved about, while the connection reads on.
     pub fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> impl Future<Output = Answer> + Send {
         let (began, id) = (self.broker.parts().clock.moment(), self.ids.next());
-        match self.answer_at_once(&request, peer, id.as_str(), began) {
-            Some(mut answer) => {
-                self.finish(&mut answer, Dialect::Aws, id.as_str(), began);
-                Answering::Left(ready(answer))
+        let usual = request.uri().path() == aws::PATH && request.method() == Method::GET;
+        let (dialect, mut answer) = match self.admit(&request, peer) {
+            Ok(turn) => match usual.then(|| aws::live(&self, &request, id.as_str(), began)).flatten() {
+                Some(answer) => (Dialect::Aws, answer),
+                None => return Answering::Right(Box::pin(self.answer(request, turn, id, began))),
+            },
+            Err((problem, detail)) => {
+                let dialect = Dialect::of(&normal(request.uri().path()));
+                (dialect, self.refuse(dialect, id.as_str(), &problem, detail))
             }
-            None => Answering::Right(Box::pin(self.answer(request, peer, id, began))),
-        }
+        };
+        self.finish(&mut answer, dialect, id.as_str(), began);
+        Answering::Left(ready(answer))
     }
 
-    /// The answer to a request for a live AWS credential where nothing speaks against it; `None` is no refusal.
-    fn answer_at_once(&self, request: &Request<Incoming>, peer: Peer, id: &str, began: Moment) -> Option<Answer> {
-        if request.uri().path() != aws::PATH || request.method() != Method::GET {
-            return None;
+    /// Lets a request in, whatever it asks for.
+    ///
+    /// # Errors
+    /// What the outside is told, and what the audit log is.
+    fn admit(&self, request: &Request<Incoming>, peer: Peer) -> Result<Turn, (Problem, String)> {
+        guard::check(request, peer, self.http.port()).map_err(|refusal| (refusal.problem(), refusal.detail()))?;
+        let Some(turn) = self.turns.take() else {
+            self.broker.parts().metrics.limited(Limit::Requests);
+            let problem = Problem::rate_limited("Too many requests at once.", problem::SOON);
+            return Err((problem, "as many requests as are allowed are being answered".into()));
+        };
+        if mtls::brings_foreign(&self.broker, request) {
+            let detail = "the token or JWT-SVID is of another workload than the connection's".into();
+            return Err((Problem::unauthenticated(), detail));
         }
-        let _turn = self.turns.take()?;
-        guard::check(request, peer, self.http.port()).ok()?;
-        if mtls::brings_foreign(&self.broker, request) { None } else { aws::live(self, request, id, began) }
+        Ok(turn)
     }
 
-    /// The answer to any request.
-    async fn answer(self: Arc<Self>, request: Request<Incoming>, peer: Peer, id: RequestId, began: Moment) -> Answer {
+    /// The answer to a request that was let in and takes its time.
+    async fn answer(self: Arc<Self>, request: Request<Incoming>, turn: Turn, id: RequestId, began: Moment) -> Answer {
+        let _turn = turn;
         let id = id.as_str();
         let path = normal(request.uri().path());
         let dialect = Dialect::of(&path);
-        let turn = self.turns.take();
-        let mut answer = match guard::check(&request, peer, self.http.port()) {
-            Ok(()) if turn.is_none() => {
-                self.broker.parts().metrics.limited(Limit::Requests);
-                let problem = Problem::rate_limited("Too many requests at once.", problem::SOON);
-                self.refuse(dialect, id, &problem, "as many requests as are allowed are being answered".into())
-            }
-            Ok(()) if mtls::brings_foreign(&self.broker, &request) => {
-                let detail = "the token or JWT-SVID is of another workload than the connection's".into();
-                self.refuse(dialect, id, &Problem::unauthenticated(), detail)
-            }
-            Ok(()) => self.route(request, &path, dialect, id).await,
-            Err(refusal) => self.refuse(dialect, id, &refusal.problem(), refusal.detail()),
-        };
+        let mut answer = self.route(request, &path, dialect, id).await;
         self.finish(&mut answer, dialect, id, began);
         answer
     }
@@ -227,21 +229,21 @@ impl Server {
 #[derive(Debug)]
 struct Turns {
     most: usize,
-    taken: AtomicUsize,
+    taken: Arc<AtomicUsize>,
 }
 
 /// Given back when it is dropped.
 #[derive(Debug)]
-struct Turn<'a>(&'a AtomicUsize);
+struct Turn(Arc<AtomicUsize>);
 
 impl Turns {
-    fn take(&self) -> Option<Turn<'_>> {
+    fn take(&self) -> Option<Turn> {
         let next = |taken: usize| (taken < self.most).then(|| taken.saturating_add(1));
-        self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, next).ok().map(|_| Turn(&self.taken))
+        self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, next).ok().map(|_| Turn(Arc::clone(&self.taken)))
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Turn {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
