@@ -1,6 +1,7 @@
 //! Swap the identity for a credential: [`MintOrder`] → [`Minted`]. One file per provider, behind the seam [`Cloud`].
 
 pub mod aws;
+pub mod credential;
 pub mod retry;
 pub mod vault;
 
@@ -14,8 +15,10 @@ use serde::{Deserialize, Serialize};
 use crate::clock::Timestamp;
 use crate::identity::SpiffeId;
 use crate::policy::ResolvedGrant;
-use crate::secret::Secret;
 
+pub use self::aws::AwsCredential;
+pub use self::credential::Credential;
+pub use self::vault::VaultSecret;
 pub use crate::policy::Provider;
 
 /// How a credential can be taken back before it expires.
@@ -72,34 +75,6 @@ pub struct Minted {
     pub upstream: String,
 }
 
-/// A credential in its provider's own terms.
-#[derive(Debug)]
-pub enum Credential {
-    /// AWS session credentials.
-    Aws(AwsCredential),
-    /// A dynamic secret.
-    Vault(VaultSecret),
-}
-
-impl Credential {
-    /// Who gave it.
-    pub const fn provider(&self) -> Provider {
-        match self {
-            Self::Aws(_) => Provider::Aws,
-            Self::Vault(_) => Provider::Vault,
-        }
-    }
-}
-
-/// A dynamic secret of Vault or OpenBao.
-#[derive(Debug)]
-pub struct VaultSecret {
-    /// The lease's id: a name, no secret.
-    pub lease_id: String,
-    /// The member `data` as it came: the text of a JSON object.
-    pub data: Secret,
-}
-
 /// What to take back. Made by the broker for one lease of a task that has ended.
 #[derive(Debug, Clone)]
 pub struct RevokeOrder {
@@ -141,19 +116,6 @@ pub enum TakenBack {
     /// The provider took the order and may not say when it is carried out. There is nothing more to do: it counts as
     /// usable until its own end.
     Requested,
-}
-
-/// AWS session credentials.
-#[derive(Debug)]
-pub struct AwsCredential {
-    /// `AccessKeyId`: no secret by itself, but kept with the rest.
-    pub access_key_id: Secret,
-    /// `SecretAccessKey`.
-    pub secret_access_key: Secret,
-    /// `SessionToken`.
-    pub session_token: Secret,
-    /// The account of the assumed role, where its ARN tells.
-    pub account_id: Option<String>,
 }
 
 /// Why a provider gave no credential. The variant says what to do about it.

@@ -4,9 +4,10 @@
 //! `Serialize` or `Clone`, and its `Debug` says nothing. Share one with `Arc`. [`Secret::expose`] is the only way in,
 //! and each call of it says why.
 
-use std::fmt;
+use std::{fmt, io};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
+use serde::Serialize;
 use zeroize::Zeroizing;
 
 /// UTF-8 text that must not leak.
@@ -50,9 +51,33 @@ impl SecretBytes {
         Self(Zeroizing::new(bytes))
     }
 
+    /// JSON of what holds secrets. `wire` must be of strings, numbers and times, which always serialise. It is measured first:
+    /// a buffer that grows is moved, and left behind unwiped; one too large is kept as long as the task.
+    pub fn of_json(wire: &impl Serialize) -> Self {
+        let mut length = Length(0);
+        let _ = serde_json::to_writer(&mut length, wire);
+        let mut bytes = Vec::with_capacity(length.0);
+        let _ = serde_json::to_writer(&mut bytes, wire);
+        Self::new(bytes)
+    }
+
     /// A cheaply shared body over these bytes; the buffer is wiped when its last clone is dropped.
     pub fn into_body(self) -> bytes::Bytes {
         bytes::Bytes::from_owner(self)
+    }
+}
+
+/// Counts what is written.
+struct Length(usize);
+
+impl io::Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

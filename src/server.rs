@@ -16,7 +16,6 @@ mod patience;
 pub mod problem;
 mod stall;
 pub mod tasks;
-mod vault;
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};

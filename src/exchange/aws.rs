@@ -16,6 +16,7 @@
 //! says.
 
 mod answer;
+mod credential;
 mod fault;
 pub mod session_policy;
 #[cfg(test)]
@@ -45,6 +46,7 @@ use tracing::instrument::WithSubscriber;
 use tracing::subscriber::NoSubscriber;
 
 use self::answer::{Asked, Role, accept};
+pub use self::credential::AwsCredential;
 use self::fault::{Fault, Remedy};
 use super::retry::{Backoff, Gate, Jitter, MAX_RETRY_AFTER, Rate, SystemJitter};
 use super::{Cloud, ExchangeError, MintOrder, Minted, Provider};

@@ -26,6 +26,7 @@
 mod answer;
 mod fault;
 mod http;
+mod secret;
 mod taking_back;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,7 +44,7 @@ use self::http::{Call, Client, Reply};
 use super::retry::{Backoff, Gate, Jitter, MAX_RETRY_AFTER, Rate, SystemJitter};
 use super::{
     Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, RenewOrder, Renewed, Revocation, RevokeOrder,
-    TakenBack, VaultSecret,
+    TakenBack,
 };
 use crate::clock::{SharedClock, Timestamp};
 use crate::identity::SpiffeId;
@@ -52,6 +53,7 @@ use crate::policy::{ProviderGrant, VaultGrant};
 use crate::secret::{Secret, SecretBytes};
 
 pub use self::http::MAX_ANSWER;
+pub use self::secret::VaultSecret;
 
 /// What is asked for less than is left, for the time that the asking takes.
 const SLACK: Duration = Duration::from_secs(2);

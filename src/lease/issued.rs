@@ -8,9 +8,9 @@ use bytes::Bytes;
 
 use super::journal::Receipt;
 use crate::clock::{Deadline, Timestamp};
+use crate::exchange::credential::{NativeAnswer, Validity};
 use crate::exchange::{Credential, Minted};
 use crate::id::LeaseId;
-use crate::secret::SecretBytes;
 
 /// A credential that may be served: it is journalled, and its task was still permitted after the exchange.
 pub struct Issued {
@@ -20,7 +20,8 @@ pub struct Issued {
     issued_at: Timestamp,
     usable_until: Deadline,
     told_expiry: Deadline,
-    body: OnceLock<Bytes>,
+    /// The answer that serves it, where it stays the same.
+    answer: OnceLock<Bytes>,
 }
 
 /// The margin between the expiry told and the real one is at most this.
@@ -68,7 +69,7 @@ impl Issued {
             issued_at: now,
             usable_until: Deadline::fix(usable_until, now, boot),
             told_expiry: Deadline::fix((end - MARGIN.min(life / 10)).floor_to_second(), now, boot),
-            body: OnceLock::new(),
+            answer: OnceLock::new(),
         }
     }
 
@@ -77,7 +78,7 @@ impl Issued {
         &self.lease
     }
 
-    /// The secret itself, for the dialect that writes it out.
+    /// The secret itself.
     pub fn credential(&self) -> &Credential {
         &self.credential
     }
@@ -116,9 +117,17 @@ impl Issued {
         self.usable_until.left(now, boot) < life / 4
     }
 
-    /// The response body for it, written by `render` on first use and then shared.
-    pub fn body(&self, render: impl FnOnce(&Self) -> SecretBytes) -> Bytes {
-        self.body.get_or_init(|| render(self).into_body()).clone()
+    /// The answer that serves it, as `application/json` in the shape of its provider's own API, when the clocks show `now` and
+    /// `boot`. Written on first use and then shared, unless it tells the time that is left. `None` when too little is left.
+    pub fn native_answer(&self, now: Timestamp, boot: Duration) -> Option<Bytes> {
+        if let Some(answer) = self.answer.get() {
+            return Some(answer.clone());
+        }
+        let validity = Validity { expires_at: self.told_expiry(), left: self.told_life(now, boot) };
+        match self.credential.native_answer(validity)? {
+            NativeAnswer::Constant(bytes) => Some(self.answer.get_or_init(|| bytes.into_body()).clone()),
+            NativeAnswer::Momentary(bytes) => Some(bytes.into_body()),
+        }
     }
 }
 

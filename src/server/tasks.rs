@@ -18,10 +18,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::problem::{self, Problem};
-use super::{Answer, Dialect, Server, aws, begin_body, json, mtls, read_body, vault};
+use super::{Answer, Dialect, Server, aws, begin_body, json, mtls, read_body};
 use crate::broker::{BeginRequest, Begun, Broker, Claimant, Counted, FindError, TaskView};
 use crate::clock::Timestamp;
-use crate::exchange::{Credential, Provider};
+use crate::exchange::Provider;
 use crate::identity::Evidence;
 use crate::identity::task_token::{PREFIX, TokenHash};
 use crate::lease::LeaseEnding;
@@ -317,10 +317,7 @@ pub(super) async fn credentials(server: &Server, request: &Request<Incoming>, ta
         }
     };
     match server.broker().credentials(&token, provider, id).await {
-        Ok(issued) => match issued.credential() {
-            Credential::Aws(_) => aws::found(&issued),
-            Credential::Vault(secret) => vault::found(server, &issued, secret, id),
-        },
+        Ok(issued) => aws::found(server, &issued, Dialect::Native, id),
         Err(error) => server.refuse(Dialect::Native, id, &Problem::from(&error), error.to_string()),
     }
 }
