@@ -47,7 +47,7 @@ pub use crate::task::MintError;
 pub use begin::{BeginRequest, Begun, Claimant};
 pub(crate) use callers::Counted;
 pub use end::Stop;
-pub use error::{BeginError, CredentialsError, FindError};
+pub use error::{BeginError, CredentialsError, FindError, NoSoleProvider};
 pub use outstanding::Outstanding;
 pub use revoke::WAIT_FOR_REVOCATION;
 pub use view::{Census, LeaseView, TaskView};
@@ -249,18 +249,19 @@ impl Broker {
         })
     }
 
-    /// The provider of a task, where its scope has just one; `None` where it has several. Where it cannot be told, AWS:
-    /// asking for a credential tells why.
-    pub fn sole_provider(&self, token: &TokenHash) -> Option<Provider> {
-        let permit = self
-            .tasks
-            .by_token(token)
-            .zip(self.policy())
-            .and_then(|(task, policy)| policy.decide(&task.caller(), &task.begun().ask, self.now()).ok());
-        match permit.as_ref().map(crate::policy::Permit::grants) {
-            Some([one]) => Some(one.provider.provider()),
-            Some([_, _, ..]) => None,
-            Some([]) | None => Some(Provider::Aws),
+    /// The provider that is meant where a request for a credential names none: the only one that the task's scope grants.
+    ///
+    /// # Errors
+    /// When there are several, or the task has no credential to serve at all.
+    pub async fn sole_provider(self: &Arc<Self>, token: &TokenHash) -> Result<Provider, NoSoleProvider> {
+        let Moment { now, boot } = self.parts.clock.moment();
+        let task = self.running(token, now, boot).await?;
+        let providers = task.providers();
+        match providers.sole() {
+            Some(provider) => Ok(provider),
+            // No decision without a grant is loaded: nobody has decided yet.
+            None if providers.is_empty() => Err(CredentialsError::Mint(MintError::NoPolicy).into()),
+            None => Err(NoSoleProvider::Several(providers)),
         }
     }
 

@@ -215,6 +215,8 @@ pub struct Kept {
     pub rule_ids: Vec<String>,
     /// Idle time after which the task ends, where the decision sets one.
     pub idle: Option<Duration>,
+    /// Where its scope grants something.
+    pub providers: Vec<Provider>,
 }
 
 /// The exact files of one scope that were decided on. Serialises as a map from path to digest.
@@ -465,7 +467,8 @@ impl Policy {
     /// Why it must end.
     pub fn still_permits(&self, caller: &Caller, ask: &Ask, task: &TaskId, now: Timestamp) -> Result<Kept, Denial> {
         let (active, rule_ids) = self.judge(caller, ask, Some(task), now)?;
-        Ok(Kept { policy_version: self.version().clone(), rule_ids, idle: active.decision.caps.idle })
+        let providers = active.grants.iter().map(|(_, grant)| grant.provider.provider()).collect();
+        Ok(Kept { policy_version: self.version().clone(), rule_ids, idle: active.decision.caps.idle, providers })
     }
 
     /// The entry of the kill list that stops `subject` at `now`.

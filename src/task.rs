@@ -2,9 +2,11 @@
 //!
 //! - [`record`]: what is durable of it.
 //! - [`flight`]: an exchange under way for it.
+//! - [`providers`]: where its scope grants something.
 //! - [`table`]: all tasks, and how to find one.
 
 pub mod flight;
+pub mod providers;
 pub mod record;
 pub mod table;
 
@@ -21,6 +23,7 @@ use crate::policy::{Kept, Permit, PolicyVersion};
 
 pub use crate::id::TaskId;
 pub use flight::{Flight, FlightResult, MintError, ProviderSlot, Slots};
+pub use providers::ProviderSet;
 pub use record::{EndReason, Ending, Idempotency, TaskRecord};
 pub use table::TaskTable;
 
@@ -37,17 +40,20 @@ pub struct Decided {
     pub version: PolicyVersion,
     /// Idle time after which the task ends, where the decision sets one.
     pub idle: Option<Duration>,
+    /// Where the scope grants something.
+    pub providers: ProviderSet,
 }
 
 impl From<&Permit> for Decided {
     fn from(permit: &Permit) -> Self {
-        Self { version: permit.policy_version().clone(), idle: permit.caps().idle }
+        let providers = permit.grants().iter().map(|grant| grant.provider.provider()).collect();
+        Self { version: permit.policy_version().clone(), idle: permit.caps().idle, providers }
     }
 }
 
 impl From<Kept> for Decided {
     fn from(kept: Kept) -> Self {
-        Self { version: kept.policy_version, idle: kept.idle }
+        Self { version: kept.policy_version, idle: kept.idle, providers: kept.providers.into_iter().collect() }
     }
 }
 
@@ -201,6 +207,11 @@ impl Task {
     /// The caller as it was when the task began.
     pub fn caller(&self) -> Caller {
         Caller::recorded(self.record.owner.clone(), self.record.proof, self.record.proved_until)
+    }
+
+    /// Where its scope grants something, by the latest decision; none where nobody has decided since a restart.
+    pub fn providers(&self) -> ProviderSet {
+        self.state().decided.as_ref().map_or_else(ProviderSet::default, |decided| decided.providers)
     }
 
     /// The record as it should be in the journal now.

@@ -7,7 +7,7 @@ use crate::identity::task_token::NoRandomness;
 use crate::identity::{AuthenticationError, SpiffeId};
 use crate::lease::journal::JournalError;
 use crate::policy::Denial;
-use crate::task::{EndReason, MintError};
+use crate::task::{EndReason, MintError, ProviderSet};
 
 /// Why a task did not begin.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +115,17 @@ pub enum CredentialsError {
     /// None could be minted.
     #[error(transparent)]
     Mint(MintError),
+}
+
+/// Why a request that names no provider cannot be for one.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum NoSoleProvider {
+    /// The task's scope grants something at each of these.
+    #[error("the scope has several providers")]
+    Several(ProviderSet),
+    /// The task has no credential to serve, whoever gives it.
+    #[error(transparent)]
+    Refused(#[from] CredentialsError),
 }
 
 impl From<MintError> for CredentialsError {

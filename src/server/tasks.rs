@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::problem::{self, Problem};
 use super::{Answer, Dialect, Server, aws, begin_body, json, mtls, read_body};
-use crate::broker::{BeginRequest, Begun, Broker, Claimant, Counted, FindError, TaskView};
+use crate::broker::{BeginRequest, Begun, Broker, Claimant, Counted, FindError, NoSoleProvider, TaskView};
 use crate::clock::Timestamp;
 use crate::exchange::Provider;
 use crate::identity::Evidence;
@@ -304,16 +304,23 @@ pub(super) async fn credentials(server: &Server, request: &Request<Incoming>, ta
             }
         }
     };
-    let provider = match asked.map(|asked| asked.map_or_else(|| server.broker().sole_provider(&token), Some)) {
-        Ok(Some(provider)) => provider,
-        Ok(None) => {
+    let provider = match asked {
+        Ok(Some(provider)) => Ok(provider),
+        Ok(None) => server.broker().sole_provider(&token).await,
+        Err(what) => {
+            let problem = Problem::invalid_request(what);
+            return server.refuse(Dialect::Native, id, &problem, "unknown query".into());
+        }
+    };
+    let provider = match provider {
+        Ok(provider) => provider,
+        Err(NoSoleProvider::Several(_)) => {
             let problem =
                 Problem::invalid_request("the scope has several providers: say provider=aws or provider=vault");
             return server.refuse(Dialect::Native, id, &problem, "no provider named".into());
         }
-        Err(what) => {
-            let problem = Problem::invalid_request(what);
-            return server.refuse(Dialect::Native, id, &problem, "unknown query".into());
+        Err(NoSoleProvider::Refused(error)) => {
+            return server.refuse(Dialect::Native, id, &Problem::from(&error), error.to_string());
         }
     };
     match server.broker().credentials(&token, provider, id).await {
