@@ -63,6 +63,7 @@ pub mod clock;
 pub mod config;
 #[cfg(feature = "dev")]
 pub mod dev;
+mod durable_file;
 pub mod exchange;
 pub mod hardening;
 pub mod id;

@@ -1,15 +1,14 @@
 //! The pod task: for unmodified images, the sidecar itself begins the task of its configuration and writes the token
 //! to a file that the container mounts. The mount is the proof: whoever reads the file holds the task.
 
-use std::fs::{self, OpenOptions, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use std::{fs, io};
 
 use crate::broker::{BeginRequest, Broker, Claimant};
 use crate::config::PodTaskSettings;
+use crate::durable_file;
 use crate::identity::task_token::TokenHash;
 use crate::identity::{Evidence, SpiffeId};
 use crate::policy::Ask;
@@ -163,19 +162,8 @@ fn ended_by_deadline(task: &Task) -> bool {
     task.ended() == Some(EndReason::Deadline)
 }
 
-/// Writes the token, without a newline, by renaming: a reader sees the old or the new one, whole. Mode 0440, so that
-/// the container reads it through the pod's group and nobody writes it.
+/// Writes the token, without a newline. Mode 0440, so that the container reads it through the pod's group and nobody
+/// writes it.
 fn write_token(path: &Path, token: &str) -> io::Result<()> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".new");
-    let aside = PathBuf::from(aside);
-    match fs::remove_file(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o440).open(&aside)?;
-    // The umask may have taken the group's bit away.
-    file.set_permissions(Permissions::from_mode(0o440))?;
-    file.write_all(token.as_bytes())?;
-    fs::rename(&aside, path)
+    durable_file::replace(path, token.as_bytes(), 0o440)
 }

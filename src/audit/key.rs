@@ -1,8 +1,8 @@
 //! The key that signs checkpoints: Ed25519, made once, kept in the state directory.
 
 use std::fmt;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::fs::OpenOptions;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::str::FromStr;
@@ -12,6 +12,8 @@ use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublic
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
+
+use crate::durable_file;
 
 /// The length of a signature, in bytes (RFC 8032 §5.1.6).
 pub(super) const SIGNATURE_BYTES: usize = 64;
@@ -106,20 +108,10 @@ impl SigningKey {
         }
     }
 
-    /// Written beside its name and then renamed, so that a crash leaves a whole key or none.
     fn create(directory: &Path) -> io::Result<Self> {
         let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new())
             .map_err(|_| io::Error::other("no random bytes for the audit log's key"))?;
-        let aside = directory.join(format!("{FILE}.new"));
-        match fs::remove_file(&aside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
-        file.write_all(document.as_ref())?;
-        file.sync_all()?;
-        fs::rename(&aside, directory.join(FILE))?;
-        fs::File::open(directory)?.sync_all()?;
+        durable_file::replace(&directory.join(FILE), document.as_ref(), 0o600)?;
         Self::from_pkcs8(document.as_ref())
     }
 
@@ -149,6 +141,8 @@ impl fmt::Debug for SigningKey {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::io::Write as _;
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;

@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use super::chain::{Head, LineHash, MAX_LINE, link};
 use crate::clock::Timestamp;
+use crate::durable_file;
 
 /// When a file is full or old, and how many stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -239,13 +240,11 @@ fn set_aside(path: &Path, file: &mut File, length: u64, seq: u64) -> io::Result<
     file.take(MAX_LINE as u64).read_to_end(&mut rest)?;
     for attempt in 0..1000 {
         let aside = with_suffix(path, &format!(".torn-{seq}-{attempt}"));
-        let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside);
-        match made {
+        match durable_file::create(&aside, &rest) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
-            Ok(mut made) => {
-                made.write_all(&rest)?;
-                made.sync_all()?;
+            Ok(()) => {
+                durable_file::sync_folder(durable_file::folder_of(path))?;
                 return Ok(aside);
             }
         }
@@ -266,7 +265,7 @@ pub(super) fn numbered(path: &Path, number: u64) -> PathBuf {
 
 /// The rotated files of the log at `path`, the oldest first, with their numbers.
 pub(super) fn rotated(path: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = durable_file::folder_of(path);
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return Ok(Vec::new()) };
     let mut all = Vec::new();
     for entry in fs::read_dir(folder)? {

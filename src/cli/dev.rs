@@ -11,6 +11,7 @@ use super::{CliError, CliResult, Exit};
 use crate::clock::{SharedClock, SystemClock};
 use crate::dev::sidecar::{Options, Sidecar, SidecarError};
 use crate::dev::world::{INTRUDER, REGION, REPORT, ROLE, SIDEMINT, World};
+use crate::durable_file;
 
 /// Arguments of `sidemint dev`.
 #[derive(Debug, clap::Args)]
@@ -145,14 +146,8 @@ fn variables(world: &World, sidecar: &Sidecar) -> Vec<(&'static str, String)> {
 
 /// Writes all lines or none: whoever waits for the file never reads half of it.
 fn write_env_file(file: &Path, variables: &[(&str, String)]) -> io::Result<()> {
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temporary = tempfile::NamedTempFile::new_in(folder)?;
-    for (name, value) in variables {
-        writeln!(temporary, "{name}={value}")?;
-    }
-    temporary.as_file().sync_all()?;
-    temporary.persist(file)?;
-    Ok(())
+    let lines: String = variables.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+    durable_file::replace(file, lines.as_bytes(), 0o600)
 }
 
 fn welcome(world: &World, sidecar: &Sidecar, variables: &[(&str, String)], env_file: Option<&Path>) -> String {

@@ -1,7 +1,5 @@
 //! `sidemint svid`: fetch and print one's own SVIDs, as the Workload API gives them to this very process.
 
-use std::fs;
-use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +11,7 @@ use zeroize::Zeroizing;
 
 use super::{CliError, CliResult, Exit, Output, print, setting};
 use crate::clock::SystemClock;
+use crate::durable_file;
 use crate::identity::workload_api::client::{Client, X509Material};
 use crate::identity::workload_api::endpoint::{ENVIRONMENT, Endpoint};
 use crate::identity::workload_api::{JwtSvid, WorkloadApiError};
@@ -199,7 +198,7 @@ fn write_files(material: &X509Material, directory: &Path) -> Result<Vec<PathBuf>
         .into_iter()
         .map(|(name, text, mode)| {
             let path = directory.join(name);
-            write_file(directory, &path, text, mode).map(|()| path.clone()).map_err(|error| {
+            durable_file::replace(&path, text.as_bytes(), mode).map(|()| path.clone()).map_err(|error| {
                 let path = path.display();
                 CliError::new(
                     Exit::Failed,
@@ -210,19 +209,9 @@ fn write_files(material: &X509Material, directory: &Path) -> Result<Vec<PathBuf>
         .collect()
 }
 
-fn write_file(directory: &Path, path: &Path, text: &str, mode: u32) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    // created with mode 0600 whatever the umask says, and only then widened
-    let mut file = tempfile::NamedTempFile::new_in(directory)?;
-    file.write_all(text.as_bytes())?;
-    file.as_file().set_permissions(fs::Permissions::from_mode(mode))?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
     use clap::Parser;

@@ -26,8 +26,8 @@
 //! again, so that a restart of the sidecar hides no jump.
 
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,6 +38,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::{Clock, Moment, SharedClock, Timestamp};
+use crate::durable_file;
 
 /// How far the wall clock may be from where it is expected. Corrections by time services stay below it (`chronyd` steps
 /// by more only in its first minutes, `ntpd` gives up at 1000 s but steps from 128 ms on, a leap second is 1 s); it is
@@ -354,20 +355,9 @@ fn read(path: &Path) -> io::Result<Option<Kept>> {
     Ok(Some(kept))
 }
 
-/// Written beside its name and then renamed: a crash leaves the old or the new one.
 fn write(path: &Path, kept: &Kept) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let aside = folder.join(format!("{FILE}.new"));
-    match fs::remove_file(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside)?;
-    file.write_all(&serde_json::to_vec(kept)?)?;
-    file.sync_all()?;
-    fs::rename(&aside, path)?;
-    File::open(folder)?.sync_all()
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(durable_file::folder_of(path))?;
+    durable_file::replace(path, &serde_json::to_vec(kept)?, 0o600)
 }
 
 #[cfg(test)]

@@ -26,11 +26,12 @@ pub mod table;
 pub mod workspace;
 
 use std::fs;
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::io::{self, Read as _};
 use std::path::Path;
 
 use bytes::Bytes;
+
+use crate::durable_file;
 
 /// Why something was not signed or published; each text says what mends it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -87,20 +88,11 @@ fn read_file(path: &Path, limit: u64) -> Result<Option<Bytes>, PublishError> {
     Ok(Some(bytes.into()))
 }
 
-/// Writes a file aside, then renames it: no reader sees half of it, and it is on the disk before this returns.
+/// Writes a file durably, and the folder above it where there is none.
 fn write_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PublishError> {
-    let failed = |error: io::Error| cannot(path, "written", &error);
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder).map_err(failed)?;
-    let mut aside = tempfile::Builder::new().prefix(".aside-").tempfile_in(folder).map_err(failed)?;
-    aside.write_all(bytes).map_err(failed)?;
-    aside.as_file().set_permissions(fs::Permissions::from_mode(mode)).map_err(failed)?;
-    aside.as_file().sync_all().map_err(failed)?;
-    aside.persist(path).map_err(|error| failed(error.error))?;
-    sync_folder(folder)
-}
-
-/// Makes renames in `folder` last.
-fn sync_folder(folder: &Path) -> Result<(), PublishError> {
-    fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| cannot(folder, "written", &error))
+    let write = || {
+        fs::create_dir_all(durable_file::folder_of(path))?;
+        durable_file::replace(path, bytes, mode)
+    };
+    write().map_err(|error| cannot(path, "written", &error))
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -11,6 +12,7 @@ use toml::Spanned;
 
 use super::{DecideArgs, read};
 use crate::cli::{CliError, CliResult, Exit, Output, plain, print};
+use crate::durable_file;
 use crate::policy::document::{AwsGrantFile, Decision, Digest, Grant, GrantProvider, Scope, VaultGrantFile};
 use crate::policy::publish::difference::{self, Change};
 use crate::policy::repository::PolicyFiles;
@@ -148,13 +150,8 @@ impl Plan {
         if fs::read(&place).map_err(cannot)? != self.old {
             return Err(failed(format!("{}: changed meanwhile; run the command again", self.file)));
         }
-        let parent = place.parent().ok_or_else(|| failed(format!("{}: has no folder", self.file)))?;
-        let mut made = tempfile::Builder::new().prefix(".decide-").tempfile_in(parent).map_err(cannot)?;
-        made.write_all(self.new.as_bytes()).map_err(cannot)?;
-        made.as_file().set_permissions(fs::metadata(&place).map_err(cannot)?.permissions()).map_err(cannot)?;
-        made.as_file().sync_all().map_err(cannot)?;
-        made.persist(&place).map_err(|error| cannot(error.error))?;
-        Ok(())
+        let mode = fs::metadata(&place).map_err(cannot)?.permissions().mode() & 0o7777;
+        durable_file::replace(&place, self.new.as_bytes(), mode).map_err(cannot)
     }
 }
 

@@ -7,6 +7,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use crate::durable_file;
 use crate::identity::task_token::random;
 
 /// The journal's name in the state directory.
@@ -47,7 +48,7 @@ impl Owner {
         }
         let mut bytes = [0; 8];
         random(&mut bytes).map_err(io::Error::other)?;
-        appear(directory, &directory.join(OWNER), |mut file| {
+        durable_file::appear(&directory.join(OWNER), |mut file| {
             writeln!(file, "{}", Self(u64::from_be_bytes(bytes)))?;
             file.sync_all()
         })?;
@@ -98,8 +99,9 @@ pub(super) fn prepare(
     let file = match open(OpenOptions::new().read(true).write(true), path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let owner = Owner::of_or_new(directory)?;
-            // Which of two sidecars that both make one may use it is for the lock to say.
-            appear(directory, path, |file| lay_out(file, owner))?;
+            // A file of this name always has in it what it should: one that has not was damaged, and is refused rather than begun
+            // anew. Which of two sidecars that both make one may use it is for the lock to say.
+            durable_file::appear(path, |file| lay_out(file, owner))?;
             open(OpenOptions::new().read(true).write(true), path)?
         }
         other => other?,
@@ -141,24 +143,4 @@ fn ours(of: &fs::Metadata, what: &str, mend: &str) -> io::Result<()> {
         return Err(io::Error::other(format!("{what} has mode {mode:04o}, others may write it: {mend}")));
     }
     Ok(())
-}
-
-/// Makes a file beside `path`, lets `fill` write it, and puts it there whole, unless one is there by then: so a file of this name
-/// always has in it what it should, and one that has not was damaged, and is refused rather than begun anew.
-fn appear(directory: &Path, path: &Path, fill: impl FnOnce(File) -> io::Result<()>) -> io::Result<()> {
-    let aside = path.with_extension(format!("new-{}", std::process::id()));
-    match fs::remove_file(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&aside)?;
-    file.set_permissions(Permissions::from_mode(0o600))?;
-    let made = fill(file).and_then(|()| match fs::hard_link(&aside, path) {
-        // Another sidecar was faster.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => other,
-    });
-    fs::remove_file(&aside)?;
-    made?;
-    File::open(directory)?.sync_all()
 }

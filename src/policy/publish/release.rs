@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use super::keys::{KeySource, good_signatures};
 use super::published::{Head, Overlay, Published, Signers};
 use super::sign::{expires_of, same_content, version_of};
 use super::workspace::{RoleSettings, Workspace};
-use super::{MAX_METADATA, PublishError, cannot, heartbeat, keys, read_file, sync_folder, write_file};
+use super::{MAX_METADATA, PublishError, cannot, heartbeat, keys, read_file, write_file};
 use crate::clock::{Clock, Timestamp, within};
 
 /// How long a dry mint of one grant may take.
@@ -654,13 +654,7 @@ fn keep(workspace: &Workspace, published: &Published) -> Result<(), PublishError
     for (version, bytes) in &published.head.roots {
         put(metadata::metadata_name("root", *version), bytes)?;
     }
-    put("snapshot.json".to_owned(), &published.head.snapshot)?;
-    sync_folder(&workspace.directory().join("metadata"))
-}
-
-/// Where a deployment takes its trust anchor from.
-pub fn anchor_path(out: &Path) -> PathBuf {
-    out.join("metadata").join(metadata::metadata_name("root", 1))
+    put("snapshot.json".to_owned(), &published.head.snapshot)
 }
 
 #[cfg(test)]

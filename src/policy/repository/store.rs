@@ -9,13 +9,13 @@
 //! | `kill/` | of a version that could not be used otherwise: its kill list, and the metadata that leads to it |
 //! | `versions/VERSION/` | the newest version and those in use: metadata files, and `targets.pack`, the policy files |
 //!
-//! Folders have mode 0700 and files 0600; a link, or what somebody else owns, is refused. Every file is written beside its
-//! place, synced, and renamed; a version is a folder that is renamed whole. Whatever is read again is verified again: the
+//! Folders have mode 0700 and files 0600; a link, or what somebody else owns, is refused. Every file is written durably
+//! (`durable_file`); a version is a folder that is renamed whole. Whatever is read again is verified again: the
 //! cache is never what trust rests on, only the high-water mark is.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -27,6 +27,7 @@ use super::fault::{Fault, FaultKind};
 use super::high_water::{HighWater, InUse, MAX_HIGH_WATER, Mark, Marks};
 use super::trusted::{MAX_METADATA, MAX_ROOT, MAX_TARGETS, Verified};
 use super::{Digest, MAX_FILE, MAX_FILES, MAX_TOTAL};
+use crate::durable_file;
 use crate::policy::PolicyVersion;
 use crate::policy::repository::metadata::metadata_name;
 
@@ -38,8 +39,8 @@ const PACK: &str = "targets.pack";
 const KILL: &str = "kill";
 /// What a pack begins with.
 const PACK_FORM: &[u8] = b"sidemint targets 1\n";
-/// Behind the name of what is not in its place yet.
-const ASIDE: &str = ".new";
+/// Behind the name of a folder that is being filled.
+const UNFINISHED: &str = ".new";
 
 /// What the state directory remembers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,31 +136,11 @@ fn read(place: &Path, limit: u64) -> Result<Option<Bytes>, Fault> {
 }
 
 fn sync_folder(place: &Path) -> Result<(), Fault> {
-    File::open(place).and_then(|folder| folder.sync_all()).map_err(|error| failed(place, &error))
+    durable_file::sync_folder(place).map_err(|error| failed(place, &error))
 }
 
-fn aside(place: &Path) -> PathBuf {
-    let mut name = place.as_os_str().to_owned();
-    name.push(ASIDE);
-    PathBuf::from(name)
-}
-
-/// A new file with these bytes, durable but for its name.
-fn create(place: &Path, bytes: &[u8]) -> Result<(), Fault> {
-    let write = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(place)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    write().map_err(|error: io::Error| failed(place, &error))
-}
-
-/// Writes a file beside its place and puts it there; the folder is for the caller to sync.
 fn replace(place: &Path, bytes: &[u8]) -> Result<(), Fault> {
-    let beside = aside(place);
-    remove(&beside)?;
-    create(&beside, bytes)?;
-    fs::rename(&beside, place).map_err(|error| failed(place, &error))
+    durable_file::replace(place, bytes, 0o600).map_err(|error| failed(place, &error))
 }
 
 /// Removes a file, a link or a whole folder, where there is one.
@@ -264,7 +245,6 @@ impl Store {
         let bytes = high_water.to_bytes();
         for name in COPIES {
             replace(&self.folder.join(name), &bytes)?;
-            sync_folder(&self.folder)?;
         }
         Ok(())
     }
@@ -326,8 +306,7 @@ impl Store {
         if read(&place, MAX_ROOT)?.is_some() {
             return Ok(());
         }
-        replace(&place, b"A policy repository is trusted here; see high-water.a.\n")?;
-        sync_folder(&self.folder)
+        replace(&place, b"A policy repository is trusted here; see high-water.a.\n")
     }
 
     fn root_place(&self, version: u64) -> PathBuf {
@@ -349,8 +328,7 @@ impl Store {
         }
         let roots = self.folder.join("roots");
         folder(&roots)?;
-        replace(&self.root_place(version), bytes)?;
-        sync_folder(&roots)
+        replace(&self.root_place(version), bytes)
     }
 
     /// The versions that are kept, the newest first.
@@ -421,20 +399,25 @@ impl Store {
     }
 
     fn put(&self, place: &Path, verified: &Verified) -> Result<(), Fault> {
-        let beside = aside(place);
-        remove(&beside)?;
-        folder(&beside)?;
-        let file = |name: String, bytes: &[u8]| create(&beside.join(name), bytes);
+        let mut unfinished = place.as_os_str().to_owned();
+        unfinished.push(UNFINISHED);
+        let unfinished = PathBuf::from(unfinished);
+        remove(&unfinished)?;
+        folder(&unfinished)?;
+        let file = |name: String, bytes: &[u8]| {
+            let place = unfinished.join(name);
+            durable_file::create(&place, bytes).map_err(|error| failed(&place, &error))
+        };
         file(metadata_name("timestamp", 0), &verified.timestamp.1)?;
         file(metadata_name("snapshot", verified.snapshot.0.version), &verified.snapshot.1)?;
         for (role, (mark, bytes)) in &verified.roles {
             file(metadata_name(role, mark.version), bytes)?;
         }
         file(PACK.to_owned(), &pack(verified.files.files.values()))?;
-        sync_folder(&beside)?;
+        sync_folder(&unfinished)?;
         // A folder can be renamed onto an empty one alone.
         remove(place)?;
-        fs::rename(&beside, place).map_err(|error| failed(place, &error))?;
+        fs::rename(&unfinished, place).map_err(|error| failed(place, &error))?;
         sync_folder(place.parent().unwrap_or(&self.folder))
     }
 
@@ -451,9 +434,7 @@ impl Store {
     /// # Errors
     /// When it cannot be written.
     pub fn keep_timestamp(&self, version: &PolicyVersion, bytes: &[u8]) -> Result<(), Fault> {
-        let place = self.place(version);
-        replace(&place.join(metadata_name("timestamp", 0)), bytes)?;
-        sync_folder(&place)
+        replace(&self.place(version).join(metadata_name("timestamp", 0)), bytes)
     }
 
     /// Removes every version but these, and what was left half written.

@@ -115,7 +115,7 @@ async fn a_torn_write_leaves_the_other_copy() {
     let held = files(&world).await;
     // As after a crash between the two.
     fs::write(world.policy().join("high-water.b"), before).unwrap();
-    fs::write(world.policy().join("high-water.b.new"), "half").unwrap();
+    fs::write(world.policy().join(".high-water.b.x.new"), "half").unwrap();
     world.down(true);
     assert_eq!(files(&world).await.version, held.version);
     let [a, b] = COPIES.map(|name| fs::read(world.policy().join(name)).unwrap());
@@ -218,15 +218,15 @@ async fn what_cannot_be_remembered_is_not_adopted() {
     fs::remove_file(&versions).unwrap();
     fs::rename(&aside, &versions).unwrap();
     // Nor where the version can be kept and its mark cannot.
-    for name in COPIES {
-        fs::create_dir(world.policy().join(format!("{name}.new"))).unwrap();
-        fs::write(world.policy().join(format!("{name}.new/x")), "").unwrap();
-    }
-    assert_eq!(
-        new(source.fetch(Some(&held.version)).await).signed.unwrap().snapshot,
-        2,
-        "what is in the way is removed"
-    );
+    let (b, kept) = (world.policy().join("high-water.b"), world.policy().join("kept"));
+    fs::rename(&b, &kept).unwrap();
+    fs::create_dir(&b).unwrap();
+    let error = source.fetch(Some(&held.version)).await.unwrap_err();
+    assert!(error.message.starts_with("state: ") && error.message.contains("high-water.b: "), "{error}");
+    assert_eq!(source.state.lock().await.as_ref().unwrap().held.as_ref().unwrap().version, held.version);
+    fs::remove_dir(&b).unwrap();
+    fs::rename(&kept, &b).unwrap();
+    assert_eq!(new(source.fetch(Some(&held.version)).await).signed.unwrap().snapshot, 2);
 }
 
 #[tokio::test]
