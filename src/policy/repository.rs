@@ -7,6 +7,7 @@
 //! - [`fetch`]: the seam to the files of a signed repository.
 //! - [`http`]: those files behind HTTPS.
 //! - [`metadata`]: what a publisher writes: TUF roles, keys, signatures.
+//! - [`path_pattern`]: which names a delegation is for.
 //! - [`schedule`]: when to look again.
 //! - [`sample`]: a whole signed repository in memory, for tests and benches.
 
@@ -16,6 +17,7 @@ pub mod fetch;
 pub mod high_water;
 pub mod http;
 pub mod metadata;
+pub mod path_pattern;
 #[cfg(any(test, feature = "dev"))]
 pub mod sample;
 pub mod schedule;

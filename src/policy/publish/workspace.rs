@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::super::repository::DirectorySource;
 use super::super::repository::metadata::{self, Delegation, Envelope, PublicKey, RoleKeys};
+use super::super::repository::path_pattern::{MAX_DEPTH, MAX_SEGMENTS, PathPattern};
 use super::super::standing::{OWNERS, TOP_ROLES};
 use super::super::toml_file::located;
 use super::{MAX_METADATA, PublishError, keys, read_file, write_file};
@@ -16,10 +17,6 @@ use crate::clock::Timestamp;
 
 /// The most roles of one repository.
 pub const MAX_ROLES: usize = 64;
-/// The most departments one below the other.
-pub const MAX_DEPTH: usize = 4;
-/// How deep names may lie below an owner's folder: as deep as an id has segments.
-const MAX_SEGMENTS: usize = 8;
 /// The shortest and the longest life of a role's metadata.
 const LIFE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(10 * 366 * 24 * 3600));
 
@@ -41,7 +38,7 @@ pub struct RoleSettings {
     /// Who delegates it; `None` for the four top-level roles.
     pub parent: Option<String>,
     /// The names that it speaks for; empty for the four top-level roles.
-    pub paths: Vec<String>,
+    pub paths: Vec<PathPattern>,
     /// A department that is gone: its metadata stays, empty, since clients refuse a snapshot that drops a role
     /// (specification §5.5.5).
     pub retired: bool,
@@ -76,45 +73,6 @@ fn is_word(text: &str) -> bool {
     (1..=64).contains(&text.len())
         && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
         && !text.starts_with('-')
-}
-
-/// One pattern for each depth of names below `folder`: `*` stops at `/` (specification §4.5).
-pub fn patterns(folder: &str) -> Vec<String> {
-    let depth = MAX_SEGMENTS.saturating_sub(folder.matches('/').count());
-    (1..=depth).map(|depth| format!("{folder}{}", "/*".repeat(depth))).collect()
-}
-
-/// Whether a name's one segment matches a pattern's one segment; `*` is any run of characters.
-fn segment_matches(pattern: &[u8], text: &[u8]) -> bool {
-    match (pattern.split_first(), text.split_first()) {
-        (None, None) => true,
-        (Some((b'*', rest)), _) => {
-            segment_matches(rest, text) || text.split_first().is_some_and(|(_, tail)| segment_matches(pattern, tail))
-        }
-        (Some((wanted, rest)), Some((found, tail))) => wanted == found && segment_matches(rest, tail),
-        _ => false,
-    }
-}
-
-/// Whether `path` matches `pattern`, segment by segment.
-pub fn matches(pattern: &str, path: &str) -> bool {
-    pattern.split('/').count() == path.split('/').count()
-        && pattern.split('/').zip(path.split('/')).all(|(p, s)| segment_matches(p.as_bytes(), s.as_bytes()))
-}
-
-/// Whether some name could match both. May say yes where none does, never no where one does.
-fn may_overlap(a: &str, b: &str) -> bool {
-    let parts = |a: &str, b: &str| match (a.contains('*'), b.contains('*')) {
-        (true, true) => true,
-        _ => segment_matches(a.as_bytes(), b.as_bytes()) || segment_matches(b.as_bytes(), a.as_bytes()),
-    };
-    a.split('/').count() == b.split('/').count() && a.split('/').zip(b.split('/')).all(|(a, b)| parts(a, b))
-}
-
-/// Whether every name that matches `inner` matches `outer`: each segment of `outer` is `*` or the same.
-fn within(inner: &str, outer: &str) -> bool {
-    inner.split('/').count() == outer.split('/').count()
-        && inner.split('/').zip(outer.split('/')).all(|(inner, outer)| outer == "*" || inner == outer)
 }
 
 impl Settings {
@@ -160,12 +118,13 @@ impl Settings {
             let parent = &self.roles.get(name).map(|role| role.paths.clone()).unwrap_or_default();
             for (number, (child, settings)) in children.iter().enumerate() {
                 if name != "targets"
-                    && let Some(path) = settings.paths.iter().find(|path| !parent.iter().any(|p| within(path, p)))
+                    && let Some(path) =
+                        settings.paths.iter().find(|path| !parent.iter().any(|outer| outer.contains(path)))
                 {
                     return Err(wrong(format!("roles.{child}: {path} leads out of what its parent {name} owns")));
                 }
                 for (other, others) in children.iter().skip(number + 1) {
-                    let clash = settings.paths.iter().find(|a| others.paths.iter().any(|b| may_overlap(a, b)));
+                    let clash = settings.paths.iter().find(|a| others.paths.iter().any(|b| a.overlaps(b)));
                     if let Some(path) = clash {
                         return Err(wrong(format!("{path} belongs to both {child} and {other}: one owner each")));
                     }
@@ -250,7 +209,7 @@ impl Settings {
         let charter = path.starts_with("owners/") && path.matches('/').count() == 1;
         let mut owner = charter.then_some("targets");
         let mut at = "targets";
-        while let Some((child, _)) = self.children(at).find(|(_, role)| role.paths.iter().any(|p| matches(p, path))) {
+        while let Some((child, _)) = self.children(at).find(|(_, role)| role.paths.iter().any(|p| p.matches(path))) {
             (owner, at) = (Some(child), child);
         }
         owner
@@ -268,7 +227,11 @@ impl Settings {
     /// Whom `name` delegates to.
     fn delegations(&self, name: &str) -> Result<Vec<Delegation>, PublishError> {
         let delegation = |(child, role): (&str, &RoleSettings)| {
-            Ok(Delegation { name: child.to_owned(), keys: self.role_keys(child)?, paths: role.paths.clone() })
+            Ok(Delegation {
+                name: child.to_owned(),
+                keys: self.role_keys(child)?,
+                paths: role.paths.iter().map(PathPattern::to_string).collect(),
+            })
         };
         self.children(name).map(delegation).collect()
     }
@@ -350,28 +313,26 @@ fn role_settings(name: &str, raw: RawRole, known: &BTreeMap<String, PublicKey>) 
         (None, false) => {
             let parent = raw.parent.ok_or_else(|| wrong("a department needs parent = \"…\""))?;
             let paths = raw.paths.filter(|paths| !paths.is_empty());
-            (Some(parent), paths.ok_or_else(|| wrong("a department needs paths = [\"FOLDER/…/*\"]"))?)
+            let paths = paths.ok_or_else(|| wrong("a department needs paths = [\"FOLDER/…/*\"]"))?;
+            let parse = |text: &String| {
+                let why = "is no pattern: segments of a-z 0-9 . - _ with at most one *, never ** or {}";
+                pattern(text).ok_or_else(|| wrong(&format!("{text:?} {why}")))
+            };
+            (Some(parent), paths.iter().map(parse).collect::<Result<_, _>>()?)
         }
         _ if raw.parent.is_some() || raw.paths.is_some() || raw.retired => {
             return Err(wrong("only departments have parent, paths and retired"));
         }
-        (Some(folder), _) => (Some("targets".to_owned()), patterns(folder)),
+        (Some(folder), _) => (Some("targets".to_owned()), PathPattern::below(folder)),
         (None, true) => (None, Vec::new()),
     };
-    if let Some(path) = paths.iter().find(|path| !is_pattern(path)) {
-        return Err(wrong(&format!("{path:?} is no pattern: segments of a-z 0-9 . - _ or *, never ** or {{}}")));
-    }
     Ok(RoleSettings { keys, threshold: raw.threshold, life, parent, paths, retired: raw.retired })
 }
 
-/// A pattern that every TUF client reads alike: no `**`, braces, classes or `?`, and at least a folder and a name.
-fn is_pattern(pattern: &str) -> bool {
-    let allowed = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_' | b'*');
-    let segment =
-        |segment: &str| !matches!(segment, "" | "." | "..") && !segment.contains("**") && segment.bytes().all(allowed);
-    pattern.len() <= 256
-        && (2..=MAX_SEGMENTS + 1).contains(&pattern.split('/').count())
-        && pattern.split('/').all(segment)
+/// A pattern that departments may have: in lower case, and no longer than names are.
+fn pattern(text: &str) -> Option<PathPattern> {
+    let pattern = PathPattern::parse(text).filter(|pattern| pattern.depth() <= MAX_SEGMENTS + 1)?;
+    (text.len() <= 256 && !text.bytes().any(|b| b.is_ascii_uppercase())).then_some(pattern)
 }
 
 /// A working repository.

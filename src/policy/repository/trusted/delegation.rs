@@ -9,91 +9,20 @@ use sigstore_tuf::{DelegatedRole, Targets};
 
 use super::keys::{self, Material};
 use crate::policy::repository::fault::{Fault, FaultKind};
+pub use crate::policy::repository::path_pattern::MAX_DEPTH;
+use crate::policy::repository::path_pattern::{PathPattern, is_plain};
 use crate::policy::standing::{OWNERS, RoleName, TOP_ROLES};
 
 /// The most targets roles, the charter included.
 pub const MAX_ROLES: usize = 64;
-/// How deep departments may be nested below one of the five owners.
-pub const MAX_DEPTH: usize = 4;
-/// How many segments a pattern may have behind its folder: as many as an id has.
-const MAX_SEGMENTS: usize = 8;
 /// The most patterns of one role.
 const MAX_PATTERNS: usize = 64;
 /// The longest name of a role or file, in bytes.
 const MAX_NAME: usize = 512;
 
-/// One segment of a pattern: what is there as it stands, or what begins and ends so, with anything between.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Segment {
-    Plain(String),
-    Star { before: String, behind: String },
-}
-
-impl Segment {
-    fn parse(text: &str) -> Option<Self> {
-        let plain = |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
-        match text.split_once('*') {
-            Some((before, behind)) if plain(before) && plain(behind) => {
-                Some(Self::Star { before: before.to_owned(), behind: behind.to_owned() })
-            }
-            None if plain(text) && !matches!(text, "" | "." | "..") => Some(Self::Plain(text.to_owned())),
-            _ => None,
-        }
-    }
-
-    fn matches(&self, name: &str) -> bool {
-        match self {
-            Self::Plain(text) => text == name,
-            Self::Star { before, behind } => {
-                name.len() >= before.len() + behind.len() && name.starts_with(before) && name.ends_with(behind)
-            }
-        }
-    }
-
-    /// Whether whatever `other` matches, this matches too.
-    fn holds(&self, other: &Self) -> bool {
-        match (self, other) {
-            (_, Self::Plain(text)) => self.matches(text),
-            (Self::Plain(_), Self::Star { .. }) => false,
-            (Self::Star { before, behind }, Self::Star { before: inner, behind: end }) => {
-                inner.starts_with(before.as_str()) && end.ends_with(behind.as_str())
-            }
-        }
-    }
-}
-
-/// A pattern of names: `decisions/*`, `scopes/finance/*/*`. `*` stops at `/`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Pattern(Vec<Segment>);
-
-impl Pattern {
-    fn parse(text: &str) -> Option<Self> {
-        let segments: Vec<Segment> = text.split('/').map(Segment::parse).collect::<Option<_>>()?;
-        (2..=MAX_SEGMENTS + MAX_DEPTH + 1).contains(&segments.len()).then_some(Self(segments))
-    }
-
-    /// The same up to where names end: what is longer matches no name, wherever it was written.
-    fn cut(&self) -> Self {
-        Self(self.0.iter().take(MAX_SEGMENTS + 1).cloned().collect())
-    }
-
-    fn matches(&self, path: &str) -> bool {
-        let mut names = path.split('/');
-        self.0.iter().all(|segment| names.next().is_some_and(|name| segment.matches(name))) && names.next().is_none()
-    }
-
-    fn holds(&self, other: &Self) -> bool {
-        self.0.len() == other.0.len() && self.0.iter().zip(&other.0).all(|(ours, theirs)| ours.holds(theirs))
-    }
-
-    fn below(&self, folder: &str) -> bool {
-        matches!(self.0.first(), Some(Segment::Plain(name)) if name == folder)
-    }
-}
-
 #[derive(Debug)]
 struct Node {
-    patterns: Vec<Pattern>,
+    patterns: Vec<PathPattern>,
     children: Vec<RoleName>,
     /// Which of the five owners it is below, or is.
     owner: usize,
@@ -190,9 +119,9 @@ impl Tree {
             return bad(&format!("departments are nested deeper than {MAX_DEPTH}"));
         }
         let (_, folder) = OWNERS.get(owner).copied().unwrap_or_default();
-        let within = |pattern: &Pattern| match self.nodes.get(parent) {
-            Some(node) => node.patterns.iter().any(|outer| outer.cut().holds(&pattern.cut())),
-            None => pattern.below(folder),
+        let within = |pattern: &PathPattern| match self.nodes.get(parent) {
+            Some(node) => node.patterns.iter().any(|outer| outer.cut().contains(&pattern.cut())),
+            None => pattern.is_below(folder),
         };
         if !patterns.iter().all(within) {
             return bad("for names that are not its own to give");
@@ -230,73 +159,35 @@ impl Tree {
     }
 }
 
-fn parse_patterns(delegated: &DelegatedRole) -> Result<Vec<Pattern>, String> {
+fn parse_patterns(delegated: &DelegatedRole) -> Result<Vec<PathPattern>, String> {
     let texts = delegated.paths.as_deref().unwrap_or_default();
     if texts.is_empty() || texts.len() > MAX_PATTERNS {
         return Err(format!("with {} patterns; 1 to {MAX_PATTERNS} are needed", texts.len()));
     }
     let parse = |text: &String| {
         let why = "for a pattern that is none (write FOLDER/*, FOLDER/*/*, one for each depth)";
-        Pattern::parse(text).ok_or_else(|| format!("{why}: {}", text.escape_debug()))
+        PathPattern::parse(text).ok_or_else(|| format!("{why}: {}", text.escape_debug()))
     };
     texts.iter().map(parse).collect()
 }
 
+fn is_safe(name: &str) -> bool {
+    name.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && part.bytes().all(is_plain))
+}
+
 /// A name that is safe in a file's name and in a URL.
 fn is_role_name(name: &str) -> bool {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    let segment = |part: &str| !part.is_empty() && !part.starts_with('.') && part.bytes().all(plain);
-    name.len() <= MAX_NAME / 4 && name.split('/').all(segment)
+    name.len() <= MAX_NAME / 4 && is_safe(name)
 }
 
 /// A policy file's name that is safe to look for: `FOLDER/NAME`, without a trick in it.
 pub(super) fn is_file_name(path: &str) -> bool {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    let segment = |part: &str| !part.is_empty() && !part.starts_with('.') && part.bytes().all(plain);
-    path.len() <= MAX_NAME && path.contains('/') && path.split('/').all(segment)
+    path.len() <= MAX_NAME && path.contains('/') && is_safe(path)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn pattern(text: &str) -> Pattern {
-        Pattern::parse(text).unwrap()
-    }
-
-    #[test]
-    fn a_star_stops_at_a_slash() {
-        assert!(pattern("scopes/*").matches("scopes/a.toml"));
-        assert!(!pattern("scopes/*").matches("scopes/finance/a.toml"));
-        assert!(!pattern("scopes/*").matches("scopes"));
-        assert!(pattern("scopes/finance-*/*.toml").matches("scopes/finance-eu/a.toml"));
-        assert!(!pattern("scopes/ab*ba/x").matches("scopes/aba/x"));
-    }
-
-    #[test]
-    fn what_is_no_plain_pattern_is_refused() {
-        for text in ["", "*", "a", "a/", "/a", "a//b", "a/**", "a/{b,c}", "a/?", "a/[b]", "a/../b", "a/*b*", "a/ä"] {
-            assert_eq!(Pattern::parse(text), None, "{text}");
-        }
-        assert_eq!(Pattern::parse(&format!("a{}", "/*".repeat(13))), None);
-    }
-
-    #[test]
-    fn a_pattern_holds_exactly_the_narrower_ones() {
-        for (outer, inner, holds) in [
-            ("scopes/*/*", "scopes/finance/*", true),
-            ("scopes/*/*", "scopes/*/*", true),
-            ("scopes/*", "scopes/finance/*", false),
-            ("scopes/fin*/*", "scopes/finance/*", true),
-            ("scopes/fin*/*", "scopes/fin*ce/*", true),
-            ("scopes/finance/*", "scopes/*/*", false),
-            ("scopes/fin*/*", "scopes/f*/*", false),
-            ("scopes/*", "grants/*", false),
-            ("scopes/*", "*/x", false),
-        ] {
-            assert_eq!(pattern(outer).holds(&pattern(inner)), holds, "{outer} {inner}");
-        }
-    }
 
     #[test]
     fn names_with_tricks_in_them_are_none() {
