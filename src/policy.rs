@@ -31,6 +31,7 @@ mod load;
 pub mod names;
 pub mod outliving;
 mod params;
+pub mod public_key;
 pub mod publish;
 pub mod repository;
 pub mod rules;

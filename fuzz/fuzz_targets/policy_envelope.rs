@@ -6,10 +6,10 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 use sidemint::policy::publish::keys::good_signatures;
-use sidemint::policy::repository::metadata::{Envelope, LocalKey, PublicKey, Signer as _};
+use sidemint::policy::repository::metadata::{Envelope, LocalKey, Signer as _, TufKey};
 
 static KEY: LazyLock<LocalKey> = LazyLock::new(|| LocalKey::generate().unwrap().0);
-static KEYS: LazyLock<Vec<(String, PublicKey)>> = LazyLock::new(|| {
+static KEYS: LazyLock<Vec<(String, TufKey)>> = LazyLock::new(|| {
     let other = LocalKey::generate().unwrap().0.public().clone();
     vec![("ours".to_owned(), KEY.public().clone()), ("another".to_owned(), other)]
 });

@@ -2,18 +2,13 @@
 //! (design §4), so a bad file here refuses the whole version.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ED25519, ParsedPublicKey};
 use bytes::Bytes;
-use data_encoding::HEXLOWER;
-use rustls::pki_types::SubjectPublicKeyInfoDer;
-use rustls::pki_types::pem::PemObject as _;
 use serde::Deserialize;
 
-use super::document::Digest;
 use super::names::is_segment;
+use super::public_key::PublicKey;
 use super::{DocumentError, Problem, Tier, kind, toml_file};
 use crate::clock::Timestamp;
 
@@ -119,66 +114,20 @@ impl Charter {
     }
 }
 
-/// A public key that an owner approves with.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum OwnerKey {
-    /// Ed25519: the 32 bytes of RFC 8032.
-    Ed25519([u8; 32]),
-    /// P-256: the uncompressed point, 65 bytes (SEC 1).
-    P256(Box<[u8; 65]>),
-}
-
-impl fmt::Debug for OwnerKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, bytes): (_, &[u8]) = match self {
-            Self::Ed25519(bytes) => ("ed25519", bytes),
-            Self::P256(bytes) => ("p256", bytes.as_slice()),
-        };
-        write!(f, "{name}:{}", Digest::of(bytes).hex().get(..16).unwrap_or_default())
-    }
-}
-
-/// What precedes the key in a `SubjectPublicKeyInfo` (RFC 8410 §4, RFC 5480 §2).
-const ED25519_SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-const P256_SPKI: [u8; 26] = [
-    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
-    0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
-];
-
-impl OwnerKey {
-    /// Reads 64 lower-case hex digits (Ed25519) or the PEM of a `SubjectPublicKeyInfo` (Ed25519 or P-256), which is what
-    /// `openssl pkey -pubout` writes.
-    ///
-    /// # Errors
-    /// Anything else, and a P-256 point that is not on the curve.
-    pub fn parse(text: &str) -> Result<Self, DocumentError> {
-        let wrong = || {
-            DocumentError::invalid(
-                "keys are 64 lower-case hex digits (ed25519) or a PEM public key (BEGIN PUBLIC KEY), ed25519 or P-256",
-            )
-        };
-        let key = match hex(text.trim()) {
-            Some(bytes) => Self::Ed25519(bytes),
-            None => {
-                let der = SubjectPublicKeyInfoDer::from_pem_slice(text.as_bytes()).map_err(|_| wrong())?;
-                if let Some(raw) = der.strip_prefix(&ED25519_SPKI[..]) {
-                    Self::Ed25519(raw.try_into().map_err(|_| wrong())?)
-                } else {
-                    let point = der.strip_prefix(&P256_SPKI[..]).ok_or_else(wrong)?;
-                    Self::P256(Box::new(point.try_into().map_err(|_| wrong())?))
-                }
-            }
-        };
-        let parsed = match &key {
-            Self::Ed25519(raw) => ParsedPublicKey::new(&ED25519, raw),
-            Self::P256(point) => ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point.as_slice()),
-        };
-        parsed.map(|_| key).map_err(|_| wrong())
-    }
-}
-
-fn hex(text: &str) -> Option<[u8; 32]> {
-    HEXLOWER.decode(text.as_bytes()).ok()?.try_into().ok()
+/// Reads a public key that an owner approves with: 64 lower-case hex digits (Ed25519) or the PEM of a
+/// `SubjectPublicKeyInfo` (Ed25519 or P-256), which is what `openssl pkey -pubout` writes.
+fn owner_key(text: &str) -> Result<PublicKey, DocumentError> {
+    let text = text.trim();
+    let key = match text.starts_with('-') {
+        true => PublicKey::from_pem(text),
+        false if text.bytes().any(|byte| byte.is_ascii_uppercase()) => None,
+        false => PublicKey::from_hex(text),
+    };
+    key.ok_or_else(|| {
+        DocumentError::invalid(
+            "keys are 64 lower-case hex digits (ed25519) or a PEM public key (BEGIN PUBLIC KEY), ed25519 or P-256",
+        )
+    })
 }
 
 /// `owners/ID.toml`: one owner, to whom decisions and scopes point by `ID`.
@@ -191,7 +140,7 @@ pub struct Owner {
     /// When they leave, or left; UTC. What they own stops then, or a grace later.
     pub active_until: Option<Timestamp>,
     /// The keys that they approve with.
-    pub keys: Vec<OwnerKey>,
+    pub keys: Vec<PublicKey>,
 }
 
 #[derive(Deserialize)]
@@ -216,7 +165,7 @@ impl Owner {
         if raw.keys.len() > MAX_KEYS {
             return Err(DocumentError::invalid(format!("has more than {MAX_KEYS} keys")));
         }
-        let keys = raw.keys.iter().map(|text| OwnerKey::parse(text)).collect::<Result<Vec<_>, _>>()?;
+        let keys = raw.keys.iter().map(|text| owner_key(text)).collect::<Result<Vec<_>, _>>()?;
         if (1..keys.len()).any(|at| keys.get(..at).zip(keys.get(at)).is_some_and(|(before, key)| before.contains(key)))
         {
             return Err(DocumentError::invalid("has a key twice"));
@@ -292,7 +241,7 @@ fn misplaced() -> DocumentError {
 
 /// Who approves must be somebody else than who asks (requirement G06): no two owners share a key.
 fn shared_key(owners: &BTreeMap<String, Owner>) -> Option<Problem> {
-    let mut seen: BTreeMap<&OwnerKey, &str> = BTreeMap::new();
+    let mut seen: BTreeMap<&PublicKey, &str> = BTreeMap::new();
     for (id, owner) in owners {
         for key in &owner.keys {
             if let Some(other) = seen.insert(key, id) {

@@ -7,17 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, ED25519, UnparsedPublicKey, VerificationAlgorithm,
-};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use data_encoding::HEXLOWER_PERMISSIVE;
-use rustls::pki_types::SubjectPublicKeyInfoDer;
-use rustls::pki_types::pem::PemObject as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::super::repository::metadata::{Envelope, LocalKey, PublicKey, Signer as _};
+use super::super::public_key::PublicKey;
+use super::super::repository::metadata::{Envelope, LocalKey, Signer as _, TufKey};
 use super::{PublishError, cannot};
 use crate::clock::{Clock, within};
 use crate::secret::Secret;
@@ -28,9 +24,6 @@ pub const SIGNER_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_ANSWER: u64 = 4096;
 /// The largest key file, in bytes.
 const MAX_KEY: u64 = 16 * 1024;
-/// RFC 8410: what stands before the 32 bytes of an Ed25519 key.
-const ED25519_SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-
 /// Bytes from hex digits of either case.
 fn hex(text: &str) -> Option<Vec<u8>> {
     HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok()
@@ -40,53 +33,21 @@ fn hex(text: &str) -> Option<Vec<u8>> {
 ///
 /// # Errors
 /// Another form or another algorithm.
-pub fn parse_public(text: &str) -> Result<PublicKey, PublishError> {
-    let wrong = || {
+pub fn parse_public(text: &str) -> Result<TufKey, PublishError> {
+    let key = PublicKey::from_hex(text.trim()).or_else(|| PublicKey::from_pem(text));
+    key.as_ref().map(TufKey::of).ok_or_else(|| {
         PublishError::Key("a public key is 64 hex digits (Ed25519), or PEM BEGIN PUBLIC KEY of Ed25519 or P-256".into())
-    };
-    let text = text.trim();
-    if let Some(raw) = hex(text) {
-        return if raw.len() == 32 { Ok(PublicKey::ed25519(&raw)) } else { Err(wrong()) };
-    }
-    let der = SubjectPublicKeyInfoDer::from_pem_slice(text.as_bytes()).map_err(|_| wrong())?;
-    if let Some(raw) = der.strip_prefix(&ED25519_SPKI).filter(|raw| raw.len() == 32) {
-        return Ok(PublicKey::ed25519(raw));
-    }
-    // A P-256 key in the one form that clients read: an uncompressed point of 65 bytes at the end.
-    let point = der.len().checked_sub(65).and_then(|at| der.get(at..)).ok_or_else(wrong)?;
-    let key = PublicKey::p256(point);
-    let same = SubjectPublicKeyInfoDer::from_pem_slice(key.keyval.public.as_bytes()).is_ok_and(|made| made == der);
-    if same && point.first() == Some(&4) { Ok(key) } else { Err(wrong()) }
-}
-
-/// The key's own bytes, as a verifier wants them.
-fn raw(key: &PublicKey) -> Option<Vec<u8>> {
-    match key.keytype.as_str() {
-        "ed25519" => hex(&key.keyval.public),
-        _ => {
-            let der = SubjectPublicKeyInfoDer::from_pem_slice(key.keyval.public.as_bytes()).ok()?;
-            Some(der.get(der.len().checked_sub(65)?..)?.to_vec())
-        }
-    }
-}
-
-/// Whether `signature` is that of `key` over `message`.
-pub fn verifies(key: &PublicKey, message: &[u8], signature: &[u8]) -> bool {
-    let algorithm: &dyn VerificationAlgorithm = match key.scheme.as_str() {
-        "ed25519" => &ED25519,
-        "ecdsa-sha2-nistp256" => &ECDSA_P256_SHA256_ASN1,
-        _ => return false,
-    };
-    raw(key).is_some_and(|raw| UnparsedPublicKey::new(algorithm, raw).verify(message, signature).is_ok())
+    })
 }
 
 /// The names of the keys among `keys` whose signatures on `envelope` are good.
-pub fn good_signatures<'a>(envelope: &Envelope, keys: &'a [(String, PublicKey)]) -> Vec<&'a str> {
+pub fn good_signatures<'a>(envelope: &Envelope, keys: &'a [(String, TufKey)]) -> Vec<&'a str> {
     let Ok(message) = envelope.message() else { return Vec::new() };
-    let signed = |key: &PublicKey| {
+    let signed = |key: &TufKey| {
+        let Some(public) = key.key() else { return false };
         let id = key.id();
         let own = envelope.signatures.iter().filter(|signature| signature.keyid == id);
-        own.filter_map(|signature| hex(&signature.sig)).any(|signature| verifies(key, &message, &signature))
+        own.filter_map(|signature| hex(&signature.sig)).any(|signature| public.verifies(&message, &signature))
     };
     keys.iter().filter(|(_, key)| signed(key)).map(|(name, _)| name.as_str()).collect()
 }
@@ -126,9 +87,9 @@ impl KeySource {
         &self,
         role: &str,
         message: &[u8],
-        keys: &[(String, PublicKey)],
+        keys: &[(String, TufKey)],
         clock: &dyn Clock,
-    ) -> Result<(PublicKey, Vec<u8>), PublishError> {
+    ) -> Result<(TufKey, Vec<u8>), PublishError> {
         match self {
             Self::File(path) => {
                 let key = read_private(path)?;
@@ -157,7 +118,7 @@ fn stranger(role: &str, what: &str) -> PublishError {
 }
 
 /// The private keys in `folder` that are those of `keys`. What cannot be read is none.
-pub(super) fn in_folder(folder: &Path, keys: &[(String, PublicKey)]) -> Vec<KeySource> {
+pub(super) fn in_folder(folder: &Path, keys: &[(String, TufKey)]) -> Vec<KeySource> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let ours = |path: &PathBuf| {
         path.extension().is_some_and(|end| end == "pem")
@@ -167,16 +128,12 @@ pub(super) fn in_folder(folder: &Path, keys: &[(String, PublicKey)]) -> Vec<KeyS
 }
 
 /// The signature in TUF's form, where it is that of `key`.
-fn accept(key: &PublicKey, message: &[u8], signature: &[u8]) -> Option<Vec<u8>> {
-    if verifies(key, message, signature) {
+fn accept(key: &TufKey, message: &[u8], signature: &[u8]) -> Option<Vec<u8>> {
+    let key = key.key()?;
+    if key.verifies(message, signature) {
         return Some(signature.to_vec());
     }
-    // PKCS#11 and some KMS give r‖s.
-    let fixed = key.scheme == "ecdsa-sha2-nistp256"
-        && raw(key).is_some_and(|raw| {
-            UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, raw).verify(message, signature).is_ok()
-        });
-    if !fixed {
+    if !key.verifies_fixed(message, signature) {
         return None;
     }
     let (r, s) = signature.split_at_checked(32)?;
@@ -274,9 +231,8 @@ mod tests {
     fn reads_public_keys_as_hex_and_as_pem() {
         let key = parse_public(ED25519).unwrap();
         assert_eq!((key.keytype.as_str(), key.keyval.public.as_str()), ("ed25519", ED25519));
-        let der = [&ED25519_SPKI[..], &hex(ED25519).unwrap()].concat();
-        let pem = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der));
-        assert_eq!(parse_public(&pem).unwrap(), key);
+        let (_, pem) = pair(&rcgen::PKCS_ED25519);
+        assert_eq!(parse_public(&pem).unwrap().scheme, "ed25519");
         let (_, pem) = pair(&rcgen::PKCS_ECDSA_P256_SHA256);
         assert_eq!(parse_public(&pem).unwrap().scheme, "ecdsa-sha2-nistp256");
         let (_, p384) = pair(&rcgen::PKCS_ECDSA_P384_SHA384);
@@ -297,7 +253,7 @@ mod tests {
             let message = round.to_be_bytes();
             let signature = signer.sign(&SystemRandom::new(), &message).unwrap();
             let der = accept(&key, &message, signature.as_ref()).unwrap();
-            assert!(verifies(&key, &message, &der));
+            assert!(key.key().unwrap().verifies(&message, &der));
             assert!(accept(&key, b"other", signature.as_ref()).is_none());
         }
     }

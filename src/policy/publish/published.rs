@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::super::repository::fetch::{Answer, DirectoryFetch, Fetch, FetchError, Tag};
 use super::super::repository::high_water::{Mark, Marks};
-use super::super::repository::metadata::{PublicKey, metadata_name};
+use super::super::repository::metadata::{TufKey, metadata_name};
 use super::super::repository::trusted::{Known, MAX_ROOT, MAX_SNAPSHOT, MAX_TIMESTAMP, Next, Roots, TIMESTAMP};
 use super::super::repository::trusted::{Top, Verified, complete};
 use super::super::repository::{Digest, PolicyFiles};
@@ -208,7 +208,7 @@ impl Looks {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signers {
     /// The keys, by their ids.
-    pub keys: Vec<(String, PublicKey)>,
+    pub keys: Vec<(String, TufKey)>,
     /// How many must sign; at least 1.
     pub threshold: u64,
 }

@@ -15,7 +15,7 @@ use tokio::io::AsyncWriteExt as _;
 use super::super::ScopeId;
 use super::super::document::{Digest, Grant};
 use super::super::repository::PolicyFiles;
-use super::super::repository::metadata::{self, Envelope, PublicKey};
+use super::super::repository::metadata::{self, Envelope, TufKey};
 use super::super::repository::trusted::INCIDENT;
 use super::super::{Policy, Problem};
 use super::keys::{KeySource, good_signatures};
@@ -43,7 +43,7 @@ pub struct OnlineKeys {
 
 /// How one of the roles that are signed at publication is to be signed.
 pub(super) struct Duty {
-    keys: Vec<(String, PublicKey)>,
+    keys: Vec<(String, TufKey)>,
     threshold: u64,
     life: Duration,
     sources: Vec<KeySource>,
@@ -458,7 +458,7 @@ pub(super) async fn sign_with(
     role: &str,
     signed: serde_json::Value,
     sources: &[KeySource],
-    keys: &[(String, PublicKey)],
+    keys: &[(String, TufKey)],
     threshold: u64,
     clock: &dyn Clock,
 ) -> Result<Bytes, PublishError> {
@@ -479,7 +479,7 @@ pub(super) async fn sign_with(
 
 /// The keys that `policy new` made, where they are still here.
 fn default_keys(workspace: &Workspace, settings: &RoleSettings) -> Vec<KeySource> {
-    let place = |(name, _): &(String, PublicKey)| workspace.directory().join("keys").join(format!("{name}.pem"));
+    let place = |(name, _): &(String, TufKey)| workspace.directory().join("keys").join(format!("{name}.pem"));
     settings.keys.iter().map(place).filter(|place| place.exists()).map(KeySource::File).collect()
 }
 

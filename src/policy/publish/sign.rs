@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::super::repository::metadata::{Envelope, PublicKey};
+use super::super::repository::metadata::{Envelope, TufKey};
 use super::PublishError;
 use super::keys::{KeySource, good_signatures};
 use super::published::{Published, Signers};
@@ -158,7 +158,7 @@ fn known_version(workspace: &Workspace, request: &Request<'_>) -> Result<u64, Pu
     Ok(version)
 }
 
-type Before = Option<(Vec<(String, PublicKey)>, u64)>;
+type Before = Option<(Vec<(String, TufKey)>, u64)>;
 
 /// The keys and the threshold of the root before `envelope`, which must sign it too (specification §5.3.4).
 fn before(workspace: &Workspace, role: &str, envelope: &Envelope) -> Result<Before, PublishError> {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use super::super::repository::DirectorySource;
-use super::super::repository::metadata::{self, Delegation, Envelope, PublicKey, RoleKeys};
+use super::super::repository::metadata::{self, Delegation, Envelope, RoleKeys, TufKey};
 use super::super::repository::path_pattern::{MAX_DEPTH, MAX_SEGMENTS, PathPattern};
 use super::super::standing::{OWNERS, TOP_ROLES};
 use super::super::toml_file::located;
@@ -30,7 +30,7 @@ pub struct Settings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoleSettings {
     /// The keys that may sign, by the names that `repository.toml` gives them.
-    pub keys: Vec<(String, PublicKey)>,
+    pub keys: Vec<(String, TufKey)>,
     /// How many of them must; 1 to their number.
     pub threshold: u32,
     /// How long what is signed now speaks.
@@ -270,7 +270,7 @@ impl Settings {
     }
 }
 
-fn public_keys(raw: &BTreeMap<String, String>) -> Result<BTreeMap<String, PublicKey>, PublishError> {
+fn public_keys(raw: &BTreeMap<String, String>) -> Result<BTreeMap<String, TufKey>, PublishError> {
     let mut known = BTreeMap::new();
     let mut names: BTreeMap<String, &str> = BTreeMap::new();
     for (name, text) in raw {
@@ -287,7 +287,7 @@ fn public_keys(raw: &BTreeMap<String, String>) -> Result<BTreeMap<String, Public
     Ok(known)
 }
 
-fn role_settings(name: &str, raw: RawRole, known: &BTreeMap<String, PublicKey>) -> Result<RoleSettings, PublishError> {
+fn role_settings(name: &str, raw: RawRole, known: &BTreeMap<String, TufKey>) -> Result<RoleSettings, PublishError> {
     let wrong = |message: &str| wrong(format!("roles.{name}: {message}"));
     if !is_word(name) {
         return Err(wrong("a name is 1 to 64 of a-z 0-9 - _"));

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use aws_lc_rs::encoding::AsDer as _;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair as _};
 use base64::Engine as _;
@@ -21,6 +22,7 @@ use sigstore_tuf::canonical_json::to_canonical_bytes;
 use zeroize::Zeroizing;
 
 use super::super::document::Digest;
+use super::super::public_key::PublicKey;
 use crate::clock::Timestamp;
 use crate::secret::Secret;
 
@@ -32,9 +34,9 @@ pub const SPEC_VERSION: &str = "1.0.33";
 #[error("{0}")]
 pub struct MetadataError(pub String);
 
-/// A public key as TUF writes it (specification §4.2).
+/// A public key as TUF writes it (specification §4.2). Its id depends on how it is written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PublicKey {
+pub struct TufKey {
     /// `ed25519` or `ecdsa`.
     pub keytype: String,
     /// `ed25519` or `ecdsa-sha2-nistp256`.
@@ -50,26 +52,20 @@ pub struct KeyValue {
     pub public: String,
 }
 
-impl PublicKey {
-    pub(in crate::policy) fn ed25519(raw: &[u8]) -> Self {
-        let public = HEXLOWER.encode(raw);
-        Self { keytype: "ed25519".to_owned(), scheme: "ed25519".to_owned(), keyval: KeyValue { public } }
+impl TufKey {
+    /// The key as this version writes it.
+    pub fn of(key: &PublicKey) -> Self {
+        let (keytype, scheme) = match key {
+            PublicKey::Ed25519(_) => ("ed25519", "ed25519"),
+            PublicKey::P256(_) => ("ecdsa", "ecdsa-sha2-nistp256"),
+        };
+        let keyval = KeyValue { public: key.to_tuf() };
+        Self { keytype: keytype.to_owned(), scheme: scheme.to_owned(), keyval }
     }
 
-    pub(in crate::policy) fn p256(point: &[u8]) -> Self {
-        // RFC 5480: id-ecPublicKey, prime256v1, an uncompressed point.
-        const SPKI: [u8; 26] = [
-            0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48,
-            0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
-        ];
-        let text = STANDARD.encode([&SPKI[..], point].concat());
-        let mut public = String::from("-----BEGIN PUBLIC KEY-----\n");
-        for line in text.as_bytes().chunks(64) {
-            public.push_str(&String::from_utf8_lossy(line));
-            public.push('\n');
-        }
-        public.push_str("-----END PUBLIC KEY-----\n");
-        Self { keytype: "ecdsa".to_owned(), scheme: "ecdsa-sha2-nistp256".to_owned(), keyval: KeyValue { public } }
+    /// The key itself; `None` where it is of a kind or form that this version does not know.
+    pub fn key(&self) -> Option<PublicKey> {
+        PublicKey::from_tuf(&self.scheme, &self.keyval.public).ok()
     }
 
     /// The key's id: 64 hex digits, the SHA-256 of its canonical JSON (as securesystemslib makes it).
@@ -83,7 +79,7 @@ impl PublicKey {
 /// Something that signs: a key in a file, or a command that asks a KMS or an HSM.
 pub trait Signer: Send + Sync + fmt::Debug {
     /// The public half.
-    fn public(&self) -> &PublicKey;
+    fn public(&self) -> &TufKey;
 
     /// The signature over `message`: raw for Ed25519, ASN.1 DER for ECDSA.
     ///
@@ -94,7 +90,7 @@ pub trait Signer: Send + Sync + fmt::Debug {
 
 /// A private key held in memory; it does not print itself.
 pub struct LocalKey {
-    public: PublicKey,
+    public: TufKey,
     pair: Pair,
 }
 
@@ -125,13 +121,20 @@ impl LocalKey {
     }
 
     fn from_pkcs8(der: &[u8]) -> Result<Self, MetadataError> {
-        if let Ok(pair) = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der) {
-            return Ok(Self { public: PublicKey::ed25519(pair.public_key().as_ref()), pair: Pair::Ed25519(pair) });
-        }
-        match EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, der) {
-            Ok(pair) => Ok(Self { public: PublicKey::p256(pair.public_key().as_ref()), pair: Pair::P256(pair) }),
-            Err(_) => Err(MetadataError("a signing key is Ed25519 or P-256".into())),
-        }
+        let other = || MetadataError("a signing key is Ed25519 or P-256".into());
+        let (pair, spki) = match Ed25519KeyPair::from_pkcs8_maybe_unchecked(der) {
+            Ok(pair) => {
+                let spki = pair.public_key().as_der();
+                (Pair::Ed25519(pair), spki)
+            }
+            Err(_) => {
+                let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, der).map_err(|_| other())?;
+                let spki = pair.public_key().as_der();
+                (Pair::P256(pair), spki)
+            }
+        };
+        let public = spki.ok().and_then(|spki| PublicKey::from_spki(spki.as_ref())).ok_or_else(other)?;
+        Ok(Self { public: TufKey::of(&public), pair })
     }
 
     /// Makes a new Ed25519 key: the key and its PKCS#8 PEM.
@@ -150,7 +153,7 @@ impl LocalKey {
 }
 
 impl Signer for LocalKey {
-    fn public(&self) -> &PublicKey {
+    fn public(&self) -> &TufKey {
         &self.public
     }
 
@@ -169,14 +172,14 @@ impl Signer for LocalKey {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoleKeys {
     /// The keys.
-    pub keys: Vec<PublicKey>,
+    pub keys: Vec<TufKey>,
     /// How many of them must sign; at least 1.
     pub threshold: u32,
 }
 
 impl RoleKeys {
     fn ids(&self) -> Vec<String> {
-        self.keys.iter().map(PublicKey::id).collect()
+        self.keys.iter().map(TufKey::id).collect()
     }
 }
 
@@ -200,7 +203,7 @@ fn head(kind: &str, version: u64, expires: Timestamp) -> serde_json::Map<String,
     map
 }
 
-fn keys<'a>(roles: impl Iterator<Item = &'a RoleKeys>) -> BTreeMap<String, &'a PublicKey> {
+fn keys<'a>(roles: impl Iterator<Item = &'a RoleKeys>) -> BTreeMap<String, &'a TufKey> {
     roles.flat_map(|role| role.keys.iter().map(|key| (key.id(), key))).collect()
 }
 
@@ -309,7 +312,7 @@ impl Envelope {
     }
 
     /// Adds the signature of `key`, or replaces the one it gave before.
-    pub fn add(&mut self, key: &PublicKey, signature: &[u8]) {
+    pub fn add(&mut self, key: &TufKey, signature: &[u8]) {
         let (keyid, sig) = (key.id(), HEXLOWER.encode(signature));
         self.signatures.retain(|signature| signature.keyid != keyid);
         self.signatures.push(Signature { keyid, sig });

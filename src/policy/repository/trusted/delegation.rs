@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use sigstore_tuf::{DelegatedRole, Targets};
 
-use super::keys::{self, Material};
+use super::keys;
+use crate::policy::public_key::PublicKey;
 use crate::policy::repository::fault::{Fault, FaultKind};
 pub use crate::policy::repository::path_pattern::MAX_DEPTH;
 use crate::policy::repository::path_pattern::{PathPattern, is_plain};
@@ -34,7 +35,7 @@ struct Node {
 pub(super) struct Tree {
     nodes: BTreeMap<RoleName, Node>,
     /// Whose each key is: separate duties are separate keys (requirement G06).
-    keys: BTreeMap<Material, Whose>,
+    keys: BTreeMap<PublicKey, Whose>,
 }
 
 /// Whose a key is.
@@ -48,7 +49,7 @@ enum Whose {
 
 impl Tree {
     /// An empty tree below the roles that have these keys.
-    pub(super) fn under(top: BTreeSet<Material>) -> Self {
+    pub(super) fn under(top: BTreeSet<PublicKey>) -> Self {
         Self { nodes: BTreeMap::new(), keys: top.into_iter().map(|key| (key, Whose::Top)).collect() }
     }
 
@@ -84,7 +85,7 @@ impl Tree {
         }
     }
 
-    fn add(&mut self, parent: &str, delegated: &DelegatedRole, keys: BTreeSet<Material>) -> Result<RoleName, Fault> {
+    fn add(&mut self, parent: &str, delegated: &DelegatedRole, keys: BTreeSet<PublicKey>) -> Result<RoleName, Fault> {
         let name = delegated.name.as_str();
         let bad = |why: &str| Err(Fault::malformed(format!("{parent}: delegates to {}: {why}", name.escape_debug())));
         if !is_role_name(name) {
