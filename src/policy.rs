@@ -37,6 +37,7 @@ pub mod repository;
 pub mod rules;
 pub mod secret_path;
 pub mod session_policy;
+mod signers;
 mod slices;
 pub mod standing;
 mod toml_file;
@@ -62,8 +63,9 @@ pub use names::{GrantId, ParamName, Provider, ScopeId, Tier};
 use outliving::Outlives;
 pub use params::{MAX_PARAM_LENGTH, ParamSpec, ParamType, Params};
 use rules::{Engine, Rule, Slice, Verdict};
+use signers::Signers;
 use slices::{Slices, Source};
-use standing::{Freshness, Lapse, PolicyState, RoleName, Signers, Standing};
+use standing::{Freshness, Lapse, PolicyState, RoleName, Standing};
 pub use toml_file::DocumentError;
 
 /// What a caller asks for when it begins a task. Everything in it is the caller's word (`context.asserted`).

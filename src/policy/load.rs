@@ -11,8 +11,9 @@ use super::document::{Decision, Digest, Grant, Scope};
 use super::kill::{self, KillList};
 use super::repository::{PolicyFiles, Signed, TESTS};
 use super::rules::{Engine, Rule, RuleProblem, Rules, Validators};
+use super::signers::Signers;
 use super::slices::{Slices, Source};
-use super::standing::{RoleName, Signers, WHOLE};
+use super::standing::{RoleName, WHOLE};
 use super::{
     ActiveScope, Content, Digests, DocumentError, Ends, GrantId, Leaver, ParamName, ParamSpec, Policy, PolicyError,
     Problem, Provider, ScopeId, kind, lint,

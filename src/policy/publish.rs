@@ -14,6 +14,7 @@
 //! - [`difference`]: what changed in a scope or grant, in plain words.
 //! - [`new`]: a first working repository.
 
+mod content;
 pub mod difference;
 pub mod heartbeat;
 pub mod keys;

@@ -32,7 +32,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-pub use super::cache::PolicyCache;
 pub use super::document::Digest;
 use super::standing::{RoleName, Standing};
 use super::{PolicyVersion, Problem};

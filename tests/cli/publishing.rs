@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use sidemint::clock::{Clock as _, ManualClock, SystemClock, Timestamp};
+use sidemint::policy::cache::PolicyCache;
 use sidemint::policy::cache::RefreshOutcome;
-use sidemint::policy::repository::PolicyCache;
 use sidemint::policy::repository::fetch::DirectoryFetch;
 use sidemint::policy::repository::signed::{SignedSettings, SignedSource};
 use sidemint::policy::standing::PolicyState;

@@ -9,10 +9,10 @@ use std::time::Duration;
 use super::super::repository::high_water::Mark;
 use super::super::repository::metadata;
 use super::super::repository::trusted::TIMESTAMP;
-use super::keys::KeySource;
-use super::published::{Head, Overlay};
-use super::sign::{expires_of, signed_part};
-use super::{PublishError, read_file, release, write_file};
+use super::content::{expires_of, signed_part};
+use super::keys::{self, KeySource};
+use super::published::{Head, Overlay, lock};
+use super::{PublishError, read_file, write_file};
 use crate::clock::{Clock, Timestamp};
 
 /// How long a timestamp speaks where nothing else is said.
@@ -101,7 +101,7 @@ pub async fn beat(
     if !out.join("metadata").is_dir() {
         return Err(PublishError::Files(format!("{}: nothing is published there", out.display())));
     }
-    let _lock = release::lock(out)?;
+    let _lock = lock(out)?;
     let head = Head::read(out)
         .await?
         .ok_or_else(|| PublishError::Files(format!("{}: nothing is published there", out.display())))?;
@@ -110,7 +110,7 @@ pub async fn beat(
     let expires = (now + life).floor_to_second();
     let signed = metadata::timestamp(version, expires, snapshot, &head.snapshot);
     let known = head.signers("timestamp")?;
-    let bytes = release::sign_with("timestamp", signed, keys, &known.keys, known.threshold, clock).await?;
+    let bytes = keys::sign_with("timestamp", signed, keys, &known.keys, known.threshold, clock).await?;
     let overlay = Overlay::new(out, [(TIMESTAMP.to_owned(), bytes.clone())].into());
     Head::load(&overlay, &head.anchor(), None, None).await?;
     write_file(&out.join("metadata/timestamp.json"), &bytes, 0o644)?;

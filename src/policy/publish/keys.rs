@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use data_encoding::HEXLOWER_PERMISSIVE;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -111,6 +112,30 @@ impl KeySource {
             }
         }
     }
+}
+
+/// Signs `signed` with every source, and refuses where they are fewer than `threshold` keys.
+pub(super) async fn sign_with(
+    role: &str,
+    signed: serde_json::Value,
+    sources: &[KeySource],
+    keys: &[(String, TufKey)],
+    threshold: u64,
+    clock: &dyn Clock,
+) -> Result<Bytes, PublishError> {
+    let mut envelope = Envelope::unsigned(signed);
+    let message = envelope.message().map_err(|error| PublishError::Files(error.to_string()))?;
+    for source in sources {
+        let (public, signature) = source.sign(role, &message, keys, clock).await?;
+        envelope.add(&public, &signature);
+    }
+    let have = good_signatures(&envelope, keys).len();
+    if u64::try_from(have).unwrap_or(0) < threshold {
+        return Err(PublishError::Signatures(format!(
+            "{role}: {have} of {threshold} signatures: give every --{role}-key"
+        )));
+    }
+    Ok(envelope.to_bytes())
 }
 
 fn stranger(role: &str, what: &str) -> PublishError {

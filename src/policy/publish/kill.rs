@@ -11,10 +11,10 @@ use super::super::kill::{KillList, LIST, Stop};
 use super::super::repository::MAX_FILE;
 use super::super::repository::metadata::{self, Envelope};
 use super::super::repository::trusted::INCIDENT;
-use super::keys::KeySource;
-use super::published::{Published, Signers};
+use super::content::signed_part;
+use super::keys::{KeySource, sign_with};
+use super::published::{Published, Signers, lock};
 use super::release::{self, Candidate, Gate, KILL_LIFE, Online, OnlineKeys, Report};
-use super::sign::signed_part;
 use super::workspace::Workspace;
 use super::{PublishError, read_file, write_file};
 use crate::clock::{Clock, Timestamp};
@@ -100,7 +100,7 @@ pub async fn kill(
     order: &Order<'_>,
     clock: &dyn Clock,
 ) -> Result<Done, PublishError> {
-    let _lock = release::lock(out)?;
+    let _lock = lock(out)?;
     let previous = Published::read(out).await?.ok_or_else(|| nothing(out))?;
     release::not_put_back(workspace, out, &previous)?;
     let published = previous.files().files.get(LIST).cloned();
@@ -113,7 +113,7 @@ pub async fn kill(
     let life = workspace.settings().role(INCIDENT).map_or(KILL_LIFE, |role| role.life);
     let signed = says(&previous, version, order.now + order.expires.unwrap_or(life), &new)?;
     let Signers { keys, threshold } = previous.signers(INCIDENT)?;
-    let bytes = release::sign_with(INCIDENT, signed, order.incident, &keys, threshold, clock).await?;
+    let bytes = sign_with(INCIDENT, signed, order.incident, &keys, threshold, clock).await?;
     let mut roles = previous.roles();
     roles.insert(INCIDENT.to_owned(), (version, bytes.clone()));
     let anchor = previous.head.anchor();

@@ -1,11 +1,13 @@
 //! What a client finds at `OUT`, verified by the very code with which sidecars read it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 
 use super::super::repository::fetch::{Answer, DirectoryFetch, Fetch, FetchError, Tag};
@@ -15,8 +17,8 @@ use super::super::repository::trusted::{Known, MAX_ROOT, MAX_SNAPSHOT, MAX_TIMES
 use super::super::repository::trusted::{Top, Verified, complete};
 use super::super::repository::{Digest, PolicyFiles};
 use super::super::standing::Standing;
-use super::sign::signed_part;
-use super::{PublishError, read_file};
+use super::content::signed_part;
+use super::{PublishError, cannot, read_file};
 use crate::clock::Timestamp;
 
 /// The longest chain of roots that is walked.
@@ -28,6 +30,16 @@ fn refused(message: impl std::fmt::Display) -> PublishError {
 
 fn root_name(version: u64) -> String {
     format!("metadata/{}", metadata_name("root", version))
+}
+
+/// One publisher at a time.
+pub(super) fn lock(out: &Path) -> Result<fs::File, PublishError> {
+    fs::create_dir_all(out).map_err(|error| cannot(out, "made", &error))?;
+    let place = out.join(".publishing");
+    let file = fs::File::create(&place).map_err(|error| cannot(&place, "written", &error))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| PublishError::Files(format!("{}: somebody else publishes there now; try again", out.display())))?;
+    Ok(file)
 }
 
 /// What is to be published, over what is.

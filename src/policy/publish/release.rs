@@ -1,13 +1,11 @@
 //! The gate before a version is published, and the order of writing: everything else first, `timestamp.json` last.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
@@ -18,11 +16,11 @@ use super::super::repository::PolicyFiles;
 use super::super::repository::metadata::{self, Envelope, TufKey};
 use super::super::repository::trusted::INCIDENT;
 use super::super::{Policy, Problem};
+use super::content::{expires_of, same_content, version_of};
 use super::keys::{KeySource, good_signatures};
-use super::published::{Head, Overlay, Published, Signers};
-use super::sign::{expires_of, same_content, version_of};
+use super::published::{Head, Overlay, Published, Signers, lock};
 use super::workspace::{RoleSettings, Workspace};
-use super::{MAX_METADATA, PublishError, cannot, heartbeat, keys, read_file, write_file};
+use super::{MAX_METADATA, PublishError, heartbeat, keys, read_file, write_file};
 use crate::clock::{Clock, Timestamp, within};
 
 /// How long a dry mint of one grant may take.
@@ -165,16 +163,6 @@ pub(super) fn not_put_back(workspace: &Workspace, out: &Path, previous: &Publish
         out.display(),
         workspace.directory().display()
     )))
-}
-
-/// One publisher at a time.
-pub(super) fn lock(out: &Path) -> Result<fs::File, PublishError> {
-    fs::create_dir_all(out).map_err(|error| cannot(out, "made", &error))?;
-    let place = out.join(".publishing");
-    let file = fs::File::create(&place).map_err(|error| cannot(&place, "written", &error))?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| PublishError::Files(format!("{}: somebody else publishes there now; try again", out.display())))?;
-    Ok(file)
 }
 
 /// Collects what the owners signed, and refuses what is not signed, not what the folder says, or older than what is out.
@@ -449,32 +437,8 @@ impl Duty {
         if self.sources.is_empty() {
             return Err(PublishError::Key(format!("{role}: no key: give --{role}-key FILE.pem")));
         }
-        sign_with(role, signed, &self.sources, &self.keys, self.threshold, clock).await
+        keys::sign_with(role, signed, &self.sources, &self.keys, self.threshold, clock).await
     }
-}
-
-/// Signs `signed` with every source, and refuses where they are fewer than `threshold` keys.
-pub(super) async fn sign_with(
-    role: &str,
-    signed: serde_json::Value,
-    sources: &[KeySource],
-    keys: &[(String, TufKey)],
-    threshold: u64,
-    clock: &dyn Clock,
-) -> Result<Bytes, PublishError> {
-    let mut envelope = Envelope::unsigned(signed);
-    let message = envelope.message().map_err(|error| PublishError::Files(error.to_string()))?;
-    for source in sources {
-        let (public, signature) = source.sign(role, &message, keys, clock).await?;
-        envelope.add(&public, &signature);
-    }
-    let have = good_signatures(&envelope, keys).len();
-    if u64::try_from(have).unwrap_or(0) < threshold {
-        return Err(PublishError::Signatures(format!(
-            "{role}: {have} of {threshold} signatures: give every --{role}-key"
-        )));
-    }
-    Ok(envelope.to_bytes())
 }
 
 /// The keys that `policy new` made, where they are still here.
@@ -677,9 +641,9 @@ mod tests {
         };
         let (run, ()) = tokio::join!(within(&clock, DRY_MINT, try_grant(&command, String::new())), step);
         assert!(run.is_none());
-        let child = fs::read_to_string(&place).unwrap();
+        let child = std::fs::read_to_string(&place).unwrap();
         // Killed; whoever adopted it may not have buried it yet.
-        let stat = || fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
+        let stat = || std::fs::read_to_string(format!("/proc/{}/stat", child.trim())).unwrap_or_default();
         while !(stat().is_empty() || stat().contains(") Z ")) {
             tokio::task::yield_now().await;
         }
