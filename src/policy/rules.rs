@@ -26,7 +26,6 @@ use crate::clock::Timestamp;
 use crate::identity::{Caller, Proof, SpiffeId};
 
 const GUARDRAILS: &str = include_str!("guardrails.cedar");
-const GUARDRAILS_FOLDED: &str = include_str!("guardrails-folded.cedar");
 /// The guardrail on a review that is overdue.
 pub(super) const REVIEW_OVERDUE: &str = "guardrail-review-overdue";
 /// The guardrail on a decision that has ended.
@@ -199,12 +198,12 @@ impl Engine {
         let name = |text: &str| text.parse::<EntityTypeName>().map_err(|error| problem(error.to_string()));
         let begin = EntityUid::from_type_name_and_id(name("Action")?, EntityId::new("begin"));
         let names = Names { workload: name("Workload")?, scope: name("Scope")?, begin };
-        let rules = parse(GUARDRAILS.as_bytes()).map_err(first)?;
+        let mut rules = parse(GUARDRAILS.as_bytes()).map_err(first)?;
         validate(&validator(&BTreeSet::new(), "")?, &rules).map_err(first)?;
+        let folded = rules.iter().position(|rule| rule.id().to_string() == FOLDED);
+        let folded = folded.ok_or_else(|| problem("the folded guardrails are gone"))?;
+        let folded = rules.remove(folded);
         let guardrails = policy_set(&rules)?;
-        let folded = parse(GUARDRAILS_FOLDED.as_bytes()).map_err(first)?;
-        validate(&validator(&BTreeSet::new(), "")?, &folded).map_err(first)?;
-        let folded = folded.into_iter().next().ok_or_else(|| problem("the folded guardrails are gone"))?;
         Ok(Self { names, authorizer: Authorizer::new(), guardrails, folded, verified: ArcSwapOption::empty() })
     }
 
