@@ -339,6 +339,16 @@ fn spiffe_id(leaf: &Certificate<'_>) -> Result<SpiffeId, X509SvidError> {
     }
 }
 
+/// The SPIFFE ID and the `notAfter` of an SVID of our own, of which nothing else is checked: its peers do that. The `spiffe`
+/// crate would accept and repair an ID in upper case.
+///
+/// # Errors
+/// The leaf cannot be read, or names no workload's SPIFFE ID in canonical form.
+pub(super) fn own_leaf(der: &[u8]) -> Result<(SpiffeId, Timestamp), X509SvidError> {
+    let leaf = Certificate::parse(der)?;
+    Ok((spiffe_id(&leaf)?, Timestamp::from_secs(leaf.not_after.try_into().unwrap_or_default())))
+}
+
 /// The rules for a leaf's other extensions (X509-SVID §4.3, §4.4, §5.2), which no TLS library applies.
 fn check_leaf(leaf: &Certificate<'_>) -> Result<(), X509SvidError> {
     if leaf.is_ca() {

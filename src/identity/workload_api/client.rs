@@ -8,14 +8,13 @@ use std::time::Duration;
 
 use spiffe::WorkloadApiClient;
 use spiffe::transport::{GrpcStatusCode, TransportError};
-use x509_parser::extensions::GeneralName;
 
 use super::endpoint::Endpoint;
 use super::socket::{self, ClientError};
 use super::{JwtSvid, OwnSvid, SvidKey, WorkloadApiError};
-use crate::clock::{SharedClock, Timestamp, within};
+use crate::clock::{SharedClock, within};
 use crate::identity::jwt_svid::inspect;
-use crate::identity::x509_svid::X509Bundle;
+use crate::identity::x509_svid::{X509Bundle, own_leaf};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::secret::{Secret, SecretBytes};
 
@@ -247,7 +246,7 @@ impl X509State {
 
 /// The key of one X.509-SVID; `None`, reported, when it cannot be used for TLS.
 fn svid_key(svid: &spiffe::X509Svid) -> Option<(SpiffeId, Arc<SvidKey>)> {
-    let (spiffe_id, expires_at) = read_leaf(svid.leaf().as_bytes()).ok()?;
+    let (spiffe_id, expires_at) = own_leaf(svid.leaf().as_bytes()).ok()?;
     let chain = svid.cert_chain().iter().map(|certificate| certificate.as_bytes().to_vec()).collect();
     match SvidKey::new(chain, svid.private_key().as_bytes(), expires_at) {
         Ok(key) => Some((spiffe_id, Arc::new(key))),
@@ -300,31 +299,14 @@ fn own_svids(context: &spiffe::X509Context) -> Vec<OwnSvid> {
 
 /// What we keep of one X.509-SVID; `None`, reported, when its leaf names no SPIFFE ID in canonical form.
 fn own_svid(svid: &spiffe::X509Svid) -> Option<OwnSvid> {
-    match read_leaf(svid.leaf().as_bytes()) {
+    match own_leaf(svid.leaf().as_bytes()) {
         Ok((spiffe_id, expires_at)) => {
             let hint = svid.hint().filter(|hint| hint.len() <= MAX_HINT).map(str::to_owned);
             Some(OwnSvid { spiffe_id, expires_at, hint })
         }
-        Err(reason) => {
-            tracing::error!(reason, "the Workload API gave an X.509-SVID that is not used");
+        Err(error) => {
+            tracing::error!(%error, "the Workload API gave an X.509-SVID that is not used");
             None
         }
     }
-}
-
-/// The SPIFFE ID and the `notAfter` of a leaf certificate in DER, from its raw URI SAN: the `spiffe` crate would accept
-/// and repair an ID in upper case.
-fn read_leaf(der: &[u8]) -> Result<(SpiffeId, Timestamp), &'static str> {
-    let (_, leaf) = x509_parser::parse_x509_certificate(der).map_err(|_| "the certificate cannot be read")?;
-    let names = leaf.subject_alternative_name().ok().flatten().ok_or("it has no readable subject alternative name")?;
-    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
-        GeneralName::URI(uri) => Some(*uri),
-        _ => None,
-    });
-    let (Some(uri), None) = (uris.next(), uris.next()) else {
-        return Err("it has not exactly one URI");
-    };
-    let spiffe_id = uri.parse().map_err(|_| "its URI is not a workload's SPIFFE ID in canonical form")?;
-    let seconds = u64::try_from(leaf.validity().not_after.timestamp()).map_err(|_| "it expired before 1970")?;
-    Ok((spiffe_id, Timestamp::from_secs(seconds)))
 }
