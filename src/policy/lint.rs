@@ -11,8 +11,9 @@ use super::document::{Decision, Grant, GrantProvider};
 use super::outliving::outliving_actions;
 use super::rules::Rules;
 use super::session_policy::SessionPolicy;
+use super::snapshot::Leaver;
 use super::{GrantId, ParamName, ParamSpec, ScopeId};
-use super::{Leaver, Problem, kind};
+use super::{Problem, kind};
 use crate::clock::Timestamp;
 
 /// The warnings of one active scope.

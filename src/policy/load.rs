@@ -13,10 +13,10 @@ use super::repository::{PolicyFiles, Signed, TESTS};
 use super::rules::{Engine, Rule, RuleProblem, Rules, Validators};
 use super::signers::Signers;
 use super::slices::{Slices, Source};
+use super::snapshot::{ActiveScope, Content, Ends, Leaver};
 use super::standing::{RoleName, WHOLE};
 use super::{
-    ActiveScope, Content, Digests, DocumentError, Ends, GrantId, Leaver, ParamName, ParamSpec, Policy, PolicyError,
-    Problem, Provider, ScopeId, kind, lint,
+    Digests, DocumentError, GrantId, ParamName, ParamSpec, Policy, PolicyError, Problem, Provider, ScopeId, kind, lint,
 };
 
 /// What local configuration narrows a policy to. It can take scopes away, never add or change any (requirement G03).

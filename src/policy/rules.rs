@@ -20,7 +20,8 @@ use cedar_policy::{
 
 pub(super) use cedar_policy::Policy as Rule;
 
-use super::{Ask, Ends, kind};
+use super::snapshot::Ends;
+use super::{Ask, kind};
 use super::{ParamName, ScopeId, document};
 use crate::clock::Timestamp;
 use crate::identity::{Caller, Proof, SpiffeId};

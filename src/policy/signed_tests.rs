@@ -1,7 +1,8 @@
 //! What signatures, owners and the kill list change about decisions. The files come from a signed repository in memory,
 //! read by hand: whether its signatures verify is another module's business.
 
-use std::sync::Mutex;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,11 +11,14 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::cache::{PolicyCache, RefreshOutcome};
+use super::document::Digest;
 use super::repository::sample::Sample;
 use super::repository::{Fetched, PolicyFiles, PolicySource, PolicySourceError, Signed, metadata};
-use super::standing::OWNERS;
+use super::standing::{Freshness, Lapse, OWNERS, PolicyState, RoleName, Standing};
 use super::tests::{CLOSE, INTRUDER, ON_CALL, REPORT, any_ask, ask, caller, fixture, ledger, now};
 use super::*;
+use crate::clock::Timestamp;
+use crate::id::TaskId;
 use crate::identity::Proof;
 
 const HOUR: Duration = Duration::from_secs(3600);

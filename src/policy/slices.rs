@@ -62,9 +62,9 @@ impl Slices {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Ends;
     use super::super::document::Decision;
     use super::super::rules::{Engine, RuleProblem};
+    use super::super::snapshot::Ends;
     use super::*;
 
     const DECISION: &[u8] = b"schema = 1\ntier = \"baseline\"\nkind = \"machine\"\ndecision_owner = \"g\"\n\

@@ -1,8 +1,11 @@
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::repository::{DirectorySource, PolicyFiles};
 use super::*;
-use crate::identity::Proof;
+use crate::clock::Timestamp;
+use crate::identity::{Caller, Proof};
 
 /// A day on which every fixture decision is in force.
 pub(in crate::policy) const NOW: &str = "2026-11-23T16:00:00Z";

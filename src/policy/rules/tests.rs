@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::identity::Proof;
-use crate::policy::Leaver;
 use crate::policy::document::Decision as DecisionFile;
+use crate::policy::snapshot::Leaver;
 
 const DECISION: &str = "schema = 1\ntier = \"TIER\"\nkind = \"machine\"\ndecision_owner = \"g\"\nreview_by = 2027-01-01\n\
                         max_task = \"1h\"\nmax_residual = \"30s\"\ngrants = { a = \"\" }\n";
