@@ -349,7 +349,7 @@ fn clouds(
 /// The live leases that no configured provider can take back, where the configuration says to leave them.
 ///
 /// # Errors
-/// It does not say so: a provider must not be dropped in silence while it has live leases (security.md T16).
+/// It does not say so: a provider must not be dropped in silence while it has live leases (threat T16).
 fn abandoned(
     config: &Config,
     leases: &[LeaseRecord],

@@ -68,7 +68,7 @@ impl std::error::Error for CliError {}
 /// What every command's `run` returns: its exit code, or an error to print.
 pub type CliResult = Result<u8, CliError>;
 
-/// How `--help` groups the commands (design §6). A command that is not built in is not shown.
+/// How `--help` groups the commands. A command that is not built in is not shown.
 const GROUPS: [(&str, &[&str]); 4] = [
     ("Run it", &["serve", "demo", "dev", "doctor", "status"]),
     ("Use it", &["exec", "task", "svid"]),

@@ -12,7 +12,7 @@ const REQUEST_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.
 /// The states in which a policy can be.
 pub const POLICY_STATES: [&str; 4] = ["fresh", "stale", "expired", "unsigned"];
 
-/// The roles that sign a policy (design §4). Departments count as the role that they are part of.
+/// The roles that sign a policy (docs/policy.md). Departments count as the role that they are part of.
 pub const POLICY_ROLES: [&str; 9] = [
     "root",
     "timestamp",

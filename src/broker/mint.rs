@@ -182,7 +182,7 @@ impl Broker {
         // Decided anew for every credential: what depends on the date alone must not wait for a new policy version.
         let permit = match policy.decide_for(&task.caller(), &task.begun().ask, Some(task.id()), now) {
             Ok(permit) => permit,
-            // What is live is served to its own end (design §4): a policy that is not renewed ends no task.
+            // What is live is served to its own end (docs/policy.md): a policy that is not renewed ends no task.
             Err(denial) if denial.reason == DenialReason::PolicyExpired => {
                 return Err(MintError::PolicyExpired(denial.detail.into()));
             }

@@ -1,5 +1,5 @@
 //! What stops sessions at AWS that are already out: an explicit Deny on their role, printed for somebody who may put it
-//! there. Sidemint holds no IAM rights itself (design §5).
+//! there. Sidemint holds no IAM rights itself (docs/operations.md#when-access-must-end-now).
 //!
 //! AWS judges permissions anew at each request, so a Deny stops sessions that were given before it (IAM User Guide,
 //! "Disabling permissions for temporary security credentials"). Its condition is on `aws:userid`, which every request of

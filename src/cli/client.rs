@@ -165,7 +165,7 @@ pub enum ClientError {
 pub struct Refusal {
     /// The HTTP status.
     pub status: StatusCode,
-    /// The stable word (design §3): `denied`, `task_ended` …; `http_NNN` where the answer has none.
+    /// The stable word (docs/openapi.yaml): `denied`, `task_ended` …; `http_NNN` where the answer has none.
     pub code: String,
     /// What the sidecar says of it.
     pub detail: String,
@@ -366,7 +366,7 @@ impl Sidecar {
         }
     }
 
-    /// Whether a sidecar answers there at all: each of its answers has a request id (design §3).
+    /// Whether a sidecar answers there at all: each of its answers has a request id (docs/openapi.yaml).
     pub async fn is_there(&self) -> bool {
         let Ok(request) = self.request(Method::GET, "/livez", None, Vec::new()) else { return false };
         matches!(self.exchange(request).await, Ok((_, headers, _)) if headers.contains_key("x-request-id"))

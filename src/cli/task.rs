@@ -386,7 +386,7 @@ pub(super) fn ending_text(ending: &Ending) -> String {
 pub(super) const NOT_DURABLE: &str = "the task has ended, but the sidecar cannot write its journal: should it crash before it can, the \
                                       task runs again until its deadline; mend the disk and end it again";
 
-/// One line on what became of a credential. `revoked` only where the provider took it back (design §1).
+/// One line on what became of a credential. `revoked` only where the provider took it back (docs/glossary.md).
 fn lease_ending_text(lease: &LeaseEnding) -> String {
     let outcome = match lease.outcome.as_str() {
         "revoked" => "revoked".to_owned(),

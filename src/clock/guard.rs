@@ -42,7 +42,7 @@ use crate::durable_file;
 
 /// How far the wall clock may be from where it is expected. Corrections by time services stay below it (`chronyd` steps
 /// by more only in its first minutes, `ntpd` gives up at 1000 s but steps from 128 ms on, a leap second is 1 s); it is
-/// what AWS and we allow between clocks anyway, and no more than the shortest life of a credential (30 s, design §2), so
+/// what AWS and we allow between clocks anyway, and no more than the shortest life of a credential (30 s, the law of life), so
 /// what is in doubt within it is never longer than one such life.
 pub const TOLERANCE: Duration = Duration::from_secs(30);
 /// How fast the pair follows a small correction, in microseconds a second: the fastest that the kernel itself slews.

@@ -22,7 +22,7 @@ use crate::clock::{Clock, within};
 
 /// How long the sidecar may take until it is ready.
 const START_LIMIT: Duration = Duration::from_secs(15);
-/// How long the sidecar may take to end after SIGTERM (design §3).
+/// How long the sidecar may take to end after SIGTERM (docs/operations.md#exit-codes-and-signals).
 pub const STOP_LIMIT: Duration = Duration::from_secs(2);
 /// How much of its log is shown when it failed.
 const LOG_TAIL: u64 = 4096;

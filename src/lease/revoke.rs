@@ -20,7 +20,7 @@ use crate::lease::record::{LeaseFacts, LeaseState};
 pub const SKEW: Duration = Duration::from_secs(30);
 /// The longest time between two tries of one lease.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// How many are tried at a time at one provider: where a revocation takes 0.3 s, 200 a second (security.md §6).
+/// How many are tried at a time at one provider: where a revocation takes 0.3 s, 200 a second.
 pub const AT_A_TIME: usize = 64;
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 

@@ -1,5 +1,5 @@
 //! `owners/`: the charter (`owners/charter.toml`) and who the owners are (`owners/ID.toml`). All owners sign it together
-//! (design §4), so a bad file here refuses the whole version.
+//! (docs/policy.md#what-a-bad-file-does), so a bad file here refuses the whole version.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

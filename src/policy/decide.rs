@@ -58,7 +58,7 @@ impl Policy {
     }
 
     /// May the running `task` of `caller`, begun as `ask` says, go on at `now`? A lapsed signer ends nothing that runs
-    /// (design §4): what it signed is still the last word there is.
+    /// (docs/policy.md): what it signed is still the last word there is.
     ///
     /// # Errors
     /// Why it must end.

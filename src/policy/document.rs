@@ -86,7 +86,7 @@ impl Kind {
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// The shortest life that a credential may be asked for (design §1, the law of life).
+/// The shortest life that a credential may be asked for (docs/architecture.md#the-law-of-life).
 pub const MIN_RESIDUAL: Duration = Duration::from_secs(30);
 /// The longest life of one credential: STS's own limit on a role session (43,200 s).
 pub const MAX_RESIDUAL: Duration = Duration::from_secs(12 * 3600);
@@ -96,7 +96,7 @@ pub const MAX_TASK: Duration = Duration::from_secs(30 * 24 * 3600);
 pub const DEFAULT_REVIEW_GRACE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The longest `review_grace`.
 pub const MAX_REVIEW_GRACE: Duration = Duration::from_secs(90 * 24 * 3600);
-/// A grant's `max_session` where it names none (design §1).
+/// A grant's `max_session` where it names none (docs/architecture.md#the-law-of-life).
 pub const DEFAULT_SESSION: Duration = HOUR;
 /// The most parameters of one scope.
 pub const MAX_PARAMS: usize = 16;
@@ -121,7 +121,7 @@ pub struct Decision {
     /// Its limits on time.
     pub caps: Caps,
     /// Accepts access that lives longer than `max_residual`: that of a provider whose credentials cannot be made to live so
-    /// briefly, and what the actions of a session policy leave behind (design §5).
+    /// briefly, and what the actions of a session policy leave behind (docs/policy.md).
     pub accept_residual: bool,
     /// The digest of the scope file decided on; `None` while nobody decided.
     pub scope: Option<Digest>,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// How much ceremony a decision asks for (design: `baseline`, `elevated`, `break-glass`).
+/// How much ceremony a decision asks for (`baseline`, `elevated`, `break-glass`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tier {

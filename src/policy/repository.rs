@@ -39,7 +39,7 @@ pub use directory::{DirectorySource, MAX_FILE, MAX_FILES, MAX_TOTAL, TESTS};
 
 /// All policy files of one version, by path (`decisions/ledger-read.toml`), exactly as published.
 ///
-/// INVARIANT: a source puts a file here only if the owner of its folder published it (design §4): for a signed source
+/// INVARIANT: a source puts a file here only if the owner of its folder published it (docs/policy.md): for a signed source
 /// the role that owns the folder, for a directory whoever may write there. What reads the files trusts a path's folder.
 #[derive(Debug, Clone)]
 pub struct PolicyFiles {

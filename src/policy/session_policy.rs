@@ -118,7 +118,7 @@ fn fill_text(text: &str, values: &Params) -> String {
     filled
 }
 
-/// The policy as the exchange sends it at the most: a version, and the cut in every Allow (design §5).
+/// The policy as the exchange sends it at the most: a version, and the cut in every Allow (decision 0005).
 fn with_cut(mut policy: Value) -> Value {
     if let Value::Object(members) = &mut policy {
         members.entry("Version").or_insert_with(|| json!(VERSION));
@@ -247,7 +247,7 @@ fn check_characters(text: &str) -> Result<(), DocumentError> {
 }
 
 fn check_key(key: &str) -> Result<(), DocumentError> {
-    // The cut rests on these keys; a grant that uses them itself could undo it (design §5). IAM ignores their case.
+    // The cut rests on these keys; a grant that uses them itself could undo it (decision 0005). IAM ignores their case.
     if ["aws:currenttime", "aws:epochtime"].contains(&key.to_ascii_lowercase().as_str()) {
         return Err(DocumentError::invalid(format!(
             "session_policy uses {key}, which is kept for the time cut: leave time to max_residual"

@@ -167,7 +167,7 @@ impl Policy {
         self.standing.as_ref()
     }
 
-    /// The same by the nine roles that design.md fixes, UTC: a department counts as the role that it is part of, and the
+    /// The same by the nine roles of docs/publishing.md, UTC: a department counts as the role that it is part of, and the
     /// earliest end is told. Empty where nobody signs.
     pub fn ends(&self) -> BTreeMap<&'static str, Timestamp> {
         match (&self.content.signers, &self.standing) {

@@ -15,7 +15,7 @@ pub type RoleName = Arc<str>;
 
 /// The top-level roles of TUF (specification §2.1).
 pub const TOP_ROLES: [&str; 4] = ["root", "timestamp", "snapshot", "targets"];
-/// The roles that must be delegated by the charter, each with the folder it owns (design §4).
+/// The roles that must be delegated by the charter, each with the folder it owns (docs/policy.md).
 pub const OWNERS: [(&str, &str); 5] = [
     ("security", "boundaries"),
     ("governance", "decisions"),

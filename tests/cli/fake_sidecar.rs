@@ -1,4 +1,4 @@
-//! A sidecar that answers as the contract says (design §3), tells what it was asked, and can be restarted.
+//! A sidecar that answers as docs/openapi.yaml says, tells what it was asked, and can be restarted.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;

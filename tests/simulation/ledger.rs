@@ -1,5 +1,5 @@
 //! The three ledgers joined: what the cloud minted, what clients received, what the journal promised. One checker per
-//! invariant of `security.md` §4; each says what it proves and fails with a sentence.
+//! invariant of docs/threat-model.md#invariants; each says what it proves and fails with a sentence.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -28,7 +28,7 @@ pub enum Held {
     Broken,
 }
 
-/// A held task. Dropping it lets go; the sidecar ends a held task that nobody holds for 10 s (design §3).
+/// A held task. Dropping it lets go; the sidecar ends a held task that nobody holds for 10 s (docs/openapi.yaml).
 #[derive(Debug)]
 pub struct Hold {
     body: Incoming,

@@ -1,4 +1,4 @@
-//! What goes over the wire (design §3). The client reads what it needs and ignores members that it does not know.
+//! What goes over the wire (docs/openapi.yaml). The client reads what it needs and ignores members that it does not know.
 
 use std::collections::BTreeMap;
 

@@ -78,7 +78,7 @@ pub(super) async fn port(name: &'static str, address: SocketAddr, clock: &Shared
     }
 }
 
-/// Whether a sidecar answers there: each of its answers has a request id (design §3).
+/// Whether a sidecar answers there: each of its answers has a request id (docs/openapi.yaml).
 async fn is_sidecar(address: SocketAddr, clock: &SharedClock) -> bool {
     let address = match address.ip() {
         ip if ip.is_unspecified() => SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), address.port()),

@@ -5,7 +5,7 @@
 //! only between the two syncs of a commit, and that one nobody was told of yet: so where the other slot is newer, it is offered
 //! first. The store takes it when every page of it verifies, and the older one when not. Neither leaves out what was promised.
 //!
-//! Where the bytes lie: the header of file format 3 of redb (its `docs/design.md`, "Database header").
+//! Where the bytes lie: the header of file format 3 of redb (its own design document, "Database header").
 
 use twox_hash::XxHash3_128;
 

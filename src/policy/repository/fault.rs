@@ -24,7 +24,7 @@ pub enum FaultKind {
     Altered,
     /// A version that had lapsed before it was first seen here.
     Expired,
-    /// Metadata that is none, or that breaks a rule of design §4.
+    /// Metadata that is none, or that breaks a rule of docs/publishing.md#repositorytoml.
     Malformed,
     /// A role or file that must be there is not.
     Missing,

@@ -1,7 +1,7 @@
 //! Bytes that anybody could have sent → policy files that their owners signed.
 //!
 //! The signatures, pins and versions of one walk are judged by `sigstore-tuf`'s `TrustedMetadataSet`; what it leaves open
-//! is judged here (design §4): what was seen before ([`Marks`]), whose each name is (`delegation`), which keys may
+//! is judged here (decision 0001): what was seen before ([`Marks`]), whose each name is (`delegation`), which keys may
 //! be keys (`keys`), how much of it there may be, and when a role's word has ended. The set never judges ends: it is
 //! told that it is 1970.
 //!

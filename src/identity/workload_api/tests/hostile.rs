@@ -1,4 +1,4 @@
-//! The real client against a Workload API that is broken, overloaded or hostile (security.md T24): whatever it does, what was
+//! The real client against a Workload API that is broken, overloaded or hostile (threat T24): whatever it does, what was
 //! believed before stays in force until its own end, unless identities are withdrawn in so many words; readiness says why;
 //! and it is asked again with backoff, never in a busy loop.
 

@@ -1,4 +1,4 @@
-//! Who speaks for which names: the tree of delegations below the charter, and the rules that it keeps (design §4).
+//! Who speaks for which names: the tree of delegations below the charter, and the rules that it keeps (docs/publishing.md).
 //!
 //! A name belongs to the deepest role whose chain of patterns matches it, the first in its parent's order.
 

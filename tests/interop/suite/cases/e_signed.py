@@ -17,7 +17,7 @@ from ..tuf import TufRepository
 from ..world import REPORT, REPORT_UID
 
 NEEDS = ("sidemint", "spire", "rgw")
-# What design.md promises: a poll of 30 s, and 5 s for the rest.
+# What docs/publishing.md#kill promises: a poll of 30 s, and 5 s for the rest.
 KILLED_WITHIN = 35
 
 
