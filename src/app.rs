@@ -18,9 +18,9 @@ use tokio::sync::watch;
 use crate::audit::{Audit, AuditError};
 use crate::broker::{BeginError, Broker, Limits, MintError, Parts, reaper};
 use crate::clock::{SharedClock, SystemClock, Timestamp, TrustedClock, within};
-use crate::config::{Config, PolicyPlace, RepositoryPlace, RepositorySettings, ShutdownSettings};
+use crate::config::{AtShutdown, Config, PolicyPlace, RepositoryPlace, RepositorySettings, ShutdownSettings};
 use crate::exchange::aws::{AwsSts, Settings, SettingsError};
-use crate::exchange::retry::{Rate, SystemJitter};
+use crate::exchange::retry::SystemJitter;
 use crate::exchange::vault::{self, Vault};
 use crate::exchange::{Cloud, ExchangeError, Provider, Revocation};
 use crate::identity::Authenticator;
@@ -162,11 +162,11 @@ pub async fn build(config: &Config) -> Result<Bound, StartError> {
     let machine: SharedClock = Arc::new(SystemClock);
     let listeners = bind(config).await?;
     let connections = connections(&listeners, config.limits.connections);
-    let (journal, recovered) = DiskJournal::open(&config.state_directory)?;
+    let (journal, recovered) = DiskJournal::open(&config.state.directory)?;
     // After the journal, whose lock says that the state directory is ours.
-    let trusted = TrustedClock::start(Arc::clone(&machine), &config.state_directory).map_err(StartError::Clock)?;
+    let trusted = TrustedClock::start(Arc::clone(&machine), &config.state.directory).map_err(StartError::Clock)?;
     let clock: SharedClock = Arc::clone(&trusted) as _;
-    let audit = Arc::new(Audit::start(&config.audit, &config.state_directory, clock.now())?);
+    let audit = Arc::new(Audit::start(&config.audit, &config.state.directory, clock.now())?);
     let identity = &config.identity;
     let workload_api = SpiffeWorkloadApi::start(&identity.workload_api, identity.workload_api_uid, machine)?;
     let policy = policy(config, &clock, Arc::clone(&workload_api) as _)?;
@@ -267,7 +267,7 @@ fn policy(
         PolicyPlace::Signed(repository) => {
             let settings = SignedSettings {
                 anchor: trust_anchor(&repository.root).map_err(StartError::PolicyRoot)?,
-                state: config.state_directory.clone(),
+                state: config.state.directory.clone(),
                 minimum_version: repository.minimum_version,
                 scopes: options.scopes.clone(),
             };
@@ -327,15 +327,7 @@ fn clouds(
     workload_api: &Arc<SpiffeWorkloadApi>,
     clock: &SharedClock,
 ) -> Result<BTreeMap<Provider, Arc<dyn Cloud>>, StartError> {
-    let settings = Settings {
-        sts_endpoint: config.aws.sts_endpoint.clone(),
-        region: config.aws.region.clone(),
-        audience: config.aws.audience.clone(),
-        rate: Rate {
-            interval: Duration::from_secs(1) / config.limits.upstream_rate,
-            burst: config.limits.upstream_burst,
-        },
-    };
+    let settings = Settings { rate: config.limits.upstream(), ..config.aws.clone() };
     let aws = AwsSts::new(settings, Arc::clone(workload_api) as Arc<dyn WorkloadApi>, Arc::clone(clock))?;
     let mut clouds = BTreeMap::from([(Provider::Aws, Arc::new(aws) as Arc<dyn Cloud>)]);
     if let Some(settings) = &config.vault {
@@ -364,10 +356,10 @@ fn abandoned(
         })
     };
     let stranded = stranded(leases, now, reached);
-    if let Some(refused) = stranded.iter().find(|stranded| !config.abandon.contains(&stranded.provider)) {
+    if let Some(refused) = stranded.iter().find(|stranded| !config.state.abandon.contains(&stranded.provider)) {
         return Err(StartError::Stranded(refused.clone()));
     }
-    for provider in &config.abandon {
+    for provider in &config.state.abandon {
         match stranded.iter().find(|stranded| stranded.provider == *provider) {
             Some(found) => tracing::error!(%found, "left to die by themselves: state.abandon says so"),
             None => tracing::warn!(%provider, "nothing of it needs to be abandoned: take it out of state.abandon"),
@@ -500,7 +492,7 @@ impl Bound {
         tracing::info!("stopping");
         clock.sleep(settings.shutdown.linger).await;
         background.abort_all();
-        if !settings.shutdown.keep_tasks {
+        if settings.shutdown.tasks == AtShutdown::End {
             within(&*clock, END_TASKS, broker.close()).await;
         }
         stop.send_replace(true);

@@ -10,6 +10,7 @@
 pub mod chain;
 pub mod key;
 mod log;
+pub(crate) mod settings;
 #[cfg(feature = "dev")]
 pub mod testing;
 #[cfg(test)]
@@ -19,7 +20,7 @@ mod writer;
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -41,6 +42,7 @@ use self::log::{Found, Log, LogFile};
 use self::writer::{HeadFile, Message, Writer};
 
 pub use self::log::Rotation;
+pub use self::settings::{Output, Settings};
 pub use self::writer::remembered_head;
 
 const QUEUE: usize = 1024;
@@ -48,48 +50,6 @@ const QUEUE: usize = 1024;
 const KEPT_FREE: usize = QUEUE / 2;
 /// So many seconds' worth of refusals may come at once.
 const REFUSAL_BURST: u64 = 10;
-
-/// Where audit lines go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Output {
-    /// Standard output.
-    Stdout,
-    /// Appended to a file, created with mode 0600.
-    File(PathBuf),
-    /// Nowhere.
-    Off,
-}
-
-/// How the log is kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// Where the lines go.
-    pub output: Output,
-    /// When a file is full or old, and how many stay.
-    pub rotation: Rotation,
-    /// A checkpoint at least after so many lines.
-    pub checkpoint_every: u32,
-    /// A checkpoint at least after this time, when there were lines.
-    pub checkpoint_interval: Duration,
-    /// Whether a line must be on the disk, not only with the system, before what it records may happen.
-    pub sync: bool,
-    /// How many refusals at the door are written a second; ten times as many at once.
-    pub refusals: u32,
-}
-
-impl Settings {
-    /// What holds where nothing is configured, for `output`.
-    pub fn new(output: Output) -> Self {
-        Self {
-            output,
-            rotation: Rotation { size: 64 * 1024 * 1024, age: None, keep: 8 },
-            checkpoint_every: 1000,
-            checkpoint_interval: Duration::from_secs(60),
-            sync: false,
-            refusals: 20,
-        }
-    }
-}
 
 /// What a line is about.
 #[derive(Debug, Clone, Copy, Serialize)]

@@ -1,5 +1,6 @@
 use std::io::Cursor;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 
 use proptest::prelude::*;
 use proptest::sample::Index;

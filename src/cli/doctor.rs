@@ -153,12 +153,12 @@ async fn examine(config: &Config, clock: SharedClock) -> Vec<Check> {
     checks.extend(identity::examine(config, &clock).await);
     checks.push(match &config.policy.place {
         PolicyPlace::Unsigned(directory) => host::policy(directory),
-        PolicyPlace::Signed(repository) => host::repository(repository, &config.state_directory),
+        PolicyPlace::Signed(repository) => host::repository(repository, &config.state.directory),
     });
     checks.extend(sts::examine(&config.aws, &*clock).await);
     checks.push(host::port("port for workloads", config.server.http, &clock).await);
     checks.push(host::port("port for operators", config.admin.http, &clock).await);
-    checks.push(host::state(&config.state_directory));
+    checks.push(host::state(&config.state.directory));
     checks
 }
 

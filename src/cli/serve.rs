@@ -10,7 +10,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::{CliError, CliResult, Exit};
 use crate::app;
-use crate::config::{Config, LogSettings};
+use crate::config::{Config, LogFormat, LogSettings};
 use crate::hardening;
 
 /// Run the sidecar: authenticate workloads, decide, mint, serve, and take access back when the task ends
@@ -68,7 +68,7 @@ fn log_to_stderr(settings: &LogSettings) -> Result<(), CliError> {
         .map_err(|e| usage(&format!("log.level (or SIDEMINT_LOG_LEVEL): {e}: write info, debug or a filter")))?;
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let registry = tracing_subscriber::registry().with(filter);
-    let set = if settings.json {
+    let set = if settings.format == LogFormat::Json {
         registry.with(layer.json()).try_init()
     } else {
         registry.with(layer.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))).try_init()

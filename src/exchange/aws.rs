@@ -19,6 +19,7 @@ mod answer;
 mod credential;
 mod fault;
 pub mod session_policy;
+pub(crate) mod settings;
 #[cfg(test)]
 mod tests;
 

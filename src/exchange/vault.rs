@@ -27,6 +27,7 @@ mod answer;
 mod fault;
 mod http;
 mod secret;
+pub(crate) mod settings;
 mod taking_back;
 
 use std::collections::{BTreeMap, BTreeSet};

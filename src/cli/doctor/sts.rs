@@ -13,7 +13,7 @@ use aws_smithy_types::date_time::Format;
 
 use super::Check;
 use crate::clock::{Clock, Timestamp, within};
-use crate::config::AwsSettings;
+use crate::exchange::aws::Settings as AwsSettings;
 
 const REACH: &str = "STS";
 const CLOCK: &str = "clock, STS";
