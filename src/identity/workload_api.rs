@@ -102,6 +102,17 @@ impl Identities {
         self.svids.iter().find(|svid| svid.spiffe_id == *spiffe_id && svid.expires_at > now)
     }
 
+    /// The SVID to show in a handshake, with its key: that of `spiffe_id`, or our default one. None where it cannot be used.
+    pub fn shown(&self, spiffe_id: Option<&SpiffeId>, now: Timestamp) -> Option<(SpiffeId, Arc<SvidKey>)> {
+        let own = match spiffe_id {
+            Some(spiffe_id) => spiffe_id,
+            None => &self.svids.first()?.spiffe_id,
+        };
+        self.svid(own, now)?;
+        let key = self.keys.get(own).filter(|key| key.expires_at() > now)?;
+        Some((own.clone(), Arc::clone(key)))
+    }
+
     /// Whether `spiffe_id` is still an identity of ours: we have its unexpired SVID, and the Workload API still gives a bundle of
     /// its trust domain (of either kind: the two come on streams of their own, and one may be silent).
     pub fn vouch_for(&self, spiffe_id: &SpiffeId, now: Timestamp) -> bool {

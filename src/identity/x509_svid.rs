@@ -4,11 +4,13 @@
 //! - `der`, `certificate`: strict readers; what is not understood exactly is refused.
 //! - `path`, `constraints`: RFC 5280 §6.1, URI name constraints included.
 //! - [`bundle`]: the roots of one trust domain.
+//! - [`handshake`]: SVIDs in TLS, on either side.
 
 pub mod bundle;
 mod certificate;
 mod constraints;
 mod der;
+pub mod handshake;
 mod path;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -11,18 +11,14 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Request;
 use http::header::AUTHORIZATION;
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, ServerConfig, SignatureScheme};
+use rustls::crypto::CryptoProvider;
+use rustls::server::NoServerSessionStorage;
+use rustls::{CertificateError, OtherError, ServerConfig};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -34,6 +30,7 @@ use crate::clock::{SharedClock, Timestamp, within};
 use crate::config::MtlsSettings;
 use crate::identity::task_token::{PREFIX, TokenHash};
 use crate::identity::workload_api::{Identities, SvidKey};
+use crate::identity::x509_svid::handshake::{PeerError, ShownSvid, SvidVerifier};
 use crate::identity::x509_svid::{PeerSvid, X509SvidError};
 use crate::identity::{Evidence, SpiffeId, TrustDomain};
 use crate::policy::{Policy, PolicyVersion};
@@ -130,9 +127,10 @@ impl HandshakeError {
         };
         match tls {
             E::NoCertificatesPresented => Self::NoClientCertificate,
-            E::InvalidCertificate(CertificateError::Other(OtherError(why))) => why
-                .downcast_ref::<X509SvidError>()
-                .map_or_else(|| Self::Protocol(tls.to_string()), |why| Self::Svid(*why)),
+            E::InvalidCertificate(CertificateError::Other(OtherError(why))) => match why.downcast_ref() {
+                Some(PeerError::Svid(why)) => Self::Svid(*why),
+                _ => Self::Protocol(tls.to_string()),
+            },
             E::InvalidCertificate(_) => Self::Proof,
             E::PeerIncompatible(_) | E::NoApplicationProtocol => Self::Incompatible(tls.to_string()),
             E::AlertReceived(_) => Self::Alert(tls.to_string()),
@@ -217,15 +215,9 @@ impl Mtls {
         let policies = self.broker.parts().policy.subscribe();
         let policy = version(policies.borrow().as_deref());
         let identities = changes.borrow_and_update().clone();
-        let key = self.key(&identities).ok_or(HandshakeError::NoSvid)?;
-        let peer = Arc::new(OnceLock::new());
-        let verifier = SvidVerifier {
-            identities,
-            federated: Arc::clone(&self.federated),
-            clock: Arc::clone(clock),
-            provider: Arc::clone(&self.provider),
-            peer: Arc::clone(&peer),
-        };
+        let key = identities.shown(self.spiffe_id.as_ref(), self.broker.now()).ok_or(HandshakeError::NoSvid)?;
+        let verifier = self.verifier(identities);
+        let peer = verifier.peer();
         let config = self.config(verifier, &key.1).map_err(|error| HandshakeError::Protocol(error.to_string()))?;
         let accepted = TlsAcceptor::from(Arc::new(config)).accept(stream).await;
         let stream = accepted.map_err(|error| HandshakeError::of(&error))?;
@@ -252,16 +244,14 @@ impl Mtls {
         Ok((stream, session))
     }
 
-    /// The SVID that we show: the configured one, else the default one.
-    fn key(&self, identities: &Identities) -> Option<(SpiffeId, Arc<SvidKey>)> {
-        let own = match &self.spiffe_id {
-            Some(spiffe_id) => spiffe_id,
-            None => &identities.svids.first()?.spiffe_id,
-        };
-        let now = self.broker.now();
-        identities.svid(own, now)?;
-        let key = identities.keys.get(own).filter(|key| key.expires_at() > now)?;
-        Some((own.clone(), Arc::clone(key)))
+    /// The peer is any workload of our trust domains.
+    fn verifier(&self, identities: Arc<Identities>) -> SvidVerifier {
+        let (federated, clock) = (Arc::clone(&self.federated), Arc::clone(&self.broker.parts().clock));
+        SvidVerifier::new(&self.provider, move |chain| {
+            let now = clock.now();
+            let accepted = identities.accepted(&federated, now);
+            Ok(PeerSvid::verify(chain, &identities.x509_bundles, &accepted, now)?)
+        })
     }
 
     /// The library's settings for one connection: the verifier keeps what it saw, so it serves only one.
@@ -269,88 +259,12 @@ impl Mtls {
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(Arc::new(verifier))
-            .with_cert_resolver(Arc::new(Shown(Arc::clone(key.certified()))));
+            .with_cert_resolver(ShownSvid::new(key.certified()));
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         config.max_early_data_size = 0;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(config)
-    }
-}
-
-/// Shows one certificate, whatever name the client asks for: an SVID is no DNS name's.
-#[derive(Debug)]
-struct Shown(Arc<CertifiedKey>);
-
-impl ResolvesServerCert for Shown {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0))
-    }
-}
-
-/// Judges the peer's chain in one handshake, and keeps it.
-struct SvidVerifier {
-    identities: Arc<Identities>,
-    federated: Arc<BTreeSet<TrustDomain>>,
-    clock: SharedClock,
-    provider: Arc<CryptoProvider>,
-    peer: Arc<OnceLock<Arc<PeerSvid>>>,
-}
-
-impl fmt::Debug for SvidVerifier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SvidVerifier")
-    }
-}
-
-impl SvidVerifier {
-    fn judge(&self, chain: Vec<Vec<u8>>) -> Result<PeerSvid, X509SvidError> {
-        let now = self.clock.now();
-        PeerSvid::verify(chain, &self.identities.x509_bundles, &self.identities.accepted(&self.federated, now), now)
-    }
-}
-
-impl ClientCertVerifier for SvidVerifier {
-    /// None: which authorities we trust is no matter of the client's.
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        let chain = std::iter::once(leaf).chain(intermediates).map(|certificate| certificate.to_vec()).collect();
-        let refused = |error| rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))));
-        let peer = self.judge(chain).map_err(refused)?;
-        match self.peer.set(Arc::new(peer)) {
-            Ok(()) => Ok(ClientCertVerified::assertion()),
-            Err(_) => Err(rustls::Error::General("a second certificate in one handshake".into())),
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _leaf: &CertificateDer<'_>,
-        _signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("TLS 1.2 is not spoken here".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, leaf, signed, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls::SignatureAlgorithm;
 use rustls::client::ResolvesClientCert;
-use rustls::sign::{Signer, SigningKey};
+use rustls::sign::{CertifiedKey, Signer, SigningKey};
 use serde::Deserialize;
 
 use super::*;
