@@ -23,6 +23,7 @@ use crate::exchange::aws::{AwsSts, Settings, SettingsError};
 use crate::exchange::retry::SystemJitter;
 use crate::exchange::vault::{self, Vault};
 use crate::exchange::{Cloud, ExchangeError, Provider, Revocation};
+use crate::http_client::TlsSettings;
 use crate::identity::Authenticator;
 use crate::identity::task_token::NoRandomness;
 use crate::identity::workload_api::endpoint::EndpointError;
@@ -313,9 +314,7 @@ pub fn fetch(
     let client = settings.client_svid.then_some(ClientSvid::Default);
     let settings = HttpSettings {
         base,
-        allow_plain_http: false,
-        roots,
-        client,
+        tls: TlsSettings { roots, client },
         proxy: settings.proxy.clone(),
         timeout: settings.timeout,
     };

@@ -21,6 +21,7 @@
 //! | [`task`] | what all of it belongs to: states, deadline, how it ends |
 //! | [`audit`], [`metrics`] | what is told about it |
 //! | [`pod_task`] | the task that the sidecar begins by itself, for unmodified images |
+//! | [`http_client`] | whatever we ask over HTTP ourselves: limits, proxy, TLS with roots or SVIDs |
 //! | [`config`], [`app`] | settings, and the only file that picks real implementations and joins them |
 //! | [`cli`] | the commands, one file each |
 //! | [`clock`], [`secret`], [`id`] | time as a value, secrets as a type, unguessable names; they know nothing of the rest |
@@ -66,6 +67,7 @@ pub mod dev;
 mod durable_file;
 pub mod exchange;
 pub mod hardening;
+pub mod http_client;
 pub mod id;
 pub mod identity;
 pub mod lease;

@@ -14,7 +14,8 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use sidemint::clock::{Clock as _, ManualClock, SharedClock, SystemClock};
-use sidemint::policy::repository::http::{HttpFetch, HttpSettings, Roots};
+use sidemint::http_client::{Roots, TlsSettings};
+use sidemint::policy::repository::http::{HttpFetch, HttpSettings};
 use sidemint::policy::repository::sample::Sample;
 use sidemint::policy::repository::schedule::{Looked, Schedule};
 use sidemint::policy::repository::signed::{SignedSettings, SignedSource};
@@ -123,9 +124,7 @@ async fn refreshes() -> Outcome {
     let shared: SharedClock = Arc::new(clock.clone());
     let settings = HttpSettings {
         base: format!("http://{address}").parse()?,
-        allow_plain_http: false,
-        roots: Roots::System,
-        client: None,
+        tls: TlsSettings { roots: Roots::System, client: None },
         proxy: None,
         timeout: Duration::from_secs(10),
     };

@@ -15,8 +15,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
-use super::super::trust::Time;
 use crate::clock::{Clock as _, ManualClock, Timestamp};
+use crate::http_client::tls::Time;
 
 /// One thing that the server does.
 #[derive(Clone)]
