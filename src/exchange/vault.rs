@@ -97,9 +97,9 @@ pub enum SettingsError {
     /// The file of roots.
     #[error("vault.ca: {0} holds no usable PEM certificate")]
     Ca(String),
-    /// The TLS library refused to start.
-    #[error("TLS cannot be set up: {0}")]
-    Tls(String),
+    /// The machine has no roots.
+    #[error("roots for vault.address: {0}; name a file of roots with vault.ca")]
+    Roots(String),
 }
 
 /// One Vault.
@@ -195,7 +195,7 @@ impl Vault {
         workload_api: Arc<dyn WorkloadApi>,
         clock: SharedClock,
     ) -> Result<Self, SettingsError> {
-        let client = Client::new(&settings.address, settings.ca.as_deref())?;
+        let client = Client::new(&settings.address, settings.ca.as_deref(), Arc::clone(&clock))?;
         Ok(Self {
             client,
             workload_api,
@@ -244,7 +244,7 @@ impl Vault {
         let body = body.map(|body| SecretBytes::new(serde_json::to_vec(body).unwrap_or_default()));
         let method = if body.is_some() || step != Step::Read { Method::POST } else { Method::GET };
         let call = Call { step, method, path, token, namespace, body };
-        self.client.send(&*self.clock, call, limit.min(self.settings.timeout)).await
+        self.client.send(call, limit.min(self.settings.timeout)).await
     }
 
     /// A JWT-SVID of the caller, never of anyone else.

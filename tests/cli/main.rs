@@ -16,6 +16,7 @@ mod fake_sidecar;
 mod fake_workload_api;
 mod hardening;
 mod publishing;
+mod roots;
 mod socket_owner;
 mod state;
 mod stranded;

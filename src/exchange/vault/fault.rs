@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::http_client;
+
 /// What is being done when an answer comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
@@ -62,6 +64,20 @@ impl Fault {
     pub(super) fn answered(step: Step, status: u16, retry_after: Option<Duration>) -> Self {
         let detail = format!("{}: HTTP {status}", step.as_str());
         Self { remedy: remedy(step, status), detail, retry_after, status: Some(status) }
+    }
+
+    /// No HTTP answer, or none that can be read.
+    pub(super) fn unanswered(step: Step, fault: &http_client::Fault) -> Self {
+        use http_client::Fault as F;
+        let detail = match fault {
+            F::TooLarge { .. } => return Self::nonsense(step, "an answer longer than 64 KiB"),
+            F::Slow(_) => "Vault did not answer in time",
+            F::Resolve(_) | F::Connect(_) | F::ProxyRefused(_) | F::ProxyBroken(_) | F::NoSvid | F::Tls(_) => {
+                "no connection to Vault (network, DNS or TLS)"
+            }
+            F::Closed | F::Protocol(_) | F::HeadTooLarge | F::Truncated => "the connection to Vault broke",
+        };
+        Self::new(Remedy::Retry, detail)
     }
 
     /// Whether Vault, or the way to it, is at fault, and not the order, its token, how often we ask or how far a standby is.
