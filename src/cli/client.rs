@@ -7,21 +7,15 @@ mod wire;
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use http::{HeaderMap, Method, Request, StatusCode, Uri};
+use http_body_util::Full;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
 use zeroize::Zeroizing;
 
 pub use hold::{Held, Hold};
@@ -30,16 +24,18 @@ pub use wire::{
 };
 
 use super::{CliError, Exit, plain, setting};
-use crate::clock::{SharedClock, within};
+use crate::clock::{SharedClock, Timestamp};
+use crate::http_client::{self, Fault, HostPort, HttpClient, Limits, Response, is_loopback};
 use crate::secret::{Secret, SecretBytes};
 use wire::Problem;
 
 /// The largest answer that is read, in bytes.
-const MAX_BODY: usize = 4 << 20;
-/// How long a connection may take to open.
-const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+const MAX_BODY: u64 = 4 << 20;
 /// How long a request may take, from its first byte to the answer's last; a begin waits for no cloud.
-const REQUEST_LIMIT: Duration = Duration::from_secs(15);
+const LIMITS: Limits = {
+    let whole = Duration::from_secs(15);
+    Limits { whole, step: Duration::from_secs(2), silence: whole, min_rate: None }
+};
 
 /// Where a sidecar listens: `http://host:port` or `host:port` on loopback, or `unix:///path`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,28 +63,12 @@ pub enum AddressError {
 }
 
 impl Address {
-    /// The loopback addresses to try, in this order; `localhost` is never looked up.
-    fn candidates(host: &str) -> Vec<IpAddr> {
-        match host {
-            "localhost" => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
-            _ => bare_ip(host).into_iter().collect(),
-        }
-    }
-
     /// What the `Host` header says.
     fn authority(&self) -> String {
         match self {
             Self::Tcp { host, port } => format!("{host}:{port}"),
             Self::Unix(_) => "localhost".to_owned(),
         }
-    }
-}
-
-/// Reads a literal address, IPv6 in brackets.
-fn bare_ip(host: &str) -> Option<IpAddr> {
-    match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        Some(v6) => v6.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
-        None => host.parse::<Ipv4Addr>().ok().map(IpAddr::V4),
     }
 }
 
@@ -103,14 +83,13 @@ impl FromStr for Address {
         }
         let authority = text.strip_prefix("http://").unwrap_or(text);
         let authority = authority.strip_suffix('/').unwrap_or(authority);
-        let (host, port) = authority.rsplit_once(':').ok_or(AddressError::Form)?;
-        let port = port.parse().ok().filter(|port| *port != 0).ok_or(AddressError::Form)?;
-        let loopback = match bare_ip(host) {
-            Some(ip) => ip.is_loopback(),
-            None if host.is_empty() || host.contains(['/', ':', '@', '[', ']']) => return Err(AddressError::Form),
-            None => host == "localhost",
-        };
-        if loopback { Ok(Self::Tcp { host: host.to_owned(), port }) } else { Err(AddressError::NotLoopback) }
+        let uri: Uri = format!("http://{authority}").parse().map_err(|_| AddressError::Form)?;
+        let host = uri.host().filter(|_| !authority.contains(['/', '?', '#', '@'])).ok_or(AddressError::Form)?;
+        let port = uri.port_u16().filter(|port| *port != 0).ok_or(AddressError::Form)?;
+        match is_loopback(host) {
+            true => Ok(Self::Tcp { host: host.to_owned(), port }),
+            false => Err(AddressError::NotLoopback),
+        }
     }
 }
 
@@ -342,12 +321,12 @@ impl Sidecar {
     /// See [`ClientError`]; a task that has ended is refused.
     pub async fn hold(&self, token: &Secret, id: &str) -> Result<Hold, ClientError> {
         let request = self.request(Method::POST, &self.task_path(id, "/hold")?, Some(token), Vec::new())?;
-        let (head, body) = self.send(request).await?.into_parts();
-        if head.status == StatusCode::OK {
-            return Ok(Hold::new(body, self.clock.clone()));
+        let response = self.send(request).await?;
+        if response.status == StatusCode::OK {
+            return Ok(Hold::new(response.body, self.clock.clone()));
         }
-        let bytes = self.in_time(self.collect(body)).await?;
-        Err(refusal(head.status, &head.headers, &bytes))
+        let body = response.body.read(MAX_BODY).await.map_err(|fault| self.failed(fault))?;
+        Err(refusal(response.status, &response.headers, &body, self.clock.now()))
     }
 
     /// The sidecar's state, from its admin listener. A sidecar that is not ready answers too.
@@ -362,7 +341,7 @@ impl Sidecar {
                 Ok(Answer { value, raw: SecretBytes::new(std::mem::take(&mut *body)) })
             }
             Err(error) if status.is_success() => Err(self.broken(Unreadable(error))),
-            _ => Err(refusal(status, &headers, &body)),
+            _ => Err(refusal(status, &headers, &body, self.clock.now())),
         }
     }
 
@@ -376,7 +355,7 @@ impl Sidecar {
     async fn ask<T: DeserializeOwned>(&self, request: Request<Full<Bytes>>) -> Result<Answer<T>, ClientError> {
         let (status, headers, mut body) = self.exchange(request).await?;
         if !status.is_success() {
-            return Err(refusal(status, &headers, &body));
+            return Err(refusal(status, &headers, &body, self.clock.now()));
         }
         let value = serde_json::from_slice(&body).map_err(|error| self.broken(Unreadable(error)))?;
         Ok(Answer { value, raw: SecretBytes::new(std::mem::take(&mut *body)) })
@@ -384,53 +363,26 @@ impl Sidecar {
 
     /// One request and its whole answer.
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<RawAnswer, ClientError> {
-        self.in_time(async {
-            let (head, body) = self.send(request).await?.into_parts();
-            Ok((head.status, head.headers, self.collect(body).await?))
-        })
-        .await
-    }
-
-    async fn in_time<T>(&self, work: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
-        within(&*self.clock, REQUEST_LIMIT, work).await.unwrap_or_else(|| Err(ClientError::Slow(self.address.clone())))
+        let Response { status, headers, body } = self.send(request).await?;
+        let body = body.read(MAX_BODY).await.map_err(|fault| self.failed(fault))?;
+        Ok((status, headers, body))
     }
 
     /// Connects, sends, and returns once the answer's head is there.
-    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, ClientError> {
-        let connect = async {
-            match &self.address {
-                Address::Unix(path) => Ok(Stream::Unix(UnixStream::connect(path).await?)),
-                Address::Tcp { host, port } => connect_tcp(host, *port).await.map(Stream::Tcp),
-            }
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response, ClientError> {
+        let client = match &self.address {
+            Address::Unix(path) => HttpClient::unix(path.clone(), self.clock.clone()),
+            Address::Tcp { host, port } => HttpClient::plain(HostPort::new(host, *port), self.clock.clone()),
         };
-        let stream = within(&*self.clock, CONNECT_LIMIT, connect)
-            .await
-            .ok_or_else(|| ClientError::Slow(self.address.clone()))?
-            .map_err(|source| ClientError::Connect { address: self.address.clone(), source })?;
-        let head = async {
-            match stream {
-                Stream::Tcp(stream) => send_on(stream, request).await,
-                Stream::Unix(stream) => send_on(stream, request).await,
-            }
-        };
-        within(&*self.clock, REQUEST_LIMIT, head)
-            .await
-            .ok_or_else(|| ClientError::Slow(self.address.clone()))?
-            .map_err(|error| self.broken(error))
+        client.send(request, LIMITS).await.map_err(|fault| self.failed(fault))
     }
 
-    /// Reads a body into memory that is wiped, up to the limit.
-    async fn collect(&self, mut body: Incoming) -> Result<Zeroizing<Vec<u8>>, ClientError> {
-        let mut bytes = Zeroizing::new(Vec::new());
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| self.broken(error))?;
-            let Some(data) = frame.data_ref() else { continue };
-            if bytes.len() + data.len() > MAX_BODY {
-                return Err(self.broken("an answer of more than 4 MiB"));
-            }
-            bytes.extend_from_slice(data);
+    fn failed(&self, fault: Fault) -> ClientError {
+        match fault {
+            Fault::Connect(errno) => ClientError::Connect { address: self.address.clone(), source: errno.into() },
+            Fault::Slow(_) => ClientError::Slow(self.address.clone()),
+            fault => self.broken(fault),
         }
-        Ok(bytes)
     }
 
     fn request(
@@ -480,45 +432,17 @@ impl fmt::Display for Unreadable {
     }
 }
 
-enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-/// Connects to the first candidate that accepts.
-async fn connect_tcp(host: &str, port: u16) -> io::Result<TcpStream> {
-    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for ip in Address::candidates(host) {
-        match TcpStream::connect((ip, port)).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-async fn send_on(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    request: Request<Full<Bytes>>,
-) -> hyper::Result<Response<Incoming>> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // Ends with the connection, which ends with the answer's body: its error shows there.
-    tokio::spawn(connection);
-    sender.send_request(request).await
-}
-
 /// Reads a refusal; an answer without a problem document is told by its status alone.
-fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> ClientError {
+fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8], now: Timestamp) -> ClientError {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(plain);
     let problem: Problem = serde_json::from_slice(body).unwrap_or_default();
     let reason = || status.canonical_reason().unwrap_or("refused").to_owned();
-    let retry_after = text(RETRY_AFTER.as_str()).and_then(|value| value.parse().ok()).map(Duration::from_secs);
     ClientError::Refused(Box::new(Refusal {
         status,
         code: problem.code.map_or_else(|| format!("http_{}", status.as_u16()), |code| plain(&code)),
         detail: problem.detail.or(problem.title).map_or_else(reason, |detail| plain(&detail)),
         request_id: problem.request_id.map(|id| plain(&id)).or_else(|| text("x-request-id")).unwrap_or("-".into()),
-        retry_after,
+        retry_after: http_client::retry_after(headers, now),
     }))
 }
 

@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
-use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 
 use super::wire::HoldLine;
 use crate::clock::{SharedClock, within};
+use crate::http_client::Body;
 
 /// The longest line that is read, in bytes.
 const MAX_LINE: usize = 16 << 10;
@@ -31,13 +30,13 @@ pub enum Held {
 /// A held task. Dropping it lets go; the sidecar ends a held task that nobody holds for 10 s (docs/openapi.yaml).
 #[derive(Debug)]
 pub struct Hold {
-    body: Incoming,
+    body: Body,
     lines: Lines,
     clock: SharedClock,
 }
 
 impl Hold {
-    pub(super) fn new(body: Incoming, clock: SharedClock) -> Self {
+    pub(super) fn new(body: Body, clock: SharedClock) -> Self {
         Self { body, lines: Lines::default(), clock }
     }
 
@@ -49,13 +48,9 @@ impl Hold {
                 Ok(None) => {}
                 Err(TooLong) => return Held::Broken,
             }
-            match within(&*self.clock, SILENCE, self.body.frame()).await {
-                Some(Some(Ok(frame))) => {
-                    if let Some(data) = frame.data_ref() {
-                        self.lines.push(data);
-                    }
-                }
-                Some(Some(Err(_)) | None) | None => return Held::Broken,
+            match within(&*self.clock, SILENCE, self.body.next()).await {
+                Some(Ok(Some(data))) => self.lines.push(&data),
+                Some(Ok(None) | Err(_)) | None => return Held::Broken,
             }
         }
     }

@@ -1,9 +1,13 @@
+use std::net::IpAddr;
+
+use http::header::RETRY_AFTER;
 use proptest::prelude::*;
 
 use super::*;
+use crate::http_client::loopback_addresses;
 
 fn refused(status: u16, body: &str) -> CliError {
-    refusal(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes()).into()
+    refusal(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes(), Timestamp::default()).into()
 }
 
 #[test]
@@ -40,15 +44,15 @@ proptest! {
         if let Ok(address) = text.parse::<Address>() {
             prop_assert_eq!(address.to_string().parse::<Address>(), Ok(address.clone()));
             if let Address::Tcp { host, .. } = &address {
-                prop_assert!(Address::candidates(host).iter().all(IpAddr::is_loopback));
-                prop_assert!(!Address::candidates(host).is_empty());
+                prop_assert!(!loopback_addresses(host).is_empty());
+                prop_assert!(loopback_addresses(host).iter().all(IpAddr::is_loopback));
             }
         }
     }
 
     #[test]
     fn any_body_of_a_refusal_becomes_one_harmless_line(status in 400u16..600, body: Vec<u8>) {
-        let error: CliError = refusal(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), &body).into();
+        let error: CliError = refusal(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), &body, Timestamp::default()).into();
         prop_assert!(!error.message.chars().any(char::is_control));
         prop_assert!(error.exit != Exit::Ok);
     }
@@ -83,7 +87,9 @@ fn an_answer_without_a_problem_document_is_told_by_its_status() {
     let mut headers = HeaderMap::new();
     headers.insert("x-request-id", HeaderValue::from_static("r-2"));
     headers.insert(RETRY_AFTER, HeaderValue::from_static("7"));
-    let ClientError::Refused(refusal) = refusal(StatusCode::SERVICE_UNAVAILABLE, &headers, b"<html>") else {
+    let ClientError::Refused(refusal) =
+        refusal(StatusCode::SERVICE_UNAVAILABLE, &headers, b"<html>", Timestamp::default())
+    else {
         panic!("a refusal");
     };
     assert_eq!(refusal.to_string(), "http_503: Service Unavailable (request r-2)");
@@ -98,7 +104,7 @@ fn control_characters_of_an_answer_never_reach_the_terminal() {
 
 #[test]
 fn only_passing_failures_are_tried_again() {
-    let status = |code: u16| refusal(StatusCode::from_u16(code).unwrap(), &HeaderMap::new(), b"");
+    let status = |code: u16| refusal(StatusCode::from_u16(code).unwrap(), &HeaderMap::new(), b"", Timestamp::default());
     assert!(status(503).is_passing() && status(429).is_passing());
     assert!(!status(401).is_passing() && !status(403).is_passing() && !status(409).is_passing());
     let address: Address = "127.0.0.1:1".parse().unwrap();
