@@ -15,9 +15,9 @@ const LENGTH: usize = 28;
 /// An unguessable id: `prefix` and 128 random bits in Crockford's base 32, lower case.
 fn random_id(prefix: [u8; 2]) -> Result<[u8; LENGTH], NoRandomness> {
     let mut bits = [0u8; ID_BITS];
-    #[cfg(feature = "dev")]
+    #[cfg(feature = "simulation")]
     let bits_are_made = testing::next(&mut bits);
-    #[cfg(not(feature = "dev"))]
+    #[cfg(not(feature = "simulation"))]
     let bits_are_made = false;
     if !bits_are_made {
         task_token::random(&mut bits)?;
@@ -107,7 +107,7 @@ id!(
 );
 
 /// Ids that a simulation can foresee, so that the same seed tells the same history whatever is ordered by an id.
-#[cfg(feature = "dev")]
+#[cfg(feature = "simulation")]
 pub mod testing {
     use std::cell::Cell;
 

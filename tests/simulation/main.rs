@@ -1,4 +1,4 @@
-//! Whole lives of a sidecar, made up from a seed: `SIM_HISTORIES=2000 cargo test --profile simulation --test simulation`.
+//! Whole lives of a sidecar, made up from a seed: `SIM_HISTORIES=2000 cargo test --profile simulation --features simulation --test simulation`.
 //!
 //! Time, the disk under the journal, the audit log's, the cloud, the Workload API and the policy source are models; everything
 //! else is the product: server, broker, journal and its store, policy engine, clock guard. A history is a few dozen steps: tasks
@@ -60,7 +60,11 @@ impl fmt::Display for Failure {
         for (number, step) in self.steps.iter().enumerate() {
             writeln!(f, "{:4} {step}", number + 1)?;
         }
-        writeln!(f, "replay it: SIM_SEED={} cargo test --test simulation no_history -- --nocapture", self.seed)
+        writeln!(
+            f,
+            "replay it: SIM_SEED={} cargo test --features simulation --test simulation no_history -- --nocapture",
+            self.seed
+        )
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the journal wrote last, cut off and flipped: an opening says that it is damaged, or finds everything.
 //!
-//! `TAIL_STEP=1 cargo test --profile simulation --test simulation tail` tries all eight bits of every byte, and every
+//! `TAIL_STEP=1 cargo test --profile simulation --features simulation --test simulation tail` tries all eight bits of every byte, and every
 //! length; without it one in [`STEP`] of them.
 
 use std::collections::BTreeSet;
