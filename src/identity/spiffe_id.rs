@@ -41,15 +41,6 @@ impl TrustDomain {
     pub fn as_str(&self) -> &str {
         &self.0
     }
-
-    /// Reads the form in which the Workload API names trust domains: `spiffe://example.org` (Workload API §5.1).
-    ///
-    /// # Errors
-    /// Refuses any other scheme, a path, and names outside the grammar.
-    pub fn from_id(text: &str) -> Result<Self, SpiffeIdError> {
-        let name = text.strip_prefix(SCHEME).ok_or(SpiffeIdError::Scheme)?;
-        name.parse()
-    }
 }
 
 impl FromStr for TrustDomain {
@@ -260,17 +251,10 @@ mod tests {
     }
 
     #[test]
-    fn a_trust_domain_id_has_neither_path_nor_port() {
-        assert_eq!(TrustDomain::from_id("spiffe://example.org").unwrap().as_str(), "example.org");
-        for text in [
-            "example.org",
-            "spiffe://",
-            "spiffe://example.org/",
-            "spiffe://example.org/a",
-            "spiffe://Example.org",
-            "https://a",
-        ] {
-            assert!(TrustDomain::from_id(text).is_err(), "{text}");
+    fn a_trust_domain_has_neither_path_nor_port() {
+        assert_eq!("example.org".parse::<TrustDomain>().unwrap().as_str(), "example.org");
+        for text in ["", "spiffe://example.org", "example.org/", "example.org/a", "Example.org", "example.org:80"] {
+            assert!(text.parse::<TrustDomain>().is_err(), "{text}");
         }
     }
 
