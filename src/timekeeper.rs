@@ -9,7 +9,7 @@ use std::time::Duration;
 use data_encoding::HEXLOWER;
 
 use crate::audit::{Audit, Event, Kind};
-use crate::clock::guard::Change;
+use crate::clock::guard::TrustChange;
 use crate::clock::{Clock as _, Timestamp, TrustedClock};
 use crate::identity::jwt_svid::signed_time;
 use crate::identity::task_token::random;
@@ -76,14 +76,14 @@ async fn ask(clock: &TrustedClock, workload_api: &dyn WorkloadApi) -> bool {
     }
 }
 
-async fn tell(change: Change, now: Timestamp, audit: &Audit) {
+async fn tell(change: TrustChange, now: Timestamp, audit: &Audit) {
     let event = match &change {
-        Change::Lost(distrust) => {
+        TrustChange::Lost(distrust) => {
             tracing::error!(%distrust, "the time is in doubt: nothing begins and nothing is minted");
             let detail = Some(distrust.to_string());
             Event { reason: Some(distrust.kind()), detail, ..Event::new(now, Kind::Clock, "untrusted") }
         }
-        Change::Regained => {
+        TrustChange::Regained => {
             tracing::warn!("the time is believed again");
             Event::new(now, Kind::Clock, "trusted")
         }

@@ -114,10 +114,16 @@ struct Guard {
     /// Wall minus boot clock, in milliseconds.
     offset: i64,
     high_water: Timestamp,
-    /// The wall clock and the signed time that differed from it.
-    disagrees: Option<(Timestamp, Timestamp)>,
+    disagreement: Option<Disagreement>,
     /// When `offset` last followed the wall clock (boot clock).
     followed_at: Duration,
+}
+
+/// A signed time that differed from the wall clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Disagreement {
+    wall: Timestamp,
+    signed: Timestamp,
 }
 
 /// What the clocks show together.
@@ -130,7 +136,7 @@ struct View {
 
 impl Guard {
     fn pair(wall: Timestamp, boot: Duration, high_water: Timestamp) -> Self {
-        Self { offset: offset(wall, boot), high_water, disagrees: None, followed_at: boot }
+        Self { offset: offset(wall, boot), high_water, disagreement: None, followed_at: boot }
     }
 
     fn expected(&self, boot: Duration) -> Timestamp {
@@ -144,7 +150,7 @@ impl Guard {
         } else if wall + TOLERANCE < self.high_water {
             Some(Distrust::Behind { wall, high_water: self.high_water })
         } else {
-            self.disagrees.map(|(wall, signed)| Distrust::Disagrees { wall, signed })
+            self.disagreement.map(|Disagreement { wall, signed }| Distrust::Disagrees { wall, signed })
         };
         View { earliest: wall.min(expected), latest: wall.max(expected).max(self.high_water), distrust }
     }
@@ -172,10 +178,10 @@ impl Guard {
         // `iat` is in whole seconds, rounded down.
         let slack = TOLERANCE.saturating_add(took).saturating_add(Duration::from_secs(1));
         if apart(wall, signed) > slack {
-            self.disagrees = Some((wall, signed));
+            self.disagreement = Some(Disagreement { wall, signed });
             return self;
         }
-        self.disagrees = None;
+        self.disagreement = None;
         if apart(wall, self.expected(boot)) > TOLERANCE {
             self = Self::pair(wall, boot, self.high_water);
         }
@@ -207,7 +213,7 @@ struct Kept {
 
 /// A change of trust, told once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub enum TrustChange {
     /// The time is in doubt now.
     Lost(Distrust),
     /// It is believed again.
@@ -268,14 +274,14 @@ impl TrustedClock {
     }
 
     /// Follows small corrections, and tells when trust was lost or regained since the last call. Call it every second.
-    pub fn observe(&self) -> Option<Change> {
+    pub fn observe(&self) -> Option<TrustChange> {
         self.update(Guard::follow);
         let distrust = self.view().distrust;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut state.trusted, distrust.is_none());
         match (before, distrust) {
-            (true, Some(distrust)) => Some(Change::Lost(distrust)),
-            (false, None) => Some(Change::Regained),
+            (true, Some(distrust)) => Some(TrustChange::Lost(distrust)),
+            (false, None) => Some(TrustChange::Regained),
             _ => None,
         }
     }

@@ -49,13 +49,13 @@ fn a_clock_set_back_is_in_doubt_and_time_goes_on() {
     let clock = machine.start("a");
     machine.back(Duration::from_secs(3600));
     assert_eq!(kind(&clock), Some("jumped"));
-    assert!(matches!(clock.observe(), Some(Change::Lost(_))));
+    assert!(matches!(clock.observe(), Some(TrustChange::Lost(_))));
     assert_eq!(clock.observe(), None, "told once");
     machine.clock.advance(SECOND);
     assert_eq!(clock.now(), START + SECOND);
     // Set right again, it is believed again.
     machine.ahead(Duration::from_secs(3600));
-    assert_eq!(clock.observe(), Some(Change::Regained));
+    assert_eq!(clock.observe(), Some(TrustChange::Regained));
 }
 
 #[test]

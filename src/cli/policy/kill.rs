@@ -12,7 +12,7 @@ use crate::cli::aws_deny::{self, Deny};
 use crate::cli::{CliError, CliResult, Exit, Output, complain, plain, print};
 use crate::clock::{SystemClock, Timestamp};
 use crate::policy::kill::{Stop, Target};
-use crate::policy::publish::kill::{self, Change, Done, Order};
+use crate::policy::publish::kill::{self, Done, KillChange, Order};
 use crate::policy::publish::published::Published;
 use crate::policy::publish::workspace::Workspace;
 
@@ -119,8 +119,8 @@ pub(super) async fn run(args: &Args) -> CliResult {
         return Err(usage("give --key FILE.pem or --signer COMMAND, of the role incident"));
     }
     let change = match &args.what.lift {
-        Some(id) => Change::Lift(id.clone()),
-        None => Change::Add {
+        Some(id) => KillChange::Lift(id.clone()),
+        None => KillChange::Add {
             id: args.id.clone(),
             what: args.what.member(),
             reason: args.reason.clone().unwrap_or_default(),

@@ -8,7 +8,7 @@ use super::{Online, Time, failed};
 use crate::cli::{CliResult, Exit, Output, plain, print};
 use crate::clock::SystemClock;
 use crate::policy::ScopeId;
-use crate::policy::publish::release::{self, Options, Report};
+use crate::policy::publish::release::{self, Options, PublishReport};
 use crate::policy::publish::workspace::Workspace;
 
 #[derive(Debug, clap::Args)]
@@ -49,7 +49,7 @@ pub(super) async fn run(args: &Args) -> CliResult {
     Ok(Exit::Ok as u8)
 }
 
-pub(super) fn text(report: &Report) -> String {
+pub(super) fn text(report: &PublishReport) -> String {
     let mut text = String::new();
     for warning in &report.warnings {
         text.push_str(&format!("warning    {}\n", plain(warning)));
@@ -70,7 +70,7 @@ pub(super) fn text(report: &Report) -> String {
     text
 }
 
-pub(super) fn json(report: &Report) -> serde_json::Value {
+pub(super) fn json(report: &PublishReport) -> serde_json::Value {
     let roles: serde_json::Map<_, _> =
         report.roles.iter().map(|(role, version)| (role.clone(), json!(version))).collect();
     json!({

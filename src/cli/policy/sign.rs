@@ -9,7 +9,7 @@ use super::{Signer, Time, failed};
 use crate::cli::{CliError, CliResult, Exit, Output, print};
 use crate::clock::SystemClock;
 use crate::policy::publish::published::Published;
-use crate::policy::publish::sign::{self, Request, Signed};
+use crate::policy::publish::sign::{self, Request, SignatureCount, Signed};
 use crate::policy::publish::workspace::Workspace;
 
 #[derive(Debug, clap::Args)]
@@ -68,7 +68,7 @@ fn text(signed: &Signed) -> String {
         signers.len(),
         signers.join(", ")
     );
-    if let Some((have, need)) = before {
+    if let Some(SignatureCount { have, need }) = before {
         text.push_str(&format!("{role}: {have} of {need} signatures of the root before it\n"));
     }
     text.push_str(&match signed.complete() {
@@ -85,7 +85,7 @@ fn json(signed: &Signed) -> serde_json::Value {
         "expires": signed.expires,
         "signers": signed.signers,
         "threshold": signed.threshold,
-        "of_root_before": signed.before.map(|(have, need)| json!({"have": have, "threshold": need})),
+        "of_root_before": signed.before.map(|count| json!({"have": count.have, "threshold": count.need})),
         "begun": signed.begun,
         "complete": signed.complete(),
         "file": signed.file,

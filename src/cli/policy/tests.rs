@@ -22,9 +22,9 @@ fn fixture() -> tempfile::TempDir {
     directory
 }
 
-fn report(directory: &Path) -> Report {
+fn report(directory: &Path) -> LintReport {
     let files = read(directory).unwrap();
-    Report::of(&files, Policy::load(&files), "2026-11-23T16:00:00Z".parse().unwrap())
+    LintReport::of(&files, Policy::load(&files), "2026-11-23T16:00:00Z".parse().unwrap())
 }
 
 fn lint_exit(directory: &Path) -> u8 {

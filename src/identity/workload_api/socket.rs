@@ -54,8 +54,9 @@ pub async fn connect(path: &Path, agent: Option<u32>) -> Result<UnixStream, Conn
     }
     // Once more by the path that has no symbolic links: what was looked at is then what is used.
     let path = fs::canonicalize(path)?;
-    let directories = path.ancestors().skip(1).map(|directory| fs::metadata(directory).map(|is| (is.uid(), is.mode())));
-    if keeper(directories.collect::<io::Result<Vec<_>>>()?, own) == Some(uid) {
+    let read = |path: &Path| fs::metadata(path).map(|is| Directory { owner: is.uid(), mode: is.mode() });
+    let directories = path.ancestors().skip(1).map(read);
+    if keeper(&directories.collect::<io::Result<Vec<_>>>()?, own) == Some(uid) {
         let (stream, now) = dial(&path).await?;
         if now == uid {
             return Ok(stream);
@@ -70,11 +71,18 @@ async fn dial(path: &Path) -> io::Result<(UnixStream, u32)> {
     Ok((stream, uid))
 }
 
-/// The owner of the first of these directories (owner and mode, each in the next), where nobody else but root and we can
-/// write any of them.
-fn keeper(directories: Vec<(u32, u32)>, own: u32) -> Option<u32> {
-    let (owner, _) = *directories.first()?;
-    let kept = |(uid, mode): &(u32, u32)| [ROOT, own, owner].contains(uid) && mode & 0o022 == 0;
+/// Who may write to a directory.
+#[derive(Debug, Clone)]
+struct Directory {
+    owner: u32,
+    mode: u32,
+}
+
+/// The owner of the first of these directories, each of which is in the next, where nobody else but root and we can write
+/// any of them.
+fn keeper(directories: &[Directory], own: u32) -> Option<u32> {
+    let owner = directories.first()?.owner;
+    let kept = |of: &Directory| [ROOT, own, owner].contains(&of.owner) && of.mode & 0o022 == 0;
     directories.iter().all(kept).then_some(owner)
 }
 
@@ -150,7 +158,8 @@ mod tests {
             (vec![(AGENT, 0o755), (ROOT, 0o775)], None),
             (vec![], None),
         ] {
-            assert_eq!(keeper(directories.clone(), OWN), kept_by, "{directories:?}");
+            let directories: Vec<_> = directories.into_iter().map(|(owner, mode)| Directory { owner, mode }).collect();
+            assert_eq!(keeper(&directories, OWN), kept_by, "{directories:?}");
         }
     }
 

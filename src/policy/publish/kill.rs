@@ -14,7 +14,7 @@ use super::super::repository::trusted::INCIDENT;
 use super::content::signed_part;
 use super::keys::{KeySource, sign_with};
 use super::published::{Published, Signers, lock};
-use super::release::{self, Candidate, Gate, KILL_LIFE, Online, OnlineKeys, Report};
+use super::release::{self, Candidate, Gate, KILL_LIFE, Online, OnlineKeys, PublishReport};
 use super::workspace::Workspace;
 use super::{PublishError, read_file, write_file};
 use crate::clock::{Clock, Timestamp};
@@ -23,7 +23,7 @@ const HEAD: &str = "# What is stopped now; `sidemint policy kill` writes it.\n";
 
 /// What is to be done to the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub enum KillChange {
     /// Stop something.
     Add {
         /// The entry's id; else one is made of the time.
@@ -44,7 +44,7 @@ pub enum Change {
 #[derive(Debug)]
 pub struct Order<'a> {
     /// The change.
-    pub change: &'a Change,
+    pub change: &'a KillChange,
     /// The keys of `incident`.
     pub incident: &'a [KeySource],
     /// The online keys.
@@ -61,7 +61,7 @@ pub struct Done {
     /// The entry's id.
     pub id: String,
     /// How it was published.
-    pub report: Report,
+    pub report: PublishReport,
     /// How many entries the list has now.
     pub entries: usize,
     /// Whether `DIR/kill/list.toml` says something else than what is published, and still does.
@@ -169,7 +169,7 @@ fn follow(
 }
 
 /// The list with the change, checked as sidecars will, and the entry's id.
-fn changed(old: Option<&[u8]>, change: &Change, now: Timestamp) -> Result<(String, Bytes), PublishError> {
+fn changed(old: Option<&[u8]>, change: &KillChange, now: Timestamp) -> Result<(String, Bytes), PublishError> {
     let text = std::str::from_utf8(old.unwrap_or(b"schema = 1\n"))
         .map_err(|_| refused(format!("{LIST}: is not UTF-8 text")))?;
     let mut table: Table = toml::from_str(text).map_err(|error| refused(format!("{LIST}: {}", error.message())))?;
@@ -177,7 +177,7 @@ fn changed(old: Option<&[u8]>, change: &Change, now: Timestamp) -> Result<(Strin
     let stops = stops.as_array_mut().ok_or_else(|| refused(format!("{LIST}: stop must be a list")))?;
     let has = |stops: &[Value], id: &str| stops.iter().any(|stop| stop.get("id").and_then(Value::as_str) == Some(id));
     let id = match change {
-        Change::Add { id, what, reason, until } => {
+        KillChange::Add { id, what, reason, until } => {
             let id = id.clone().unwrap_or_else(|| fresh(now, |id| has(stops, id)));
             let mut stop = Table::new();
             stop.insert("id".to_owned(), id.clone().into());
@@ -191,7 +191,7 @@ fn changed(old: Option<&[u8]>, change: &Change, now: Timestamp) -> Result<(Strin
             stops.push(Value::Table(stop));
             id
         }
-        Change::Lift(id) => {
+        KillChange::Lift(id) => {
             if !has(stops, id) {
                 return Err(refused(format!("there is no entry {id}: `sidemint policy kill --list` shows them")));
             }

@@ -95,7 +95,7 @@ pub struct Options {
 
 /// What was published.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
+pub struct PublishReport {
     /// The policy version that sidecars will name.
     pub version: String,
     /// Whether nothing had changed, and nothing was written.
@@ -138,7 +138,7 @@ pub async fn publish(
     options: &Options,
     clock: &dyn Clock,
     now: Timestamp,
-) -> Result<Report, PublishError> {
+) -> Result<PublishReport, PublishError> {
     let _lock = lock(out)?;
     let previous = Published::read(out).await?;
     if let Some(previous) = &previous {
@@ -343,7 +343,7 @@ pub(super) async fn release(
     gate: &Gate<'_>,
     clock: &dyn Clock,
     now: Timestamp,
-) -> Result<Report, PublishError> {
+) -> Result<PublishReport, PublishError> {
     let roles: Vec<_> = candidate
         .roles
         .iter()
@@ -356,7 +356,7 @@ pub(super) async fn release(
         && !due(online, previous, now)
     {
         keep(workspace, previous)?;
-        return Ok(Report {
+        return Ok(PublishReport {
             version: previous.files().version.to_string(),
             unchanged: true,
             roles,
@@ -365,7 +365,7 @@ pub(super) async fn release(
             warnings: candidate.notes.into_iter().chain(lapsing(workspace, previous, now)).collect(),
         });
     }
-    let (versioned, mut last) = sign_both(online, previous, &candidate, clock, now).await?;
+    let NewFiles { versioned, mut last } = sign_both(online, previous, &candidate, clock, now).await?;
     let mut overlay = versioned.clone();
     overlay.extend(last.clone());
     // Sidecars refuse what has ended before they first saw it. A kill is published all the same: who mends what lapsed must
@@ -390,7 +390,14 @@ pub(super) async fn release(
     }
     write_file(&out.join("metadata/timestamp.json"), &timestamp, 0o644)?;
     keep(workspace, &loaded)?;
-    Ok(Report { version: loaded.files().version.to_string(), unchanged: false, roles, suspended, tried, warnings })
+    Ok(PublishReport {
+        version: loaded.files().version.to_string(),
+        unchanged: false,
+        roles,
+        suspended,
+        tried,
+        warnings,
+    })
 }
 
 /// Whether the snapshot or the timestamp must be signed again although nothing else changed.
@@ -399,16 +406,25 @@ fn due(online: &Online, previous: &Published, now: Timestamp) -> bool {
     left("timestamp").is_zero() || left("snapshot") < online.snapshot.life / 2
 }
 
+/// Files by their name below the published repository.
 type Named = BTreeMap<String, Bytes>;
 
-/// The new files by name: those that nobody asks for before the timestamp names them, and those that must come last.
+/// The new files of a publication.
+struct NewFiles {
+    /// Those that nobody asks for before the timestamp names them.
+    versioned: Named,
+    /// Those that must come last.
+    last: Named,
+}
+
+/// Signs snapshot and timestamp over what is to be published.
 async fn sign_both(
     online: &Online,
     previous: Option<&Published>,
     candidate: &Candidate,
     clock: &dyn Clock,
     now: Timestamp,
-) -> Result<(Named, Named), PublishError> {
+) -> Result<NewFiles, PublishError> {
     let mut versioned = Named::new();
     for (path, bytes) in &candidate.files {
         versioned.insert(format!("targets/{}", metadata::target_name(path, &Digest::of(bytes))), bytes.clone());
@@ -429,7 +445,7 @@ async fn sign_both(
         .map(|(version, bytes)| (format!("metadata/{}", metadata::metadata_name("root", *version)), bytes.clone()))
         .collect();
     last.insert("metadata/timestamp.json".to_owned(), timestamp);
-    Ok((versioned, last))
+    Ok(NewFiles { versioned, last })
 }
 
 impl Duty {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::super::repository::metadata::{Envelope, TufKey};
+use super::super::repository::metadata::Envelope;
 use super::PublishError;
 use super::content::{expires_of, same_content, version_of};
 use super::keys::{KeySource, good_signatures};
@@ -29,6 +29,21 @@ pub struct Request<'a> {
     pub now: Timestamp,
 }
 
+/// How many signatures there are, and how many are needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SignatureCount {
+    /// How many keys have signed.
+    pub have: usize,
+    /// How many must.
+    pub need: u64,
+}
+
+impl SignatureCount {
+    fn is_enough(self) -> bool {
+        u64::try_from(self.have).is_ok_and(|have| have >= self.need)
+    }
+}
+
 /// How a role stands after a signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signed {
@@ -43,7 +58,7 @@ pub struct Signed {
     /// How many it needs.
     pub threshold: u32,
     /// For a root that follows another: whose signatures of the root before it has, and how many it needs of them.
-    pub before: Option<(usize, u64)>,
+    pub before: Option<SignatureCount>,
     /// Whether this signature began a new version.
     pub begun: bool,
     /// Where it is.
@@ -53,9 +68,8 @@ pub struct Signed {
 impl Signed {
     /// Whether it has the signatures that it needs.
     pub fn complete(&self) -> bool {
-        let enough = |have: usize, need: u64| u64::try_from(have).is_ok_and(|have| have >= need);
-        enough(self.signers.len(), u64::from(self.threshold))
-            && self.before.is_none_or(|(have, need)| enough(have, need))
+        let own = SignatureCount { have: self.signers.len(), need: u64::from(self.threshold) };
+        own.is_enough() && self.before.is_none_or(SignatureCount::is_enough)
     }
 }
 
@@ -77,8 +91,8 @@ pub async fn sign(workspace: &Workspace, request: &Request<'_>, clock: &dyn Cloc
     };
     let before = before(workspace, request.role, &envelope)?;
     let mut keys = role.keys.clone();
-    if let Some((old, _)) = &before {
-        keys.extend(old.iter().filter(|(_, key)| !role.keys.iter().any(|(_, known)| known == key)).cloned());
+    if let Some(before) = &before {
+        keys.extend(before.keys.iter().filter(|(_, key)| !role.keys.iter().any(|(_, known)| known == key)).cloned());
     }
     let message = envelope.message().map_err(|error| PublishError::Files(error.to_string()))?;
     let (public, signature) = request.key.sign(request.role, &message, &keys, clock).await?;
@@ -90,7 +104,10 @@ pub async fn sign(workspace: &Workspace, request: &Request<'_>, clock: &dyn Cloc
         expires: expires_of(&envelope.signed)?,
         signers: good_signatures(&envelope, &role.keys).into_iter().map(str::to_owned).collect(),
         threshold: role.threshold,
-        before: before.map(|(old, need)| (good_signatures(&envelope, &old).len(), need)),
+        before: before.map(|before| SignatureCount {
+            have: good_signatures(&envelope, &before.keys).len(),
+            need: before.threshold,
+        }),
         begun,
         file,
     })
@@ -157,10 +174,8 @@ fn known_version(workspace: &Workspace, request: &Request<'_>) -> Result<u64, Pu
     Ok(version)
 }
 
-type Before = Option<(Vec<(String, TufKey)>, u64)>;
-
 /// The keys and the threshold of the root before `envelope`, which must sign it too (specification §5.3.4).
-fn before(workspace: &Workspace, role: &str, envelope: &Envelope) -> Result<Before, PublishError> {
+fn before(workspace: &Workspace, role: &str, envelope: &Envelope) -> Result<Option<Signers>, PublishError> {
     let version = version_of(&envelope.signed);
     if role != "root" || version < 2 {
         return Ok(None);
@@ -171,6 +186,5 @@ fn before(workspace: &Workspace, role: &str, envelope: &Envelope) -> Result<Befo
             version - 1
         ))
     })?;
-    let Signers { keys, threshold } = Signers::of_root(&bytes, "root")?;
-    Ok(Some((keys, threshold)))
+    Signers::of_root(&bytes, "root").map(Some)
 }

@@ -1,6 +1,7 @@
 //! The working repository of publishers: `repository.toml`, the owners' files, and the metadata that is being signed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::clock::Timestamp;
 /// The most roles of one repository.
 pub const MAX_ROLES: usize = 64;
 /// The shortest and the longest life of a role's metadata.
-const LIFE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(10 * 366 * 24 * 3600));
+const LIFE: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(10 * 366 * 24 * 3600);
 
 /// `repository.toml`: who signs what, how many of them must, and for how long they then speak.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -306,7 +307,7 @@ fn role_settings(name: &str, raw: RawRole, known: &BTreeMap<String, TufKey>) -> 
     }
     let life = humantime::parse_duration(&raw.expires)
         .ok()
-        .filter(|life| (LIFE.0..=LIFE.1).contains(life))
+        .filter(|life| LIFE.contains(life))
         .ok_or_else(|| wrong("expires must be a duration of 1m to 10years, such as \"90days\""))?;
     let folder = OWNERS.iter().find(|(owner, _)| *owner == name).map(|(_, folder)| *folder);
     let (parent, paths) = match (folder, TOP_ROLES.contains(&name)) {
