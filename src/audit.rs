@@ -28,7 +28,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::background::{self, GivesWay};
+use crate::background::{self, LowPriority};
 use crate::clock::{SharedClock, Timestamp};
 use crate::id::{LeaseId, TaskId};
 use crate::identity::{Proof, SpiffeId};
@@ -347,7 +347,7 @@ impl Audit {
     fn with(writer: Writer) -> io::Result<Self> {
         let (queue, messages) = mpsc::channel(QUEUE);
         let shared = Arc::clone(&writer.shared);
-        background::spawn("audit", GivesWay::ALittle, move || writer.run(messages))?;
+        background::spawn("audit", LowPriority::Lower, move || writer.run(messages))?;
         Ok(Self { queue: Some(queue), shared, ..Self::off() })
     }
 

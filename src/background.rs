@@ -7,13 +7,13 @@ use std::thread::{Builder, JoinHandle, yield_now};
 
 /// How far a thread gives way to those who serve (`setpriority(2)`).
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum GivesWay {
+pub(crate) enum LowPriority {
     /// Serving goes first, so that a burst of commits delays no answer until the next tick of the scheduler; but begins and
     /// ends wait for this thread.
-    ALittle,
+    Lower,
     /// Nobody waits for it. Beside one serving thread that never rests it still gets a tenth of the core, so that a kill list is in
     /// force in time even then.
-    ALot,
+    Lowest,
 }
 
 /// Long work in steps of some ten microseconds, that offers the core to others before each of them. Niceness alone is not
@@ -42,20 +42,20 @@ impl Turns {
 /// When the system gives no thread.
 pub(crate) fn spawn<T: Send + 'static>(
     name: &str,
-    gives_way: GivesWay,
+    priority: LowPriority,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
     Builder::new().name(name.to_owned()).spawn(move || {
-        give_way(gives_way);
+        lower_priority(priority);
         work()
     })
 }
 
 /// On Linux it is the calling thread alone that is nice; elsewhere it would be the whole process.
-fn give_way(how_far: GivesWay) {
-    let niceness = match how_far {
-        GivesWay::ALittle => 4,
-        GivesWay::ALot => 10,
+fn lower_priority(priority: LowPriority) {
+    let niceness = match priority {
+        LowPriority::Lower => 4,
+        LowPriority::Lowest => 10,
     };
     if cfg!(target_os = "linux") {
         // Where the system forbids it, callers only notice a little more.
@@ -71,8 +71,8 @@ mod tests {
     fn only_its_own_thread_gives_way() {
         let nice = || rustix::process::getpriority_process(None).unwrap();
         let before = nice();
-        for (gives_way, niceness) in [(GivesWay::ALittle, 4), (GivesWay::ALot, 10)] {
-            assert_eq!(spawn("background", gives_way, nice).unwrap().join().unwrap(), before.max(niceness));
+        for (priority, niceness) in [(LowPriority::Lower, 4), (LowPriority::Lowest, 10)] {
+            assert_eq!(spawn("background", priority, nice).unwrap().join().unwrap(), before.max(niceness));
             assert_eq!(nice(), before);
         }
     }

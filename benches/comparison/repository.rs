@@ -17,7 +17,7 @@ use sidemint::clock::{Clock as _, ManualClock, SharedClock, SystemClock};
 use sidemint::http_client::{Roots, TlsSettings};
 use sidemint::policy::repository::http::{HttpFetch, HttpSettings};
 use sidemint::policy::repository::sample::Sample;
-use sidemint::policy::repository::schedule::{Looked, Schedule};
+use sidemint::policy::repository::schedule::{Refreshed, Schedule};
 use sidemint::policy::repository::signed::{SignedSettings, SignedSource};
 use sidemint::policy::repository::{Digest, Fetched, PolicySource as _};
 
@@ -79,8 +79,8 @@ fn simulate(world: &World, random: &mut Xorshift) -> Vec<u64> {
         };
         *count += 1;
         let looked = match *count <= world.capacity {
-            true => Looked::Answered,
-            false => Looked::Failed { retry_after: world.retry_after },
+            true => Refreshed::Answered,
+            false => Refreshed::Failed { retry_after: world.retry_after },
         };
         let pause = schedule.pause(looked, Duration::ZERO, random.fraction());
         next.push(Reverse((at + pause.as_millis() as u64, sidecar)));

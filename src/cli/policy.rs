@@ -183,7 +183,7 @@ fn read(directory: &Path) -> Result<PolicyFiles, CliError> {
 
 fn lint(args: &LintArgs, now: Timestamp) -> CliResult {
     let files = read(&args.policy)?;
-    let mut report = Report::of(&files, Policy::load(&files), now);
+    let mut report = LintReport::of(&files, Policy::load(&files), now);
     report.warn_of_untested(&args.policy)?;
     match args.output {
         Output::Text => print(report.text())?,
@@ -193,7 +193,7 @@ fn lint(args: &LintArgs, now: Timestamp) -> CliResult {
 }
 
 /// What lint found.
-struct Report {
+struct LintReport {
     version: String,
     active: Vec<ScopeId>,
     suspended: Vec<(ScopeId, Vec<Problem>)>,
@@ -202,7 +202,7 @@ struct Report {
     refused: bool,
 }
 
-impl Report {
+impl LintReport {
     fn of(files: &PolicyFiles, loaded: Result<Policy, PolicyError>, now: Timestamp) -> Self {
         let version = files.version.to_string();
         match loaded {

@@ -13,7 +13,7 @@
 
 mod bundle;
 mod json;
-mod seen;
+mod verified_cache;
 
 #[cfg(test)]
 mod tests;
@@ -32,7 +32,7 @@ use crate::clock::Timestamp;
 use bundle::{Algorithm, KeyError};
 pub use bundle::{JwtBundle, JwtBundleError, MAX_BUNDLE, MAX_KEYS};
 use json::{JsonError, Object, Value};
-pub use seen::Verifier;
+pub use verified_cache::Verifier;
 
 /// The longest token that is read, in bytes.
 pub const MAX_TOKEN: usize = 8 * 1024;

@@ -28,7 +28,7 @@ use tokio::sync::{mpsc, oneshot};
 use self::file::StoreFile;
 use self::place::{Owner, Place};
 use super::life::LeaseRecord;
-use crate::background::{self, GivesWay, Turns};
+use crate::background::{self, LowPriority, Turns};
 use crate::id::{LeaseId, TaskId};
 use crate::task::record::TaskRecord;
 
@@ -234,7 +234,7 @@ impl DiskJournal {
         let place = place.map(|(_, place)| place);
         let status = Arc::new(Status { pending: AtomicUsize::new(0), failed: OnceLock::new(), place });
         let shared = Arc::clone(&status);
-        background::spawn("journal", GivesWay::ALittle, move || commit_all(&database, writes, &shared, &turns))
+        background::spawn("journal", LowPriority::Lower, move || commit_all(&database, writes, &shared, &turns))
             .map_err(|e| JournalError::Directory { path: shown, detail: e.to_string() })?;
         Ok((Self { queue, status }, recovered))
     }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::kill::KillList;
-use super::repository::schedule::{self, Looked, Schedule};
+use super::repository::schedule::{self, Refreshed, Schedule};
 use super::repository::{Fetched, PolicyFiles, PolicySource, PolicySourceError, Previous, Use};
 use super::standing::Standing;
 use super::{LoadOptions, Policy, PolicyVersion, Problem, aside, kind, load};
@@ -279,8 +279,8 @@ impl PolicyCache {
         let mut took = Duration::ZERO;
         loop {
             let looked = match outcome {
-                Some(RefreshOutcome::Unavailable) => Looked::Failed { retry_after: self.source.retry_after() },
-                _ => Looked::Answered,
+                Some(RefreshOutcome::Unavailable) => Refreshed::Failed { retry_after: self.source.retry_after() },
+                _ => Refreshed::Answered,
             };
             clock.sleep(schedule.pause(looked, took, random())).await;
             let began = clock.boot();

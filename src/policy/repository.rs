@@ -1,14 +1,14 @@
 //! Where policy files come from: the seam [`PolicySource`].
 //!
 //! - [`directory`]: an unsigned directory, for development.
-//! - [`signed`]: a signed repository: looked at, verified, remembered, kept.
+//! - [`signed`]: a signed repository: refreshed, verified, remembered, kept.
 //! - [`trusted`]: what makes its bytes believable; [`fault`]: why they are not.
 //! - [`high_water`], [`store`]: what is remembered of it, on disk.
 //! - [`fetch`]: the seam to the files of a signed repository.
 //! - [`http`]: those files behind HTTPS.
 //! - [`metadata`]: what a publisher writes: TUF roles, keys, signatures.
 //! - [`path_pattern`]: which names a delegation is for.
-//! - [`schedule`]: when to look again.
+//! - [`schedule`]: when to refresh again.
 //! - [`sample`]: a whole signed repository in memory, for tests and benches.
 
 pub mod directory;
@@ -112,7 +112,7 @@ impl PolicySourceError {
     }
 }
 
-/// What a look at the source found.
+/// What a refresh found.
 #[derive(Debug)]
 pub enum Fetched {
     /// Still the files of the version that was seen, and nothing is to be said of them.

@@ -142,7 +142,7 @@ impl Sidecar {
         let cache = Self::cache(&repository.out(), &state, &clock);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut sidecar = Self { state, clock, cache, runtime };
-        assert_eq!(sidecar.look(&repository.at), RefreshOutcome::Loaded, "{:?}", sidecar.cache.status());
+        assert_eq!(sidecar.refresh(&repository.at), RefreshOutcome::Loaded, "{:?}", sidecar.cache.status());
         sidecar
     }
 
@@ -170,7 +170,7 @@ impl Sidecar {
         self.cache = Self::cache(out, &self.state, &self.clock);
     }
 
-    fn look(&mut self, time: &str) -> RefreshOutcome {
+    fn refresh(&mut self, time: &str) -> RefreshOutcome {
         self.clock.set_wall(at(time));
         self.runtime.block_on(self.cache.reload_now(at(time)))
     }
@@ -189,7 +189,7 @@ impl Sidecar {
         }
     }
 
-    /// What the last look was refused for.
+    /// What the last refresh was refused for.
     fn problem(&self) -> String {
         self.cache.status().problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
     }
@@ -326,7 +326,7 @@ fn drill_a_stolen_key_of_an_owner_is_killed_at_once_and_then_replaced() {
     let stolen = fs::read(repository.key("implementers")).unwrap();
     // What may have been signed by the thief stops everywhere, before anybody has met.
     repository.kill(&["--grant", "ledger-read-aws", "--reason", "key stolen", "--id", "inc-8"]).unwrap();
-    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded);
+    assert_eq!(sidecar.refresh(DAY_0), RefreshOutcome::Loaded);
     assert_eq!(sidecar.policy().kill_list().in_force(at(DAY_0)), 1);
     repository.replace_key("implementers", "implementers-2");
     for key in ["charter-1", "charter-2"] {
@@ -334,7 +334,7 @@ fn drill_a_stolen_key_of_an_owner_is_killed_at_once_and_then_replaced() {
     }
     repository.sign("implementers", "implementers-2").unwrap();
     repository.publish(&[]).unwrap();
-    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
+    assert_eq!(sidecar.refresh(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
     assert_eq!((sidecar.policy().snapshot(), sidecar.policy().kill_list().in_force(at(DAY_0))), (Some(3), 1));
     // What the thief signs now is nobody's word any more.
     fs::write(repository.key("implementers"), stolen).unwrap();
@@ -344,9 +344,9 @@ fn drill_a_stolen_key_of_an_owner_is_killed_at_once_and_then_replaced() {
     assert!(refused.contains("none of the keys that sign for implementers"), "{refused}");
     assert!(repository.publish(&[]).unwrap_err().contains("implementers: the folder or repository.toml changed"));
     repository.edit("grants/ledger-read-aws.toml", "s3:*", "s3:GetObject");
-    // Looked at and found good: the scope works again, by the new key.
+    // Refreshed at and found good: the scope works again, by the new key.
     repository.kill(&["--lift", "inc-8"]).unwrap();
-    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
+    assert_eq!(sidecar.refresh(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
     assert_eq!((sidecar.policy().kill_list().in_force(at(DAY_0)), sidecar.policy().active()), (0, 1));
 }
 
@@ -365,11 +365,11 @@ fn drill_two_lost_root_keys_are_mended_by_a_new_repository_alone() {
     // A new one, with a new root. A sidecar that knows the old one is not carried over by a file alone.
     let begun = Repository::new(true);
     sidecar.restart(&begun.out());
-    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Refused);
+    assert_eq!(sidecar.refresh(DAY_0), RefreshOutcome::Refused);
     assert!(sidecar.problem().contains("other_fleet"), "{}", sidecar.problem());
     fs::remove_dir_all(sidecar.state.path().join("policy")).unwrap();
     sidecar.restart(&begun.out());
-    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
+    assert_eq!(sidecar.refresh(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
     assert_eq!((sidecar.policy().snapshot(), sidecar.policy().active()), (Some(1), 1));
 }
 
@@ -471,10 +471,10 @@ fn drill_a_lost_or_stolen_charter_key_is_replaced_by_the_root() {
         repository.sign("targets", key).unwrap();
     }
     repository.publish(&[]).unwrap();
-    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
+    assert_eq!(sidecar.refresh(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
     assert_eq!((repository.version("targets"), sidecar.policy().snapshot()), (2, Some(2)));
     sidecar.restart(&repository.out());
-    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
+    assert_eq!(sidecar.refresh(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
 }
 
 #[test]
@@ -489,18 +489,18 @@ fn drill_new_keys_of_the_root_and_online_are_followed_by_sidecars() {
     }
     let before = tree(&repository.place.path().join("out"));
     repository.publish(&[]).unwrap();
-    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
+    assert_eq!(sidecar.refresh(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
     assert_eq!(sidecar.policy().snapshot(), Some(2));
     // What was there before the new keys is believed no more, with or without the new root beside it.
     for (path, bytes) in &before {
         fs::write(path, bytes).unwrap();
     }
     for _ in 0..2 {
-        assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Refused);
+        assert_eq!(sidecar.refresh(DAY_0), RefreshOutcome::Refused);
         fs::remove_file(repository.place.path().join("out/metadata/2.root.json")).ok();
     }
     sidecar.restart(&repository.out());
-    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded, "from what is kept: {}", sidecar.problem());
+    assert_eq!(sidecar.refresh(DAY_0), RefreshOutcome::Loaded, "from what is kept: {}", sidecar.problem());
     assert_eq!(sidecar.policy().snapshot(), Some(2));
 }
 
@@ -546,7 +546,7 @@ fn drill_a_departments_lost_key_is_replaced_by_its_parent_alone() {
     repository.publish(&[]).unwrap();
     let versions = ["targets", "business-owners", "finance"].map(|role| repository.version(role));
     assert_eq!(versions, [1, 3, 2]);
-    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
+    assert_eq!(sidecar.refresh(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
 }
 
 /// A department with one scope that nobody decided on, published.
@@ -644,7 +644,7 @@ fn drill_a_kill_is_published_alone_whatever_the_folder_says() {
     let late = repository.kill(&["--owner", "finance-data", "--reason", "r"]).unwrap();
     assert!(late.contains("root lapsed at 2027-11-23T12:00:00Z") && late.contains("the kill list alone"), "{late}");
     let before = sidecar.policy().snapshot();
-    assert_eq!(sidecar.look(&repository.at), RefreshOutcome::Refused);
+    assert_eq!(sidecar.refresh(&repository.at), RefreshOutcome::Refused);
     assert!(sidecar.problem().contains("expired: root"), "{}", sidecar.problem());
     assert_eq!((sidecar.policy().snapshot(), sidecar.policy().kill_list().in_force(at(&repository.at))), (before, 1));
 }
@@ -753,11 +753,11 @@ fn drill_a_heartbeat_that_is_down_makes_policy_stale_until_it_beats_elsewhere() 
     let mut sidecar = Sidecar::of(&repository);
     assert_eq!(sidecar.freshness("2026-11-23T12:09:59Z"), ("fresh", None));
     let lapsed = |word| (word, Some("timestamp".to_owned()));
-    assert_eq!(sidecar.look("2026-11-23T12:10:00Z"), RefreshOutcome::Unchanged);
+    assert_eq!(sidecar.refresh("2026-11-23T12:10:00Z"), RefreshOutcome::Unchanged);
     assert_eq!(sidecar.freshness("2026-11-23T12:10:00Z"), lapsed("stale"));
     // As long as the charter allows, also through a restart, and no longer.
     sidecar.restart(&repository.out());
-    assert_eq!(sidecar.look("2026-11-24T12:09:59Z"), RefreshOutcome::Loaded, "{}", sidecar.problem());
+    assert_eq!(sidecar.refresh("2026-11-24T12:09:59Z"), RefreshOutcome::Loaded, "{}", sidecar.problem());
     assert_eq!(sidecar.freshness("2026-11-24T12:09:59Z"), lapsed("stale"));
     assert_eq!(sidecar.freshness("2026-11-24T12:10:00Z"), lapsed("expired"));
     // Started elsewhere, with the same key: nothing is decided again.
@@ -767,7 +767,7 @@ fn drill_a_heartbeat_that_is_down_makes_policy_stale_until_it_beats_elsewhere() 
     repository.at = "2026-11-24T13:00:00Z".to_owned();
     beat(&repository, key.to_str().unwrap());
     let before = sidecar.policy().version().clone();
-    assert_eq!(sidecar.look(&repository.at), RefreshOutcome::Unchanged, "{}", sidecar.problem());
+    assert_eq!(sidecar.refresh(&repository.at), RefreshOutcome::Unchanged, "{}", sidecar.problem());
     assert_eq!((sidecar.freshness(&repository.at), sidecar.policy().version()), (("fresh", None), &before));
 }
 
@@ -803,7 +803,7 @@ fn drill_a_publishers_machine_that_is_gone_is_replaced_from_a_clone_and_the_web_
     assert_eq!((mended.version("snapshot"), mended.version("incident")), (3, 2));
     // The sidecars read it where it was; here it is at another place, which is all that they are told.
     sidecar.restart(&mended.out());
-    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
+    assert_eq!(sidecar.refresh(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
     assert_eq!((sidecar.policy().snapshot(), sidecar.policy().kill_list().in_force(at(DAY_0))), (Some(3), 1));
 }
 
@@ -918,10 +918,10 @@ fn p256_keys_sign_from_a_file_and_by_a_command() {
         repository.metadata("2.root.json")["signed"]["keys"][scheme.as_str().unwrap()]["scheme"],
         "ecdsa-sha2-nistp256"
     );
-    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
+    assert_eq!(sidecar.refresh(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
     let key = repository.key("timestamp");
     repository.run("heartbeat", &["--to", &repository.out(), "--timestamp-key", &key]).unwrap();
-    assert_eq!(sidecar.look(DAY_0), RefreshOutcome::Unchanged, "{}", sidecar.problem());
+    assert_eq!(sidecar.refresh(DAY_0), RefreshOutcome::Unchanged, "{}", sidecar.problem());
 }
 
 /// `SCALE=10000 cargo test --test cli ten_thousand -- --nocapture`: how long it takes is printed.

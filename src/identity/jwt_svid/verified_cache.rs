@@ -23,18 +23,18 @@ type Key = [u8; 32];
 /// Verifies JWT-SVIDs for one audience, and remembers which it has verified.
 pub struct Verifier {
     audience: String,
-    seen: Mutex<Seen>,
+    cache: Mutex<VerifiedCache>,
 }
 
 /// The tokens used lately. When `young` is full it becomes `old`, and what was old is forgotten.
 #[derive(Default)]
-struct Seen {
-    young: HashMap<Key, Verified>,
-    old: HashMap<Key, Verified>,
+struct VerifiedCache {
+    young: HashMap<Key, VerifiedToken>,
+    old: HashMap<Key, VerifiedToken>,
 }
 
 #[derive(Clone)]
-struct Verified {
+struct VerifiedToken {
     spiffe_id: SpiffeId,
     times: Times,
     /// Weak, so that a withdrawn bundle is not kept; a weak pointer's address is not used again while it lives.
@@ -44,7 +44,7 @@ struct Verified {
 impl Verifier {
     /// A verifier of tokens whose only audience is `audience`.
     pub fn new(audience: String) -> Self {
-        Self { audience, seen: Mutex::default() }
+        Self { audience, cache: Mutex::default() }
     }
 
     /// As [`super::verify`] for this audience.
@@ -62,29 +62,29 @@ impl Verifier {
         }
         let mut key = [0; 32];
         key.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
-        let known = self.seen().find(&key).filter(|known| {
+        let known = self.cache().find(&key).filter(|known| {
             let bundle = bundles.get(known.spiffe_id.trust_domain());
             bundle.is_some_and(|bundle| std::ptr::eq(Arc::as_ptr(bundle), known.bundle.as_ptr()))
         });
-        if let Some(Verified { spiffe_id, times, .. }) = known {
+        if let Some(VerifiedToken { spiffe_id, times, .. }) = known {
             times.check(now)?;
             return Ok(Claims { spiffe_id, expires_at: times.expires_at });
         }
         let (spiffe_id, times, bundle) = check_form_and_signature(token, bundles, &self.audience)?;
         times.check(now)?;
-        let known = Verified { spiffe_id: spiffe_id.clone(), times, bundle: Arc::downgrade(bundle) };
-        self.seen().remember(key, known);
+        let known = VerifiedToken { spiffe_id: spiffe_id.clone(), times, bundle: Arc::downgrade(bundle) };
+        self.cache().remember(key, known);
         Ok(Claims { spiffe_id, expires_at: times.expires_at })
     }
 
-    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+    fn cache(&self) -> std::sync::MutexGuard<'_, VerifiedCache> {
         // Whatever stands in the maps was verified; a panic in between leaves at most a token out.
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Seen {
-    fn find(&mut self, key: &Key) -> Option<Verified> {
+impl VerifiedCache {
+    fn find(&mut self, key: &Key) -> Option<VerifiedToken> {
         if let Some(known) = self.young.get(key) {
             return Some(known.clone());
         }
@@ -93,7 +93,7 @@ impl Seen {
         Some(known)
     }
 
-    fn remember(&mut self, key: Key, known: Verified) {
+    fn remember(&mut self, key: Key, known: VerifiedToken) {
         if self.young.len() >= GENERATION {
             self.old = std::mem::take(&mut self.young);
         }
@@ -131,12 +131,12 @@ mod tests {
     }
 
     fn remembered(verifier: &Verifier) -> usize {
-        let seen = verifier.seen();
-        seen.young.len() + seen.old.len()
+        let cache = verifier.cache();
+        cache.young.len() + cache.old.len()
     }
 
     #[test]
-    fn a_token_seen_again_is_believed_as_long_as_it_would_be_anew_and_no_longer() {
+    fn a_cached_token_is_trusted_as_long_as_it_would_be_anew_and_no_longer() {
         let key = SigningKey::generate("P-256", "k");
         let (verifier, bundles) = (verifier(), bundles(&[&key]));
         let token = key.sign(&claims(ID, "sidemint", NOW, LIFE));
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_seen_before_is_refused_once_its_bundle_has_changed_or_gone() {
+    fn a_cached_token_is_refused_once_its_bundle_has_changed_or_gone() {
         let (key, other) = (SigningKey::generate("P-256", "k"), SigningKey::generate("P-256", "k"));
         let (verifier, first) = (verifier(), bundles(&[&key]));
         let token = key.sign(&claims(ID, "sidemint", NOW, LIFE));
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn the_memory_is_bounded_and_keeps_what_is_in_use() {
-        let known = |n: usize| Verified {
+        let known = |n: usize| VerifiedToken {
             spiffe_id: format!("{ID}/{n}").parse().unwrap(),
             times: Times { expires_at: NOW + LIFE, starts_at: NOW },
             bundle: Weak::new(),
@@ -203,13 +203,13 @@ mod tests {
             key[..8].copy_from_slice(&n.to_be_bytes());
             key
         };
-        let mut seen = Seen::default();
-        seen.remember(key(0), known(0));
+        let mut cache = VerifiedCache::default();
+        cache.remember(key(0), known(0));
         for n in 1..10 * GENERATION {
-            seen.remember(key(n), known(n));
-            assert!(seen.find(&key(0)).is_some());
-            assert!(seen.young.len() + seen.old.len() <= 2 * GENERATION);
+            cache.remember(key(n), known(n));
+            assert!(cache.find(&key(0)).is_some());
+            assert!(cache.young.len() + cache.old.len() <= 2 * GENERATION);
         }
-        assert!(seen.find(&key(1)).is_none());
+        assert!(cache.find(&key(1)).is_none());
     }
 }

@@ -96,10 +96,10 @@ impl Head {
     /// # Errors
     /// Something is there and a client would refuse it.
     pub async fn read(out: &Path) -> Result<Option<Self>, PublishError> {
-        let Some(looks) = Looks::at(out)? else { return Ok(None) };
+        let Some(views) = Views::at(out)? else { return Ok(None) };
         let mut first = None;
-        for overlay in looks.overlays {
-            match Self::load(&overlay, &looks.anchor, None, None).await {
+        for overlay in views.overlays {
+            match Self::load(&overlay, &views.anchor, None, None).await {
                 Ok(head) => return Ok(Some(head)),
                 Err(error) => first = first.or(Some(error)),
             }
@@ -191,14 +191,14 @@ fn not_readable(out: &Path, error: Option<PublishError>) -> PublishError {
     refused(format!("{} holds a repository that clients refuse: {why}", out.display()))
 }
 
-/// How `out` may be looked at: as it is; and without its newest root, since a publication that was cut off between its new
+/// How `out` may be read: as it is; and without its newest root, since a publication that was cut off between its new
 /// root and its timestamp leaves one too many: then the state before it is what is published.
-struct Looks {
+struct Views {
     anchor: Bytes,
     overlays: Vec<Overlay>,
 }
 
-impl Looks {
+impl Views {
     /// `None` where no timestamp is.
     fn at(out: &Path) -> Result<Option<Self>, PublishError> {
         if read_file(&out.join(TIMESTAMP), MAX_TIMESTAMP)?.is_none() {
@@ -265,10 +265,10 @@ impl Published {
     /// # Errors
     /// Something is there and a client would refuse it.
     pub async fn read(out: &Path) -> Result<Option<Self>, PublishError> {
-        let Some(looks) = Looks::at(out)? else { return Ok(None) };
+        let Some(views) = Views::at(out)? else { return Ok(None) };
         let mut first = None;
-        for overlay in looks.overlays {
-            match Self::load(overlay, &looks.anchor, None, None).await {
+        for overlay in views.overlays {
+            match Self::load(overlay, &views.anchor, None, None).await {
                 Ok(published) => return Ok(Some(published)),
                 Err(error) => first = first.or(Some(error)),
             }

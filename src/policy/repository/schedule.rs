@@ -1,8 +1,8 @@
-//! When to look at the source next: [`Schedule`]. Pure: it takes the randomness and says how long to pause.
+//! When to refresh from the source next: [`Schedule`]. Pure: it takes the randomness and says how long to pause.
 //!
-//! - Looks that begin one after the other begin at most one interval apart, so that what was published is known within
+//! - Refreshes that begin one after the other begin at most one interval apart, so that what was published is known within
 //!   an interval wherever the source answers.
-//! - Sidecars that were started at the same moment are spread over the whole interval by their second look, and stay so.
+//! - Sidecars that were started at the same moment are spread over the whole interval by their second refresh, and stay so.
 //! - A source that fails is asked sooner, then as seldom as ever, and rests for a sixth of the interval in between.
 //! - A source that asks to be left alone is, for at most [`MAX_RETRY_AFTER`] and up to one interval more, since all who
 //!   were told the same must not come back at the same moment.
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// The longest that a source's `Retry-After` can keep us away.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
-/// Looks that went well begin this part of the interval apart at the least, and one interval at the most.
+/// Refreshes that went well begin this part of the interval apart at the least, and one interval at the most.
 const LEAST: f64 = 0.9;
 /// The mean of them. Whoever is to be spread is spread over this part of the interval: over more, the last of one round
 /// would meet the first of the next, for ever.
@@ -19,9 +19,9 @@ const MEAN: f64 = (LEAST + 1.0) / 2.0;
 /// The part of an interval that a source rests at the least once it failed: one in so many.
 const REST: u32 = 6;
 
-/// How a look went.
+/// How a refresh went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Looked {
+pub enum Refreshed {
     /// The source answered, whatever the answer was worth.
     Answered,
     /// It did not.
@@ -31,7 +31,7 @@ pub enum Looked {
     },
 }
 
-/// When to look next, for one source.
+/// When to refresh next, for one source.
 #[derive(Debug, Clone)]
 pub struct Schedule {
     interval: Duration,
@@ -40,17 +40,17 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// A look at least every `interval`. The first look is made at once, by the caller.
+    /// A refresh at least every `interval`. The first refresh is made at once, by the caller.
     pub fn new(interval: Duration) -> Self {
         Self { interval, first: true, failures: 0 }
     }
 
-    /// How long to pause after a look that took `took` and ended as `looked`. `fraction` is a random number in `[0, 1)`.
-    pub fn pause(&mut self, looked: Looked, took: Duration, fraction: f64) -> Duration {
+    /// How long to pause after a refresh that took `took` and ended as `refreshed`. `fraction` is a random number in `[0, 1)`.
+    pub fn pause(&mut self, refreshed: Refreshed, took: Duration, fraction: f64) -> Duration {
         let fraction = fraction.clamp(0.0, 1.0);
         let rest = self.interval / REST;
         let first = std::mem::take(&mut self.first);
-        let Looked::Failed { retry_after } = looked else {
+        let Refreshed::Failed { retry_after } = refreshed else {
             self.failures = 0;
             let gap = if first { 0.0..MEAN } else { LEAST..1.0 };
             return self.part(gap, fraction).saturating_sub(took);
@@ -95,7 +95,7 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_secs(30);
     const NONE: Duration = Duration::ZERO;
-    const FAILED: Looked = Looked::Failed { retry_after: None };
+    const FAILED: Refreshed = Refreshed::Failed { retry_after: None };
 
     fn seconds(n: u64) -> Duration {
         Duration::from_secs(n)
@@ -108,29 +108,29 @@ mod tests {
     #[test]
     fn the_second_look_is_anywhere_in_the_interval_and_the_others_keep_it() {
         for (fraction, expected) in [(0.0, 0), (0.5, 14_250), (1.0, 28_500)] {
-            let pause = Schedule::new(INTERVAL).pause(Looked::Answered, NONE, fraction);
+            let pause = Schedule::new(INTERVAL).pause(Refreshed::Answered, NONE, fraction);
             assert!(pause.abs_diff(Duration::from_millis(expected)) < Duration::from_millis(1), "{pause:?}");
         }
         let mut schedule = Schedule::new(INTERVAL);
-        schedule.pause(Looked::Answered, NONE, 0.0);
-        assert!(close(schedule.pause(Looked::Answered, NONE, 0.0), 27));
-        assert!(close(schedule.pause(Looked::Answered, NONE, 1.0), 30));
-        assert!(close(schedule.pause(Looked::Answered, seconds(7), 1.0), 23), "counted from when the look began");
-        assert_eq!(schedule.pause(Looked::Answered, seconds(40), 1.0), NONE);
+        schedule.pause(Refreshed::Answered, NONE, 0.0);
+        assert!(close(schedule.pause(Refreshed::Answered, NONE, 0.0), 27));
+        assert!(close(schedule.pause(Refreshed::Answered, NONE, 1.0), 30));
+        assert!(close(schedule.pause(Refreshed::Answered, seconds(7), 1.0), 23), "counted from when the look began");
+        assert_eq!(schedule.pause(Refreshed::Answered, seconds(40), 1.0), NONE);
     }
 
     #[test]
     fn a_failure_is_tried_again_sooner_then_more_and_more_seldom() {
         let mut schedule = Schedule::new(INTERVAL);
-        schedule.pause(Looked::Answered, NONE, 0.0);
+        schedule.pause(Refreshed::Answered, NONE, 0.0);
         for (least, most) in [(5, 10), (10, 20), (20, 30), (20, 30)] {
             assert!(close(schedule.clone().pause(FAILED, NONE, 0.0), least));
             assert!(close(schedule.pause(FAILED, NONE, 1.0), most));
         }
-        schedule.pause(Looked::Answered, NONE, 0.0);
+        schedule.pause(Refreshed::Answered, NONE, 0.0);
         assert!(close(schedule.pause(FAILED, NONE, 0.0), 5), "an answer makes up for all of them");
         assert!(close(schedule.pause(FAILED, seconds(10), 1.0), 10));
-        assert!(close(schedule.pause(FAILED, seconds(29), 1.0), 5), "a rest after a look that took long");
+        assert!(close(schedule.pause(FAILED, seconds(29), 1.0), 5), "a rest after a refresh that took long");
     }
 
     #[test]
@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn a_source_is_left_alone_as_it_asks_and_no_longer_than_ten_minutes() {
         let pause = |wait, fraction| {
-            Schedule::new(INTERVAL).pause(Looked::Failed { retry_after: Some(seconds(wait)) }, NONE, fraction)
+            Schedule::new(INTERVAL).pause(Refreshed::Failed { retry_after: Some(seconds(wait)) }, NONE, fraction)
         };
         assert!(close(pause(120, 0.0), 120));
         assert!(close(pause(120, 2.0 / 3.0), 139), "not all at the same moment");
@@ -150,11 +150,11 @@ mod tests {
         assert!(close(pause(0, 0.0), 5), "it lengthens, and never shortens");
     }
 
-    fn any_looked() -> impl Strategy<Value = Looked> {
+    fn any_refreshed() -> impl Strategy<Value = Refreshed> {
         prop_oneof![
-            Just(Looked::Answered),
+            Just(Refreshed::Answered),
             proptest::option::of(0_u64..2000)
-                .prop_map(|wait| Looked::Failed { retry_after: wait.map(Duration::from_secs) }),
+                .prop_map(|wait| Refreshed::Failed { retry_after: wait.map(Duration::from_secs) }),
         ]
     }
 
@@ -162,24 +162,24 @@ mod tests {
         #[test]
         fn looks_are_never_further_apart_than_allowed_and_a_failed_source_always_rests(
             interval in 100_u64..3_600_000,
-            looks in prop::collection::vec((any_looked(), 0_u64..120_000, 0.0..1.0), 1..40),
+            refreshes in prop::collection::vec((any_refreshed(), 0_u64..120_000, 0.0..1.0), 1..40),
         ) {
             let interval = Duration::from_millis(interval);
             let mut schedule = Schedule::new(interval);
-            for (nth, (looked, took, fraction)) in looks.into_iter().enumerate() {
+            for (nth, (refreshed, took, fraction)) in refreshes.into_iter().enumerate() {
                 let took = Duration::from_millis(took);
-                let pause = schedule.pause(looked, took, fraction);
+                let pause = schedule.pause(refreshed, took, fraction);
                 let rest = interval / REST;
-                match looked {
-                    Looked::Answered => {
+                match refreshed {
+                    Refreshed::Answered => {
                         prop_assert!(pause + took <= interval.max(took));
                         prop_assert!(nth == 0 || pause + took >= interval.mul_f64(0.899));
                     }
-                    Looked::Failed { retry_after: None } => {
+                    Refreshed::Failed { retry_after: None } => {
                         prop_assert!(pause >= rest);
                         prop_assert!(pause + took <= interval.max(took + rest));
                     }
-                    Looked::Failed { retry_after: Some(wait) } => {
+                    Refreshed::Failed { retry_after: Some(wait) } => {
                         let wait = wait.min(MAX_RETRY_AFTER);
                         prop_assert!(pause >= rest && pause >= wait && pause <= wait + interval);
                     }
@@ -190,7 +190,7 @@ mod tests {
         #[test]
         fn a_fraction_outside_its_range_changes_nothing(fraction in prop_oneof![-9.0..0.0, 1.0..9.0_f64]) {
             let mut schedule = Schedule::new(INTERVAL);
-            prop_assert!(schedule.pause(Looked::Answered, NONE, fraction) <= INTERVAL);
+            prop_assert!(schedule.pause(Refreshed::Answered, NONE, fraction) <= INTERVAL);
             prop_assert!(schedule.pause(FAILED, NONE, fraction) <= INTERVAL);
         }
     }

@@ -1,6 +1,6 @@
-//! A signed repository as a source of policy: looked at, verified, remembered, kept.
+//! A signed repository as a source of policy: refreshed, verified, remembered, kept.
 //!
-//! A look costs one request while nothing changes (the timestamp, by its tag), and a second once an hour (whether there is a
+//! A refresh costs one request while nothing changes (the timestamp, by its tag), and a second once an hour (whether there is a
 //! new root). What changed is verified as a whole ([`trusted`](super::trusted)), then kept, then remembered, and only then
 //! given on: a version that cannot be remembered is not adopted. Whatever fails, the version in force stays.
 //!
@@ -47,7 +47,7 @@ use crate::clock::SharedClock;
 
 /// How often a new root is looked for while the timestamp does not change.
 const PROBE: Duration = Duration::from_secs(3600);
-/// The most new roots that one look takes.
+/// The most new roots that one refresh takes.
 pub const MAX_ROTATIONS: usize = 32;
 
 /// What a signed source needs to know.
@@ -63,12 +63,12 @@ pub struct SignedSettings {
     pub scopes: BTreeSet<ScopeId>,
 }
 
-/// How the looks went, for status: what is odd and harmless, and what is not.
+/// How the refreshes went, for status: what is odd and harmless, and what is not.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SignedStatus {
     /// The newest root's version.
     pub root: u64,
-    /// What the last look failed by.
+    /// What the last refresh failed by.
     pub fault: Option<Fault>,
     /// What is where the next root would be, though it is no root.
     pub odd: Option<String>,
@@ -108,14 +108,14 @@ pub struct SignedSource {
 struct State {
     store: Arc<Store>,
     roots: Roots,
-    held: Option<Held>,
+    held: Option<HeldVersion>,
     /// The files of `held`, until somebody took them.
     pending: Option<PolicyFiles>,
     /// The tag of `held`'s timestamp.
     tag: Option<Tag>,
     /// When a new root was looked for, since boot.
     probed: Option<Duration>,
-    /// What looks fetched that could not finish.
+    /// What refreshes fetched that could not finish.
     partial: BTreeMap<Digest, Bytes>,
     /// The newest kill list that was verified by itself, until a version with that one or a newer one is in use.
     kill: Option<Arc<Verified>>,
@@ -137,7 +137,7 @@ impl State {
 
 /// The version that is verified, without its files.
 #[derive(Debug, Clone)]
-struct Held {
+struct HeldVersion {
     version: PolicyVersion,
     root: Mark,
     timestamp: (Mark, Bytes),
@@ -146,7 +146,7 @@ struct Held {
     roles: BTreeMap<String, Mark>,
 }
 
-impl Held {
+impl HeldVersion {
     fn of(verified: &Verified) -> Self {
         Self {
             version: verified.files.version.clone(),
@@ -168,8 +168,8 @@ impl Held {
     }
 }
 
-/// What a look found.
-enum Looked {
+/// What a refresh found.
+enum Refreshed {
     Unchanged,
     Heartbeat,
     New,
@@ -204,11 +204,11 @@ impl PolicySource for SignedSource {
             Some(state) => state,
             none => none.insert(self.start(false).await.inspect_err(|fault| self.tell(Some(fault)))?),
         };
-        let looked = self.look(state).await;
-        self.tell(looked.as_ref().err());
-        match looked {
-            Ok(looked) => Ok(self.answer(state, seen, looked).await?),
-            // What is kept is better than nothing, and the next look tells the fault again.
+        let refreshed = self.refresh(state).await;
+        self.tell(refreshed.as_ref().err());
+        match refreshed {
+            Ok(refreshed) => Ok(self.answer(state, seen, refreshed).await?),
+            // What is kept is better than nothing, and the next refresh tells the fault again.
             Err(fault) => state.pending.take().map(Fetched::New).ok_or_else(|| fault.into()),
         }
     }
@@ -280,7 +280,7 @@ impl SignedSource {
         Ok(Self { settings, anchor, fetch, clock, state: tokio::sync::Mutex::default(), status })
     }
 
-    /// How the looks went so far.
+    /// How the refreshes went so far.
     pub fn status(&self) -> SignedStatus {
         self.lock().clone()
     }
@@ -294,7 +294,7 @@ impl SignedSource {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers how a look went, and logs what is new about it.
+    /// Remembers how a refresh went, and logs what is new about it.
     fn tell(&self, fault: Option<&Fault>) {
         let mut status = self.lock();
         if let Some(fault) = fault.filter(|fault| status.fault.as_ref() != Some(*fault)) {
@@ -306,7 +306,7 @@ impl SignedSource {
         status.fault = fault.cloned();
     }
 
-    /// Looks without writing anything: what would be trusted.
+    /// Reads without writing anything: what would be trusted.
     ///
     /// # Errors
     /// Why it would not be.
@@ -327,14 +327,14 @@ impl SignedSource {
         Ok(Examined { roots, verified })
     }
 
-    /// Looks once and begins to trust what is found: the state directory remembers it from now on.
+    /// Refreshes once and begins to trust what is found: the state directory remembers it from now on.
     ///
     /// # Errors
     /// Why not; nothing is trusted then that was not before.
     pub async fn trust(&self) -> Result<PolicyVersion, Fault> {
         let mut guard = self.state.lock().await;
         let state = guard.insert(self.start(true).await?);
-        self.look(state).await?;
+        self.refresh(state).await?;
         let store = Arc::clone(&state.store);
         off(move || store.initialise()).await??;
         let nothing = || Fault::new(FaultKind::Missing, "the repository has no version");
@@ -534,7 +534,7 @@ impl SignedSource {
         for version in versions {
             match self.kept(state, &version).await {
                 Ok(verified) => {
-                    state.held = Some(Held::of(&verified));
+                    state.held = Some(HeldVersion::of(&verified));
                     state.pending = Some(verified.files);
                     return;
                 }
@@ -604,7 +604,7 @@ impl SignedSource {
         };
         let roots = self.root_of(state, wanted.root).await.map_err(explain)?;
         let verified = self.verify_kept(state, &version, &roots, &wanted.marks()).await.map_err(explain)?;
-        if !Held::of(&verified).in_use().is(wanted) {
+        if !HeldVersion::of(&verified).in_use().is(wanted) {
             return Err(explain(Fault::new(FaultKind::Altered, "is another one now")));
         }
         Ok(verified)
@@ -642,8 +642,8 @@ impl SignedSource {
         }
     }
 
-    /// One look at the repository.
-    async fn look(&self, state: &mut State) -> Result<Looked, Fault> {
+    /// One refresh from the repository.
+    async fn refresh(&self, state: &mut State) -> Result<Refreshed, Fault> {
         let answer = self.timestamp(state.tag.as_ref()).await?;
         let (bytes, tag) = match (answer, &state.held) {
             (Some(found), _) => found,
@@ -651,17 +651,17 @@ impl SignedSource {
             // A tag is kept with what is held alone.
             (None, None) => return Err(Fault::malformed("timestamp: unchanged, though none is held")),
         };
-        let looked = self.look_under(state, bytes.clone(), tag).await;
-        if looked.is_err()
+        let refreshed = self.refresh_under(state, bytes.clone(), tag).await;
+        if refreshed.is_err()
             && let Err(fault) = self.stop_more(state, bytes).await
         {
             tracing::debug!(%fault, "nor is there a newer kill list");
         }
-        looked
+        refreshed
     }
 
-    /// What a look at this timestamp finds.
-    async fn look_under(&self, state: &mut State, bytes: Bytes, tag: Option<Tag>) -> Result<Looked, Fault> {
+    /// What a refresh with this timestamp finds.
+    async fn refresh_under(&self, state: &mut State, bytes: Bytes, tag: Option<Tag>) -> Result<Refreshed, Fault> {
         let same = |state: &State| {
             state.held.as_ref().is_some_and(|held| held.timestamp.1 == bytes && held.root == state.roots.mark())
         };
@@ -673,11 +673,11 @@ impl SignedSource {
         not_before(state)?;
         if same(state) {
             state.tag = tag;
-            return Ok(Looked::Unchanged);
+            return Ok(Refreshed::Unchanged);
         }
-        let looked = self.judge(state, bytes).await?;
+        let refreshed = self.judge(state, bytes).await?;
         state.tag = tag;
-        Ok(looked)
+        Ok(refreshed)
     }
 
     /// Takes the kill list of a version that cannot be adopted, where it is newer than any that was seen. It does not ask
@@ -726,7 +726,7 @@ impl SignedSource {
     }
 
     /// Verifies a timestamp that is not the one held, and what it pins.
-    async fn judge(&self, state: &mut State, bytes: Bytes) -> Result<Looked, Fault> {
+    async fn judge(&self, state: &mut State, bytes: Bytes) -> Result<Refreshed, Fault> {
         let marks = state.marks();
         let judge = Some(self.clock.now());
         let top = state.roots.timestamp(bytes, &marks, judge)?;
@@ -735,7 +735,7 @@ impl SignedSource {
         if let Some(held) = held.filter(|held| state.store.has(&held.version)) {
             let held = self.heartbeat(&state.store, held, &top, marks).await?;
             state.held = Some(held);
-            return Ok(Looked::Heartbeat);
+            return Ok(Refreshed::Heartbeat);
         }
         let mut known = Known { partial: std::mem::take(&mut state.partial), ..Known::default() };
         if let Some(held) = &state.held {
@@ -769,7 +769,13 @@ impl SignedSource {
     }
 
     /// Takes a new timestamp over the snapshot that is held.
-    async fn heartbeat(&self, store: &Arc<Store>, held: &Held, top: &Top, marks: Marks) -> Result<Held, Fault> {
+    async fn heartbeat(
+        &self,
+        store: &Arc<Store>,
+        held: &HeldVersion,
+        top: &Top,
+        marks: Marks,
+    ) -> Result<HeldVersion, Fault> {
         let mut held = held.clone();
         held.timestamp = (top.mark, top.bytes.clone());
         held.standing.ends.insert(RoleName::from("timestamp"), top.end);
@@ -784,7 +790,7 @@ impl SignedSource {
     }
 
     /// Keeps, remembers, then holds a version.
-    async fn adopt(&self, state: &mut State, verified: Verified, marks: Marks) -> Result<Looked, Fault> {
+    async fn adopt(&self, state: &mut State, verified: Verified, marks: Marks) -> Result<Refreshed, Fault> {
         let again = state.held.as_ref().is_some_and(|held| held.version == verified.files.version);
         // Not simply the one before: that may never have come into force.
         let kept = state.store.high_water();
@@ -803,25 +809,30 @@ impl SignedSource {
             Ok::<_, Fault>(verified)
         })
         .await??;
-        state.held = Some(Held::of(&verified));
+        state.held = Some(HeldVersion::of(&verified));
         self.lock().cache.clear();
         if again && state.pending.is_none() {
-            return Ok(Looked::Heartbeat);
+            return Ok(Refreshed::Heartbeat);
         }
         state.pending = Some(verified.files);
-        Ok(Looked::New)
+        Ok(Refreshed::New)
     }
 
-    /// What a look means for whoever has seen version `seen`.
-    async fn answer(&self, state: &mut State, seen: Option<&PolicyVersion>, looked: Looked) -> Result<Fetched, Fault> {
+    /// What a refresh means for whoever has seen version `seen`.
+    async fn answer(
+        &self,
+        state: &mut State,
+        seen: Option<&PolicyVersion>,
+        refreshed: Refreshed,
+    ) -> Result<Fetched, Fault> {
         let Some(held) = state.held.clone() else {
             return Err(Fault::new(FaultKind::Missing, "the repository has no version"));
         };
         if seen == Some(&held.version) {
             state.pending = None;
-            return Ok(match looked {
-                Looked::Unchanged => Fetched::Unchanged,
-                Looked::Heartbeat | Looked::New => Fetched::Confirmed(held.standing),
+            return Ok(match refreshed {
+                Refreshed::Unchanged => Fetched::Unchanged,
+                Refreshed::Heartbeat | Refreshed::New => Fetched::Confirmed(held.standing),
             });
         }
         let mut files = match state.pending.take() {
@@ -853,7 +864,7 @@ async fn remember_use(store: &Arc<Store>, held: InUse, use_as: Use) -> Result<()
 
 /// Keeps and remembers a kill list that is taken by itself, where that is new.
 async fn remember_kill(store: &Arc<Store>, kill: &Arc<Verified>) -> Result<(), Fault> {
-    let of = Held::of(kill).in_use();
+    let of = HeldVersion::of(kill).in_use();
     if store.high_water().is_some_and(|kept| kept.kill.is_some_and(|kept| kept.is(&of))) {
         return Ok(());
     }

@@ -53,7 +53,7 @@ pub enum Remembered {
         high_water: Box<HighWater>,
         /// What was damaged.
         repaired: Option<String>,
-        /// Whether it was begun on purpose; not when the first look was cut off.
+        /// Whether it was begun on purpose; not when the first refresh was cut off.
         initialised: bool,
     },
 }

@@ -293,9 +293,9 @@ pub struct Top {
 pub struct Known {
     /// What is kept of the version before.
     pub held: BTreeMap<Digest, Bytes>,
-    /// What looks before this one fetched, and then could not finish.
+    /// What refreshes before this one fetched, and then could not finish.
     pub partial: BTreeMap<Digest, Bytes>,
-    /// What this look fetched, or used of `partial`. Each is what its signed pin says.
+    /// What this refresh fetched, or used of `partial`. Each is what its signed pin says.
     pub fetched: BTreeMap<Digest, Bytes>,
 }
 

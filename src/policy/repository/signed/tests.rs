@@ -4,8 +4,8 @@ mod attacks;
 mod bytes;
 mod delegations;
 mod kills;
-mod looks;
 mod previous;
+mod refreshes;
 mod rotations;
 mod state;
 
@@ -214,7 +214,7 @@ async fn files(world: &World) -> PolicyFiles {
     new(world.source().fetch(None).await)
 }
 
-/// Looks again with a sidecar that has `held` in force, which must be refused with `kind`, naming `names`; nothing of it
+/// Refreshes again with a sidecar that has `held` in force, which must be refused with `kind`, naming `names`; nothing of it
 /// may be adopted, in memory or on disk.
 async fn refuses(world: &World, source: &SignedSource, held: &PolicyFiles, kind: FaultKind, names: &str) {
     let before = std::fs::read(world.policy().join("high-water.a")).unwrap();

@@ -33,7 +33,7 @@ impl World {
         self.publish();
     }
 
-    /// A sidecar that starts now, after its first look.
+    /// A sidecar that starts now, after its first refresh.
     pub(super) async fn restart(&self) -> (Arc<SignedSource>, PolicyCache) {
         let source = Arc::new(self.source());
         let cache = PolicyCache::new(Arc::clone(&source) as _, LoadOptions::default());

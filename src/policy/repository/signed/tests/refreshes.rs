@@ -1,4 +1,4 @@
-//! What a look costs, and what it gives.
+//! What a refresh costs, and what it gives.
 
 use super::*;
 use crate::policy::ScopeId;

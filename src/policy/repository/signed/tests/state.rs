@@ -302,8 +302,8 @@ async fn a_cache_that_is_emptied_under_a_running_sidecar_heals_at_the_next_heart
             }
         }
         world.heartbeat();
-        let looked = source.fetch(Some(&held.version)).await;
-        assert!(matches!(looked, Ok(Fetched::Confirmed(_))), "{folder}: {looked:?}");
+        let refreshed = source.fetch(Some(&held.version)).await;
+        assert!(matches!(refreshed, Ok(Fetched::Confirmed(_))), "{folder}: {refreshed:?}");
         drop(source);
         world.down(true);
         let error = world.source().fetch(None).await.err().map(|error| error.message);
