@@ -1,7 +1,7 @@
 //! Time as a value. Nothing else in the crate reads a clock: decisions take a [`Timestamp`], tasks that wait
 //! take an `Arc<dyn Clock>`, and tests step the clock by hand.
 //!
-//! - [`guard`]: whether the clock can be believed: [`TrustedClock`].
+//! - [`guard`]: whether the clock can be trusted: [`TrustedClock`].
 
 pub mod guard;
 
@@ -170,15 +170,15 @@ pub trait Clock: Send + Sync + fmt::Debug {
         self.now()
     }
 
-    /// Whether the time can be believed; nothing begins and nothing is minted while it cannot.
+    /// Whether the time can be trusted; nothing begins and nothing is minted while it cannot.
     ///
     /// # Errors
-    /// Why not, and what mends it.
+    /// Why not, and how to fix it.
     fn trusted(&self) -> Result<(), Distrust> {
         Ok(())
     }
 
-    /// Believes the wall clock as it is: an operator's word.
+    /// Trusts the wall clock as it is: an operator said so.
     fn reset(&self) {}
 
     /// Time since boot, suspend included (`CLOCK_BOOTTIME`): it never goes back and nobody can set it.

@@ -97,7 +97,7 @@ impl Caller {
     }
 }
 
-/// Why evidence was not believed. Outside it is always `unauthenticated`; the kind is for metrics and audit.
+/// Why evidence was not trusted. Outside it is always `unauthenticated`; the kind is for metrics and audit.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthenticationError {
     /// The JWT-SVID breaks a rule of the SPIFFE JWT-SVID specification, or one of ours that is stricter.
@@ -126,7 +126,7 @@ impl AuthenticationError {
     }
 }
 
-/// Believes or refuses evidence, by the trust bundles that the Workload API gives.
+/// Accepts or refuses evidence, by the trust bundles that the Workload API gives.
 #[derive(Debug)]
 pub struct Authenticator {
     workload_api: Arc<dyn WorkloadApi>,

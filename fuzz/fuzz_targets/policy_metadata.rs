@@ -1,5 +1,5 @@
 //! The walk over a policy repository, where the role that the first byte picks signed the rest: whatever an owner signs,
-//! each file that comes out is of the owner of its folder. The same bytes as a root and as a timestamp are not believed.
+//! each file that comes out is of the owner of its folder. The same bytes as a root and as a timestamp are not trusted.
 #![no_main]
 
 use std::collections::{BTreeMap, BTreeSet};

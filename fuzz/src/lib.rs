@@ -138,7 +138,7 @@ pub struct Still;
 /// How many inputs there were.
 static INPUTS: AtomicU64 = AtomicU64::new(1);
 
-/// Lets an hour pass between two inputs, so that a provider that was left alone after the one is asked about the other.
+/// Lets an hour pass between two inputs, so that a provider whose circuit was open after the one is asked about the other.
 pub fn next_input() {
     INPUTS.fetch_add(1, Ordering::Relaxed);
 }

@@ -135,7 +135,7 @@ mod tests {
             "ends":{"security":"2026-12-01T00:00:00Z","timestamp":"2026-11-23T10:00:00Z"},
             "problems":[{"file":"boundaries/b.cedar","kind":"rule","message":"unexpected token"}],
             "last_refusal":{"at":"2026-11-23T09:00:00Z","problems":[{"file":"(source)","kind":"unreadable","message":"rollback: \u001b[31mold"}]},
-            "notes":["policy state was damaged and is mended: high-water.a is empty"]},
+            "notes":["policy state was damaged and is repaired: high-water.a is empty"]},
             "workload_api":{"connected":true,"svids":1},"tasks":{"active":0,"ended":0},"leases":{"active":0},"journal":{"pending":0}}"#;
         let address = "unix:///run/admin.sock".parse().unwrap();
         let text = text(&address, &serde_json::from_str(json).unwrap());

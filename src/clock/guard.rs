@@ -5,7 +5,7 @@
 //!
 //! - **An end is set on the earlier clock and judged on the later** ([`Clock::earliest`], [`Clock::now`]), and a
 //!   [`Deadline`](super::Deadline) is fixed on the boot clock as well. So setting the clock back lengthens nothing, not
-//!   even when the wall clock is later believed again; setting it forward can only shorten.
+//!   even when the wall clock is later trusted again; setting it forward can only shorten.
 //! - **Nothing begins and nothing is minted on a clock in doubt** ([`Clock::trusted`]): when the wall clock is more than
 //!   [`TOLERANCE`] from where it is expected, behind the latest signed time ever seen, or not what a fresh signature says.
 //!
@@ -15,9 +15,9 @@
 //! | the clock jumps further | in doubt, until it is back, or a fresh signed time says the same as the wall clock |
 //! | a signed time differs from the wall clock | in doubt, until another agrees |
 //! | the clock is behind the high-water mark | in doubt, and `now` is the high-water mark, until it is set right |
-//! | an operator resets | the wall clock is believed as it is, and the high-water mark goes back to it if it was ahead |
+//! | an operator resets | the wall clock is trusted as it is, and the high-water mark goes back to it if it was ahead |
 //! | suspend | both clocks go on: nothing |
-//! | a virtual machine is frozen | the boot clock stood still: a jump, and mended by the next signed time |
+//! | a virtual machine is frozen | the boot clock stood still: a jump, and over with the next signed time |
 //!
 //! Signed time is the `iat` of a JWT-SVID that the trust domain signed for an audience that was never used before: it
 //! cannot be old. Only signed time raises the high-water mark, and only an operator lowers it.
@@ -91,16 +91,16 @@ impl Distrust {
 
 impl fmt::Display for Distrust {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const MEND: &str = "set the clock right, or say that it is: POST /v1/clock/reset on the admin Unix socket";
+        const FIX: &str = "set the clock right, or say that it is: POST /v1/clock/reset on the admin Unix socket";
         match self {
             Self::Jumped { wall, expected } => {
-                write!(f, "the clock shows {wall} and should show {expected} by the time since boot: {MEND}")
+                write!(f, "the clock shows {wall} and should show {expected} by the time since boot: {FIX}")
             }
             Self::Behind { wall, high_water } => {
-                write!(f, "the clock shows {wall}, and {high_water} was signed already: {MEND}")
+                write!(f, "the clock shows {wall}, and {high_water} was signed already: {FIX}")
             }
             Self::Disagrees { wall, signed } => {
-                write!(f, "the clock showed {wall} when the trust domain signed {signed}: {MEND}")
+                write!(f, "the clock showed {wall} when the trust domain signed {signed}: {FIX}")
             }
         }
     }
@@ -108,7 +108,7 @@ impl fmt::Display for Distrust {
 
 impl std::error::Error for Distrust {}
 
-/// What is believed about the clocks. Values, no clock: [`Guard::view`] is a pure function.
+/// What is trusted about the clocks. Values, no clock: [`Guard::view`] is a pure function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Guard {
     /// Wall minus boot clock, in milliseconds.
@@ -216,11 +216,11 @@ struct Kept {
 pub enum TrustChange {
     /// The time is in doubt now.
     Lost(Distrust),
-    /// It is believed again.
+    /// It is trusted again.
     Regained,
 }
 
-/// A clock that says whether it can be believed. See the module's page.
+/// A clock that says whether it can be trusted. See the module's page.
 #[derive(Debug)]
 pub struct TrustedClock {
     raw: SharedClock,
@@ -261,7 +261,7 @@ impl TrustedClock {
         self.guard.load().view(self.raw.now(), self.raw.boot())
     }
 
-    /// Changes what is believed; one at a time, so that no change is lost.
+    /// Changes what is trusted; one at a time, so that no change is lost.
     fn update(&self, change: impl FnOnce(Guard, Timestamp, Duration) -> Guard) {
         let _turn = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let next = change(**self.guard.load(), self.raw.now(), self.raw.boot());

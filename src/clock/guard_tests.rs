@@ -34,7 +34,7 @@ fn kind(clock: &TrustedClock) -> Option<&'static str> {
 }
 
 #[test]
-fn a_clock_that_nobody_touches_is_believed_also_after_suspend() {
+fn a_clock_that_nobody_touches_is_trusted_also_after_suspend() {
     let machine = Machine::new();
     let clock = machine.start("a");
     // On suspend both clocks go on, and we see nothing of it but the time that has passed.
@@ -53,7 +53,7 @@ fn a_clock_set_back_is_in_doubt_and_time_goes_on() {
     assert_eq!(clock.observe(), None, "told once");
     machine.clock.advance(SECOND);
     assert_eq!(clock.now(), START + SECOND);
-    // Set right again, it is believed again.
+    // Set right again, it is trusted again.
     machine.ahead(Duration::from_secs(3600));
     assert_eq!(clock.observe(), Some(TrustChange::Regained));
 }
@@ -94,7 +94,7 @@ fn a_small_correction_is_followed_slowly_and_believed_meanwhile() {
 }
 
 #[test]
-fn a_jump_is_believed_once_a_fresh_signed_time_says_the_same() {
+fn a_jump_is_trusted_once_a_fresh_signed_time_says_the_same() {
     let machine = Machine::new();
     let clock = machine.start("a");
     // A frozen machine: the world went on for an hour.
@@ -210,7 +210,7 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// An end that was set while the clock was believed.
+/// An end that was set while the clock was trusted.
 struct Life {
     deadline: Deadline,
     /// Where the boot clock and the raw wall clock stood, and how long it may last.
@@ -269,7 +269,7 @@ proptest! {
             if clock.trusted().is_ok() {
                 let end = clock.earliest() + life;
                 lives.push(Life { deadline: Deadline::fix(end, now, boot), boot, wall, life });
-                // What is believed is not far from itself.
+                // What is trusted is not far from itself.
                 prop_assert!(now.since(clock.earliest()) <= 2 * TOLERANCE);
             }
         }

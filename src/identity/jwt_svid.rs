@@ -9,7 +9,7 @@
 //!
 //! The order is: form, header (`alg` first), the unverified `sub` to find its trust domain, that domain's bundle and no
 //! other, the key by `kid`, whether the key may verify `alg`, the signature, and only then the claims. The claims that
-//! are believed are read from the bytes that were verified, which are parsed once.
+//! are trusted are read from the bytes that were verified, which are parsed once.
 
 mod bundle;
 mod json;
@@ -331,7 +331,7 @@ fn numeric_date(claims: &Object, name: &str) -> Result<Option<Timestamp>, JwtSvi
     }
 }
 
-/// When a token may be believed.
+/// When a token may be trusted.
 #[derive(Debug, Clone, Copy)]
 struct Times {
     /// `exp`.
@@ -348,7 +348,7 @@ impl Times {
         Ok(Self { expires_at, starts_at: not_before.max(issued_at).unwrap_or_default() })
     }
 
-    /// Whether the token may be believed at `now`.
+    /// Whether the token may be trusted at `now`.
     fn check(self, now: Timestamp) -> Result<(), JwtSvidError> {
         if self.expires_at <= now {
             return Err(JwtSvidError::Expired);

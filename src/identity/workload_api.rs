@@ -33,7 +33,7 @@ use crate::secret::Secret;
 
 pub use streams::SpiffeWorkloadApi;
 
-/// One X.509-SVID of this sidecar, without its private key: enough to know that the identity is ours and until when.
+/// One X.509-SVID of this sidecar, without its private key: enough to know that the identity is ours and when it expires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnSvid {
     /// The identity.
@@ -156,7 +156,7 @@ pub enum WorkloadApiError {
     #[error("the Workload API issues no such identity here: {0}")]
     Denied(String),
     /// Somebody else than the agent seems to serve its socket: nothing was asked.
-    #[error("the Workload API is not believed: {0}")]
+    #[error("the Workload API is not trusted: {0}")]
     Untrusted(String),
     /// The agent answered something that is not a usable JWT-SVID.
     #[error("the Workload API answered nonsense: {0}")]

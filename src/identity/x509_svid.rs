@@ -116,8 +116,8 @@ pub enum X509SvidError {
     /// A name cannot be judged, because its form or the constraint's is not supported.
     #[error("a CA constrains names of a form that is not supported here")]
     NameConstraintForm,
-    /// A signature or key of a kind that is not believed.
-    #[error("a signature or key is of a kind that is not believed")]
+    /// A signature or key of a kind that is not trusted.
+    #[error("a signature or key is of a kind that is not trusted")]
     Algorithm,
     /// An RSA key of fewer than 2,048 bits, or more than 8,192.
     #[error("an RSA key is shorter than 2048 bits or longer than 8192")]

@@ -34,7 +34,7 @@ use bytes::Bytes;
 
 use crate::durable_file;
 
-/// Why something was not signed or published; each text says what mends it.
+/// Why something was not signed or published; each text says how to fix it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     /// `repository.toml` says what cannot be.

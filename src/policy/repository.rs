@@ -2,7 +2,7 @@
 //!
 //! - [`directory`]: an unsigned directory, for development.
 //! - [`signed`]: a signed repository: refreshed, verified, remembered, kept.
-//! - [`trusted`]: what makes its bytes believable; [`fault`]: why they are not.
+//! - [`trusted`]: what makes its bytes trustworthy; [`fault`]: why they are not.
 //! - [`high_water`], [`store`]: what is remembered of it, on disk.
 //! - [`fetch`]: the seam to the files of a signed repository.
 //! - [`http`]: those files behind HTTPS.
@@ -62,7 +62,7 @@ pub struct Signed {
     pub publishers: BTreeMap<String, RoleName>,
     /// Who delegated to each role but `targets`.
     pub delegators: BTreeMap<RoleName, RoleName>,
-    /// Until when each role speaks.
+    /// When each role expires.
     pub standing: Standing,
     /// Names that a role lists and that are not its own: not loaded, told.
     pub stray: Vec<Problem>,
@@ -94,7 +94,7 @@ impl PolicyFiles {
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct PolicySourceError {
-    /// What happened and what mends it.
+    /// What happened and how to fix it.
     pub message: String,
     /// Whether something was there and was refused (a bad signature, a rollback), and not merely out of reach.
     pub refused: bool,
@@ -106,7 +106,7 @@ impl PolicySourceError {
         Self { message: message.into(), refused: false }
     }
 
-    /// The source gave something that must not be believed.
+    /// The source gave something that must not be trusted.
     pub fn refused(message: impl Into<String>) -> Self {
         Self { message: message.into(), refused: true }
     }
@@ -117,7 +117,7 @@ impl PolicySourceError {
 pub enum Fetched {
     /// Still the files of the version that was seen, and nothing is to be said of them.
     Unchanged,
-    /// Still the files of the version that was seen, and their signers speak until then (a heartbeat).
+    /// Still the files of the version that was seen, and its roles expire then (a heartbeat).
     Confirmed(Standing),
     /// Files of another version.
     New(PolicyFiles),
@@ -147,7 +147,7 @@ pub trait PolicySource: Send + Sync + fmt::Debug {
     /// The files as they are now, or that they are still those of version `seen`.
     ///
     /// # Errors
-    /// When they cannot be had, or must not be believed; what is in force stays.
+    /// When they cannot be had, or must not be trusted; what is in force stays.
     async fn fetch(&self, seen: Option<&PolicyVersion>) -> Result<Fetched, PolicySourceError>;
 
     /// Says that the version that was fetched last is in use, so that [`PolicySource::previous`] can give it again. What is
@@ -157,7 +157,7 @@ pub trait PolicySource: Send + Sync + fmt::Debug {
     /// What was in use last, also before a restart; for when the newest version is refused for what its files say.
     ///
     /// # Errors
-    /// When it was remembered and cannot be had or must not be believed: not a part of it may be used then.
+    /// When it was remembered and cannot be had or must not be trusted: not a part of it may be used then.
     async fn previous(&self) -> Result<Option<Previous>, PolicySourceError> {
         Ok(None)
     }
@@ -174,7 +174,7 @@ pub trait PolicySource: Send + Sync + fmt::Debug {
         false
     }
 
-    /// How long the source asked to be left alone, counted from now; `None` when it did not.
+    /// How long the source asked us to wait, counted from now; `None` when it did not.
     fn retry_after(&self) -> Option<Duration> {
         None
     }

@@ -1,4 +1,4 @@
-//! Until when a signed policy speaks: [`Standing`], the ends that its roles signed, and [`Freshness`], what follows at
+//! When a signed policy expires: [`Standing`], the ends that its roles signed, and [`Freshness`], what follows at
 //! a given time. Pure.
 
 use std::collections::BTreeMap;
@@ -56,7 +56,7 @@ pub struct Lapse {
 /// For the audit log and for operators.
 impl fmt::Display for Lapse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the role {} has not spoken since {}", self.role, self.since)
+        write!(f, "the role {} expired at {}", self.role, self.since)
     }
 }
 
@@ -65,7 +65,7 @@ impl fmt::Display for Lapse {
 pub enum PolicyState {
     /// Nobody signs it.
     Unsigned,
-    /// Every signer speaks.
+    /// No signer has expired.
     Fresh,
     /// The signer that lapsed first; some scopes can still begin.
     Stale(Lapse),

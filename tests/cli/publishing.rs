@@ -491,7 +491,7 @@ fn drill_new_keys_of_the_root_and_online_are_followed_by_sidecars() {
     repository.publish(&[]).unwrap();
     assert_eq!(sidecar.refresh(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
     assert_eq!(sidecar.policy().snapshot(), Some(2));
-    // What was there before the new keys is believed no more, with or without the new root beside it.
+    // What was there before the new keys is no longer trusted, with or without the new root beside it.
     for (path, bytes) in &before {
         fs::write(path, bytes).unwrap();
     }
@@ -787,22 +787,22 @@ fn drill_a_publishers_machine_that_is_gone_is_replaced_from_a_clone_and_the_web_
     let gone = Repository::new(true);
     gone.kill(&["--task", "t-00000000000000000000000000", "--reason", "r"]).unwrap();
     let mut sidecar = Sidecar::of(&gone);
-    let mended = Repository { place: tempfile::tempdir().unwrap(), at: gone.at.clone() };
-    copy(&gone.dir(), &mended.dir(), "keys");
-    copy(&gone.out(), &mended.out(), "");
+    let fixed = Repository { place: tempfile::tempdir().unwrap(), at: gone.at.clone() };
+    copy(&gone.dir(), &fixed.dir(), "keys");
+    copy(&gone.out(), &fixed.out(), "");
     // The holders of the other keys have theirs; those of the machine are on no other.
-    copy(&gone.path("keys").display().to_string(), &mended.path("keys").display().to_string(), "");
+    copy(&gone.path("keys").display().to_string(), &fixed.path("keys").display().to_string(), "");
     drop(gone);
     for (old, new) in [("snapshot", "snapshot-2"), ("timestamp", "timestamp-2")] {
-        mended.replace_key(old, new);
+        fixed.replace_key(old, new);
     }
     for key in ["root-2", "root-3"] {
-        mended.sign("root", key).unwrap();
+        fixed.sign("root", key).unwrap();
     }
-    mended.publish(&[]).unwrap();
-    assert_eq!((mended.version("snapshot"), mended.version("incident")), (3, 2));
+    fixed.publish(&[]).unwrap();
+    assert_eq!((fixed.version("snapshot"), fixed.version("incident")), (3, 2));
     // The sidecars read it where it was; here it is at another place, which is all that they are told.
-    sidecar.restart(&mended.out());
+    sidecar.restart(&fixed.out());
     assert_eq!(sidecar.refresh(DAY_0), RefreshOutcome::Loaded, "{}", sidecar.problem());
     assert_eq!((sidecar.policy().snapshot(), sidecar.policy().kill_list().in_force(at(DAY_0))), (Some(3), 1));
 }

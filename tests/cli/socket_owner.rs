@@ -126,7 +126,7 @@ fn a_stranger_is_refused_and_the_mend_is_told() {
     let (mut child, log) = until(&mut configured(program, "serve", &address, own.path()), REFUSAL);
     let _ = child.kill();
     let _ = child.wait();
-    assert!(log.contains("the Workload API is not believed"), "{log}");
+    assert!(log.contains("the Workload API is not trusted"), "{log}");
 }
 
 #[test]

@@ -60,7 +60,7 @@ async fn a_policy_that_is_not_renewed_goes_stale_then_expires_and_ends_nothing()
     assert_eq!(w.metric("sidemint_denials_total{reason=\"policy_expired\"}").await, Some(denied + 1.0));
     let line = &w.audited(reply.request_id()).await[0];
     assert_eq!([&line["outcome"], &line["reason"]], ["deny", "policy_expired"]);
-    assert!(line["detail"].as_str().unwrap().contains("the role timestamp has not spoken since"));
+    assert!(line["detail"].as_str().unwrap().contains("the role timestamp expired at"));
     assert!(line["digests"].is_object() && line["policy_version"].is_string());
     // What is live is served, and what runs runs on.
     assert_eq!(w.served(&last.token).await, served);

@@ -22,7 +22,7 @@ pub(super) struct Args {
     /// A command that signs for timestamp
     #[arg(long, value_name = "COMMAND")]
     timestamp_signer: Vec<String>,
-    /// How long the timestamp is to speak
+    /// How long the timestamp is valid
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "10m")]
     expires: Duration,
     /// Remember here what was seen, also for the next start: nothing older is signed

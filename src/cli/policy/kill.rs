@@ -43,7 +43,7 @@ pub(super) struct Args {
     signer: Vec<String>,
     #[command(flatten)]
     online: Online,
-    /// How long the list is to speak [default: as repository.toml says]
+    /// How long the list is valid [default: as repository.toml says]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     expires: Option<Duration>,
     /// Also print the Deny that stops what is already out at AWS before its own end, and how to put it on and take it off

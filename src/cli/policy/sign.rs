@@ -22,7 +22,7 @@ pub(super) struct Args {
     role: String,
     #[command(flatten)]
     signer: Signer,
-    /// How long it is to speak [default: as repository.toml says]; renews what has not changed
+    /// How long it is valid [default: as repository.toml says]; renews what has not changed
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     expires: Option<Duration>,
     /// Drop the signatures that are over something else, and begin again

@@ -1,4 +1,4 @@
-//! `policy trust`: somebody looks at a signed repository's root and owners, and says that it is to be believed here.
+//! `policy trust`: somebody looks at a signed repository's root and owners, and says that it is to be trusted here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -60,7 +60,7 @@ pub(super) struct Args {
     /// The user whom the SPIFFE agent runs as, where Sidemint cannot tell from its socket
     #[arg(long, env = "SIDEMINT_IDENTITY_WORKLOAD_API_UID", value_name = "UID")]
     workload_api_uid: Option<u32>,
-    /// The least snapshot version to believe
+    /// The least snapshot version to trust
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     minimum_version: Option<u64>,
     /// Do not ask
@@ -91,7 +91,7 @@ fn usage(message: impl Into<String>) -> CliError {
 }
 
 impl Args {
-    /// The Workload API, once it has said who we are and whom we believe; none where it is not needed.
+    /// The Workload API, once it has said who we are and who is trusted; none where it is not needed.
     async fn workload_api(&self, clock: &SharedClock) -> Result<Option<Arc<dyn WorkloadApi>>, CliError> {
         if self.client.is_none() && self.server_id.is_none() {
             return Ok(None);
@@ -148,7 +148,7 @@ impl Args {
 /// Runs the command.
 ///
 /// # Errors
-/// When the root or the repository is not to be believed, or nobody says that it is.
+/// When the root or the repository is not to be trusted, or nobody says that it is.
 pub(super) async fn run(args: &Args, clock: SharedClock) -> CliResult {
     let workload_api = args.workload_api(&clock).await?;
     let source = args.source(clock, workload_api)?;

@@ -222,7 +222,7 @@ pub enum JwtBundleError {
 /// An empty bundle verifies nothing: it is how a trust domain revokes all (SPIFFE Trust Domain and Bundle §4.2.2).
 #[derive(Default)]
 pub struct JwtBundle {
-    /// `None` marks a `kid` that several usable keys claim: neither may speak.
+    /// `None` marks a `kid` that several usable keys claim: neither is trusted.
     keys: BTreeMap<String, Option<Key>>,
     ignored: usize,
 }
@@ -291,7 +291,7 @@ impl JwtBundle {
         self.keys.values().flatten().count()
     }
 
-    /// Whether nothing can verify: then no token of this trust domain is believed.
+    /// Whether nothing can verify: then no token of this trust domain is trusted.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

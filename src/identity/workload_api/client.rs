@@ -32,7 +32,7 @@ pub(super) enum Trouble {
     Rejected,
     /// Not reachable or not able now.
     Unavailable,
-    /// Served by somebody whom we do not believe.
+    /// Served by somebody who is not trusted.
     Untrusted,
     /// The answer lacks a mandatory field or cannot be read: discard it.
     BadMessage,
@@ -103,7 +103,7 @@ impl fmt::Debug for Client {
 /// One X.509-SVID with its private key, for `sidemint svid x509`.
 #[derive(Debug)]
 pub struct X509Material {
-    /// Whom it names, until when, and its hint.
+    /// Whom it names, when it expires, and its hint.
     pub svid: OwnSvid,
     /// The certificates in DER, the leaf first.
     pub chain: Vec<Vec<u8>>,
@@ -277,7 +277,7 @@ fn x509_bundles(set: &spiffe::X509BundleSet) -> BTreeMap<TrustDomain, Arc<X509Bu
                 kept.insert(trust_domain, Arc::new(bundle));
             }
             Err(error) => {
-                tracing::error!(%error, %trust_domain, "the X.509 bundle is refused: no certificate of this trust domain is believed");
+                tracing::error!(%error, %trust_domain, "the X.509 bundle is refused: no certificate of this trust domain is trusted");
             }
         }
     }

@@ -9,7 +9,7 @@ use std::str::FromStr;
 /// The environment variable that every Workload API client must fall back to (SPIFFE Workload Endpoint §4).
 pub const ENVIRONMENT: &str = "SPIFFE_ENDPOINT_SOCKET";
 
-/// Why a text is not the address of a Workload API; each says the mend.
+/// Why a text is not the address of a Workload API; each says how to fix it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointError {
     /// Another scheme or none.
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_everything_else_and_says_the_mend() {
+    fn refuses_everything_else_and_says_the_fix() {
         for (text, error) in [
             ("", EndpointError::Scheme),
             ("/run/api.sock", EndpointError::Scheme),

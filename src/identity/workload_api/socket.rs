@@ -1,8 +1,8 @@
 //! The connection to the Workload API, and who serves it.
 //!
-//! What comes out of that socket says who we are and whom we believe, so it has to be the agent's and not that of whoever got
+//! What comes out of that socket says who we are and who is trusted, so it has to be the agent's and not that of whoever got
 //! hold of the path. The standards leave this to the client, and the mode says nothing: any workload may connect, so agents
-//! set 0777. But the kernel tells under which user the other side began to listen (unix(7), `SO_PEERCRED`). Believed are:
+//! set 0777. But the kernel tells under which user the other side began to listen (unix(7), `SO_PEERCRED`). Trusted are:
 //!
 //! - root, and this very user: they could do as they like anyway;
 //! - the user of `identity.workload_api_uid`;
@@ -32,7 +32,7 @@ const ROOT: u32 = 0;
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// Somebody listens whom we do not believe.
+    /// Somebody listens who is not trusted.
     #[error(
         "its socket is served by uid {0}, which is neither root, nor this user, nor alone in writing to its directory; if that is the agent's user, set identity.workload_api_uid = {0}"
     )]
@@ -42,7 +42,7 @@ pub enum ConnectError {
     Io(#[from] io::Error),
 }
 
-/// Connects to the socket at `path`, where one of those whom we believe, or the user `agent`, serves it.
+/// Connects to the socket at `path`, where one of those who are trusted, or the user `agent`, serves it.
 ///
 /// # Errors
 /// `Stranger` where somebody else does: nothing was sent to them.
@@ -109,7 +109,7 @@ fn failed(error: impl std::error::Error + Send + Sync + 'static) -> ClientError 
 /// Why there is no client, or what it was told.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
-    /// Somebody serves the socket whom we do not believe.
+    /// Somebody who is not trusted serves the socket.
     #[error(transparent)]
     Untrusted(ConnectError),
     /// Everything else.
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_this_very_user_serves_is_believed() {
+    async fn what_this_very_user_serves_is_trusted() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("api.sock");
         assert!(matches!(connect(&path, None).await, Err(ConnectError::Io(_))));

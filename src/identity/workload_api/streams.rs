@@ -8,11 +8,11 @@
 //! | a message without its mandatory fields | reports and discards it (§4.5); the stream goes on |
 //! | `PermissionDenied` | drops its half of [`Identities`] at once: we have no identity, or no more; asks again with backoff |
 //! | `InvalidArgument`, `Unimplemented` | reports an error, keeps what it has, asks again every 30 s, in case an agent is upgraded |
-//! | served by somebody whom we do not believe | reports an error and says nothing to them; keeps what it has and tries again with backoff |
+//! | served by somebody who is not trusted | reports an error and says nothing to them; keeps what it has and tries again with backoff |
 //! | anything else, or no connection | keeps what it has (an SVID counts until its own expiry) and asks again with backoff |
 //!
 //! A stream that says nothing for 10 s after it was asked for counts as no connection; later it may be silent as long as it
-//! likes, since it speaks only of what changes.
+//! likes, since it tells only what changes.
 //!
 //! Backoff: at once, then 100 ms doubling to 5 s with jitter (the socket is this machine's own, and a token signed by a
 //! new key is refused until the bundle is here); it begins anew after a message was used. A stream that ends
@@ -323,7 +323,7 @@ impl Supervisor {
                 tracing::error!(stream = %self.profile, error = end.text, "the Workload API refuses the request itself: check its version and address");
             }
             Trouble::Untrusted => {
-                tracing::error!(stream = %self.profile, error = end.text, "the Workload API is not believed");
+                tracing::error!(stream = %self.profile, error = end.text, "the Workload API is not trusted");
             }
             Trouble::Unavailable | Trouble::BadMessage => {
                 tracing::warn!(stream = %self.profile, error = end.text, "the Workload API is not there; asking again");
@@ -347,12 +347,12 @@ fn bundles(set: &spiffe::JwtBundleSet) -> BTreeMap<TrustDomain, Arc<JwtBundle>> 
         match JwtBundle::from_jwks(bundle.jwt_authorities().map(|authority| authority.jwk_json())) {
             Ok(bundle) => {
                 if bundle.is_empty() {
-                    tracing::warn!(%trust_domain, ignored = bundle.ignored(), "the JWT bundle has no usable key: no token of this trust domain is believed");
+                    tracing::warn!(%trust_domain, ignored = bundle.ignored(), "the JWT bundle has no usable key: no token of this trust domain is trusted");
                 }
                 kept.insert(trust_domain, Arc::new(bundle));
             }
             Err(error) => {
-                tracing::error!(%error, %trust_domain, "the JWT bundle is refused: no token of this trust domain is believed");
+                tracing::error!(%error, %trust_domain, "the JWT bundle is refused: no token of this trust domain is trusted");
             }
         }
     }

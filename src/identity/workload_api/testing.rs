@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_it_fetches_and_issues_is_believed_and_remembered() {
+    async fn what_it_fetches_and_issues_is_trusted_and_remembered() {
         let (fake, _) = fake();
         let authenticator = Authenticator::new(fake.clone(), "sidemint".into());
         let fetched = fake.fetch_jwt_svid(&REPORT.parse().unwrap(), "sidemint", LIMIT).await.unwrap();
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_federated_domains_jwt_svid_is_believed_only_where_it_is_configured() {
+    fn a_federated_domains_jwt_svid_is_trusted_only_where_it_is_configured() {
         let (fake, _) = fake();
         let partner: TrustDomain = "partner.example".parse().unwrap();
         // As the Workload API does for every domain that the server federates with.
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pod_is_believed_only_while_its_svid_is_issued_and_unexpired() {
+    async fn a_pod_is_trusted_only_while_its_svid_is_issued_and_unexpired() {
         let (fake, _) = fake();
         let authenticator = Authenticator::new(fake.clone(), "sidemint".into());
         let pod = Evidence::Pod(REPORT.parse().unwrap());

@@ -357,7 +357,7 @@ async fn learns_svids_and_bundles_and_verifies_with_them() {
     until(&api, |identities, health| complete(identities) && health.connected() && health.last_error().is_none()).await;
     let identities = api.identities();
     assert_eq!(identities.svids, [OwnSvid { spiffe_id: REPORT.parse().unwrap(), expires_at: NOT_AFTER, hint: None }]);
-    assert!(identities.svid(&REPORT.parse().unwrap(), NOT_AFTER).is_none(), "an expired SVID is none");
+    assert!(identities.svid(&REPORT.parse().unwrap(), NOT_AFTER).is_none(), "an expired SVID does not count");
     let token = agent.key.sign(&claims(REPORT, "sidemint", NOW, Duration::from_secs(300)));
     assert!(crate::identity::jwt_svid::verify(&token, &identities.jwt_bundles, "sidemint", NOW).is_ok());
 }

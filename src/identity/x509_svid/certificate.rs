@@ -381,7 +381,7 @@ fn subtrees(list: &[u8]) -> Result<Vec<Name<'_>>> {
 
 /// A time in the two forms of RFC 5280 §4.1.2.5: seconds since 1970. No SVID needs an earlier one.
 fn time(reader: &mut Reader<'_>) -> Result<i64> {
-    const BAD: X509SvidError = X509SvidError::Malformed("a time that is none");
+    const BAD: X509SvidError = X509SvidError::Malformed("an invalid time");
     let element = reader.any()?;
     let text = element.content.strip_suffix(b"Z").ok_or(BAD)?;
     if !text.iter().all(u8::is_ascii_digit) {

@@ -16,7 +16,7 @@ use super::constraints;
 /// The most signatures that are checked for one chain.
 const MAX_SIGNATURES: usize = 100;
 
-/// The signatures that are believed: ECDSA on P-256 and P-384, RSA PKCS #1 v1.5 from 2,048 bits with SHA-2, Ed25519.
+/// The signatures that are trusted: ECDSA on P-256 and P-384, RSA PKCS #1 v1.5 from 2,048 bits with SHA-2, Ed25519.
 static ALGORITHMS: [&dyn SignatureVerificationAlgorithm; 8] = [
     webpki::aws_lc_rs::ECDSA_P256_SHA256,
     webpki::aws_lc_rs::ECDSA_P256_SHA384,
@@ -161,7 +161,7 @@ fn check_signature(child: &Certificate<'_>, issuer: &Certificate<'_>) -> Result<
     algorithm.verify_signature(issuer.key.bits, child.tbs, child.signature).map_err(|_| X509SvidError::Signature)
 }
 
-/// The believed algorithm by which `issuer` would have signed `child`.
+/// The trusted algorithm by which `issuer` would have signed `child`.
 fn algorithm(child: &Certificate<'_>, issuer: &Certificate<'_>) -> Option<&'static dyn SignatureVerificationAlgorithm> {
     ALGORITHMS.iter().copied().find(|algorithm| is_for(*algorithm, child, issuer))
 }

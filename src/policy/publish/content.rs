@@ -16,7 +16,7 @@ pub(super) fn same_content(a: &Value, b: &Value) -> bool {
 /// The signed part of a metadata file.
 ///
 /// # Errors
-/// It is none.
+/// It is not signed metadata.
 pub(super) fn signed_part(bytes: &[u8]) -> Result<Value, PublishError> {
     let read: Result<Envelope, _> = serde_json::from_slice(bytes);
     read.map(|envelope| envelope.signed).map_err(|error| PublishError::Files(format!("is no signed metadata: {error}")))

@@ -15,7 +15,7 @@ use super::published::{Head, Overlay, lock};
 use super::{PublishError, read_file, write_file};
 use crate::clock::{Clock, Timestamp};
 
-/// How long a timestamp speaks where nothing else is said.
+/// How long a timestamp is valid where nothing else is said.
 pub const LIFE: Duration = Duration::from_secs(600);
 
 /// What a heartbeat wrote.
@@ -23,7 +23,7 @@ pub const LIFE: Duration = Duration::from_secs(600);
 pub struct Beat {
     /// The timestamp's version.
     pub version: u64,
-    /// When it stops to speak, UTC.
+    /// When it expires, UTC.
     pub expires: Timestamp,
     /// The snapshot that it names.
     pub snapshot: u64,
@@ -46,7 +46,7 @@ impl Memory {
     /// What `file` remembers; nothing where it is not there yet.
     ///
     /// # Errors
-    /// It cannot be read, or is none of ours.
+    /// It cannot be read, or is not ours.
     pub fn open(file: PathBuf) -> Result<Self, PublishError> {
         let broken = |error| {
             let message =

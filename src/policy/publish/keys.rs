@@ -142,7 +142,7 @@ fn stranger(role: &str, what: &str) -> PublishError {
     PublishError::Key(format!("{what}: is of none of the keys that sign for {role}"))
 }
 
-/// The private keys in `folder` that are those of `keys`. What cannot be read is none.
+/// The private keys in `folder` that are those of `keys`. What cannot be read is left out.
 pub(super) fn in_folder(folder: &Path, keys: &[(String, TufKey)]) -> Vec<KeySource> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let ours = |path: &PathBuf| {

@@ -49,7 +49,7 @@ pub struct Order<'a> {
     pub incident: &'a [KeySource],
     /// The online keys.
     pub online: &'a OnlineKeys,
-    /// How long the list is to speak; else what `repository.toml` says, or a week where that cannot be read.
+    /// How long the list is valid; else what `repository.toml` says, or a week where that cannot be read.
     pub expires: Option<Duration>,
     /// The time.
     pub now: Timestamp,

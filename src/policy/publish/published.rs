@@ -332,7 +332,7 @@ impl Published {
         &self.verified.files
     }
 
-    /// Until when each role speaks.
+    /// When each role expires.
     pub fn standing(&self) -> &Standing {
         &self.verified.standing
     }

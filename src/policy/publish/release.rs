@@ -25,7 +25,7 @@ use crate::clock::{Clock, Timestamp, within};
 
 /// How long a dry mint of one grant may take.
 const DRY_MINT: Duration = Duration::from_secs(60);
-/// How long a kill list and its snapshot speak where `repository.toml` cannot say it.
+/// How long a kill list and its snapshot are valid where `repository.toml` cannot say it.
 pub(super) const KILL_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// A role that lapses sooner than this is told.
 const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -66,7 +66,7 @@ impl Online {
         Ok(Self { snapshot: duty("snapshot", &keys.snapshot)?, timestamp: duty("timestamp", &keys.timestamp)? })
     }
 
-    /// By the keys of the root that is published, whatever `repository.toml` says: of that, how long they are to speak.
+    /// By the keys of the root that is published, whatever `repository.toml` says: of that, how long they are valid.
     pub(super) fn published(workspace: &Workspace, head: &Head, keys: &OnlineKeys) -> Result<Self, PublishError> {
         let duty = |role: &str, sources: &[KeySource], life: Duration| {
             let Signers { keys, threshold } = head.signers(role)?;
@@ -231,24 +231,23 @@ fn signed_role(
     previous: Option<&Published>,
     now: Timestamp,
 ) -> Result<SignedRole, PublishError> {
-    let mend =
-        format!("sidemint policy sign --policy {} --role {name} --key FILE.pem", workspace.directory().display());
+    let fix = format!("sidemint policy sign --policy {} --role {name} --key FILE.pem", workspace.directory().display());
     let Some((bytes, staged)) = workspace.staged(name)? else {
-        return Ok(Err(format!("{name}: nobody signed it yet: {mend}")));
+        return Ok(Err(format!("{name}: nobody signed it yet: {fix}")));
     };
     let (version, expires) = (version_of(&staged.signed), expires_of(&staged.signed)?);
     if !same_content(&staged.signed, &workspace.settings().content(name, version, expires, files)?) {
-        return Ok(Err(format!("{name}: the folder or repository.toml changed after it was signed: {mend}")));
+        return Ok(Err(format!("{name}: the folder or repository.toml changed after it was signed: {fix}")));
     }
     let good = good_signatures(&staged, &settings.keys);
     if good.len() < usize::try_from(settings.threshold).unwrap_or(usize::MAX) {
         let missing = settings.keys.iter().map(|(key, _)| key.as_str()).filter(|key| !good.contains(key));
         let missing = missing.collect::<Vec<_>>().join(", ");
         let (have, need) = (good.len(), settings.threshold);
-        return Ok(Err(format!("{name}: {have} of {need} signatures; still without one of {missing}: {mend}")));
+        return Ok(Err(format!("{name}: {have} of {need} signatures; still without one of {missing}: {fix}")));
     }
     if expires <= now && !settings.retired {
-        return Ok(Err(format!("{name}: what was signed lapsed at {expires}: {mend}")));
+        return Ok(Err(format!("{name}: what was signed lapsed at {expires}: {fix}")));
     }
     match previous.and_then(|previous| previous.role(name)) {
         Some((published, _)) if version < published => Ok(Err(format!(
@@ -260,7 +259,7 @@ fn signed_role(
             Ok(if same {
                 Ok((version, old.clone()))
             } else {
-                Err(format!("{name}: another version {version} is published already: {mend} --published OUT --restart"))
+                Err(format!("{name}: another version {version} is published already: {fix} --published OUT --restart"))
             })
         }
         _ => Ok(Ok((version, bytes))),
@@ -269,16 +268,16 @@ fn signed_role(
 
 /// The roots that are not published yet, and the first of all.
 fn roots(workspace: &Workspace, previous: Option<&Published>) -> Result<(BTreeMap<u64, Bytes>, Bytes), PublishError> {
-    let mend = format!("sidemint policy sign --policy {} --role root --key FILE.pem", workspace.directory().display());
+    let fix = format!("sidemint policy sign --policy {} --role root --key FILE.pem", workspace.directory().display());
     let (bytes, staged) = workspace
         .staged("root")?
-        .ok_or_else(|| PublishError::Signatures(format!("root: nobody signed it yet: {mend}")))?;
+        .ok_or_else(|| PublishError::Signatures(format!("root: nobody signed it yet: {fix}")))?;
     let version = version_of(&staged.signed);
     let says = workspace.settings().content("root", version, expires_of(&staged.signed)?, &BTreeMap::new())?;
     if !same_content(&staged.signed, &says) {
-        return Err(PublishError::Signatures(format!("root: repository.toml changed after it was signed: {mend}")));
+        return Err(PublishError::Signatures(format!("root: repository.toml changed after it was signed: {fix}")));
     }
-    enough_for_root(workspace, &staged, version, &mend)?;
+    enough_for_root(workspace, &staged, version, &fix)?;
     let known = |number: u64| match number == version {
         true => Ok(bytes.clone()),
         false => workspace.root(number)?.ok_or_else(|| {
@@ -292,9 +291,7 @@ fn roots(workspace: &Workspace, previous: Option<&Published>) -> Result<(BTreeMa
             return Err(refused("what is published began with another first root: it is another fleet's repository"));
         }
         if out > version || known(out)? != previous.head.roots.get(&out).cloned().unwrap_or_default() {
-            return Err(refused(format!(
-                "root: another version {out} is published: copy it to metadata/, then {mend}"
-            )));
+            return Err(refused(format!("root: another version {out} is published: copy it to metadata/, then {fix}")));
         }
     }
     let roots = (out + 1..=version).map(|number| Ok((number, known(number)?)));
@@ -302,7 +299,7 @@ fn roots(workspace: &Workspace, previous: Option<&Published>) -> Result<(BTreeMa
 }
 
 /// A root needs the signatures of its own keys, and of those of the root before it (specification §5.3.4).
-fn enough_for_root(workspace: &Workspace, staged: &Envelope, version: u64, mend: &str) -> Result<(), PublishError> {
+fn enough_for_root(workspace: &Workspace, staged: &Envelope, version: u64, fix: &str) -> Result<(), PublishError> {
     let role = workspace.settings().role("root")?;
     let mut needs = vec![("its own keys", role.keys.clone(), u64::from(role.threshold))];
     if let Some(before) = version.checked_sub(1).filter(|before| *before > 0)
@@ -314,7 +311,7 @@ fn enough_for_root(workspace: &Workspace, staged: &Envelope, version: u64, mend:
     for (whose, keys, threshold) in needs {
         let have = good_signatures(staged, &keys).len();
         if u64::try_from(have).unwrap_or(0) < threshold {
-            return Err(PublishError::Signatures(format!("root: {have} of {threshold} signatures of {whose}: {mend}")));
+            return Err(PublishError::Signatures(format!("root: {have} of {threshold} signatures of {whose}: {fix}")));
         }
     }
     Ok(())
@@ -368,7 +365,7 @@ pub(super) async fn release(
     let NewFiles { versioned, mut last } = sign_both(online, previous, &candidate, clock, now).await?;
     let mut overlay = versioned.clone();
     overlay.extend(last.clone());
-    // Sidecars refuse what has ended before they first saw it. A kill is published all the same: who mends what lapsed must
+    // Sidecars refuse what has ended before they first saw it. A kill is published all the same: who fixes what expired must
     // not have to think of it.
     let expiry = (!gate.kill).then_some(now);
     let loaded = load_both(out, &overlay, &candidate.anchor, previous, expiry).await?;
@@ -511,7 +508,7 @@ fn judge(
     let bad: Vec<String> =
         newly.iter().filter(|(id, _)| unnamed(id)).map(|(id, problems)| format!("{id} ({})", list(problems))).collect();
     if !bad.is_empty() {
-        let message = format!("it would suspend {}: mend it, or say --suspend SCOPE for each", bad.join(", "));
+        let message = format!("it would suspend {}: fix it, or say --suspend SCOPE for each", bad.join(", "));
         return Err(refused(message));
     }
     let warnings = loaded.stray().iter().chain(loaded.warnings()).map(Problem::to_string).collect();
@@ -588,7 +585,7 @@ fn lapsed_head(loaded: &Published, now: Timestamp) -> Option<String> {
     })
 }
 
-/// The roles that stop to speak soon: within 30 days, and within a tenth of their life.
+/// The roles that expire soon: within 30 days, and within a tenth of their life.
 pub(super) fn lapsing(workspace: &Workspace, published: &Published, now: Timestamp) -> Vec<String> {
     let soon = |(name, end): (&str, Timestamp)| {
         let role = workspace.settings().role(name).ok().filter(|role| !role.retired)?;

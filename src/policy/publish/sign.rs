@@ -19,7 +19,7 @@ pub struct Request<'a> {
     pub role: &'a str,
     /// The key.
     pub key: &'a KeySource,
-    /// How long it is to speak; else what `repository.toml` says. Given, it renews what has not changed.
+    /// How long it is valid; else what `repository.toml` says. Given, it renews what has not changed.
     pub expires: Option<Duration>,
     /// Drop signatures that are over something else, and begin again.
     pub restart: bool,
@@ -51,7 +51,7 @@ pub struct Signed {
     pub role: String,
     /// The version that is being signed.
     pub version: u64,
-    /// When it stops to speak, UTC.
+    /// When it expires, UTC.
     pub expires: Timestamp,
     /// Whose signatures it has, by the keys' names.
     pub signers: Vec<String>,
@@ -128,10 +128,10 @@ fn plan(workspace: &Workspace, request: &Request<'_>, known: u64) -> Result<Plan
     if version <= known {
         // Published: what comes now is the next version, if there is anything to say, or somebody else to say it.
         let role = workspace.settings().role(name)?;
-        let spoken =
+        let enough =
             u64::try_from(good_signatures(&staged, &role.keys).len()).unwrap_or(0) >= u64::from(role.threshold);
         let wanted = request.expires.is_some() || request.restart || expires.since(request.now) < role.life / 2;
-        if same && version == known && spoken && !wanted {
+        if same && version == known && enough && !wanted {
             return Err(PublishError::Refused(format!(
                 "{name}: version {version} is published and says what the folder says, until {expires}; renew it with --expires"
             )));

@@ -21,7 +21,7 @@ pub const MAX_ROLES: usize = 64;
 /// The shortest and the longest life of a role's metadata.
 const LIFE: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(10 * 366 * 24 * 3600);
 
-/// `repository.toml`: who signs what, how many of them must, and for how long they then speak.
+/// `repository.toml`: who signs what, how many of them must, and for how long it is then valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     roles: BTreeMap<String, RoleSettings>,
@@ -34,11 +34,11 @@ pub struct RoleSettings {
     pub keys: Vec<(String, TufKey)>,
     /// How many of them must; 1 to their number.
     pub threshold: u32,
-    /// How long what is signed now speaks.
+    /// How long what is signed now is valid.
     pub life: Duration,
     /// Who delegates it; `None` for the four top-level roles.
     pub parent: Option<String>,
-    /// The names that it speaks for; empty for the four top-level roles.
+    /// The names that it owns; empty for the four top-level roles.
     pub paths: Vec<PathPattern>,
     /// A department that is gone: its metadata stays, empty, since clients refuse a snapshot that drops a role
     /// (specification §5.5.5).

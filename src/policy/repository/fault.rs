@@ -1,4 +1,4 @@
-//! Why a signed repository's files are not in force: [`Fault`], one of a closed set of kinds and what mends it.
+//! Why a signed repository's files are not in force: [`Fault`], one of a closed set of kinds and how to fix it.
 
 use super::PolicySourceError;
 use super::fetch::FetchError;
@@ -24,7 +24,7 @@ pub enum FaultKind {
     Altered,
     /// A version that had lapsed before it was first seen here.
     Expired,
-    /// Metadata that is none, or that breaks a rule of docs/publishing.md#repositorytoml.
+    /// Metadata that is invalid, or that breaks a rule of docs/publishing.md#repositorytoml.
     Malformed,
     /// A role or file that must be there is not.
     Missing,
@@ -81,7 +81,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// A fault; the message says what mends it.
+    /// A fault; the message says how to fix it.
     pub fn new(kind: FaultKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into() }
     }
@@ -91,7 +91,7 @@ impl Fault {
         self.kind
     }
 
-    /// What happened and what mends it.
+    /// What happened and how to fix it.
     pub fn message(&self) -> &str {
         &self.message
     }

@@ -19,7 +19,7 @@ pub trait Fetch: Send + Sync + fmt::Debug {
     /// Anything but the file, its absence or its being unchanged.
     async fn get(&self, name: &str, limit: u64, seen: Option<&Tag>) -> Result<Answer, FetchError>;
 
-    /// How long the source asked to be left alone, counted from now; `None` when it did not.
+    /// How long the source asked us to wait, counted from now; `None` when it did not.
     fn retry_after(&self) -> Option<Duration> {
         None
     }

@@ -29,7 +29,7 @@ use crate::secret::Secret;
 /// The version of the TUF specification that the metadata is written for.
 pub const SPEC_VERSION: &str = "1.0.33";
 
-/// Metadata could not be written or signed; the text says what mends it.
+/// Metadata could not be written or signed; the text says how to fix it.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct MetadataError(pub String);
@@ -183,7 +183,7 @@ impl RoleKeys {
     }
 }
 
-/// A delegation: another role that speaks for the names that match `paths` (`*` stops at `/`).
+/// A delegation: another role that owns the names that match `paths` (`*` stops at `/`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delegation {
     /// The role's name.
@@ -220,7 +220,7 @@ pub fn root(version: u64, expires: Timestamp, roles: &BTreeMap<String, RoleKeys>
     root.into()
 }
 
-/// A `targets` role (specification §4.5): files by name, and who speaks for which others.
+/// A `targets` role (specification §4.5): files by name, and who owns which others.
 pub fn targets(version: u64, expires: Timestamp, files: &BTreeMap<String, Bytes>, delegations: &[Delegation]) -> Value {
     let mut role = head("targets", version, expires);
     let files: serde_json::Map<_, _> = files

@@ -26,7 +26,7 @@ pub struct Sample {
     pub files: BTreeMap<String, Bytes>,
     /// The keys that sign each role; the threshold is their number.
     pub keys: BTreeMap<String, Vec<LocalKey>>,
-    /// How long what is published now speaks, by role; else [`Sample::LIFE`].
+    /// How long what is published now is valid, by role; else [`Sample::LIFE`].
     pub lives: BTreeMap<String, Duration>,
     departments: Vec<Department>,
     versions: BTreeMap<String, u64>,
@@ -34,7 +34,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// How long each role speaks where nothing else is said.
+    /// How long each role is valid where nothing else is said.
     pub const LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
 
     /// A repository over `files` with one key per role (two for `root` and `targets`) and these departments.

@@ -4,7 +4,7 @@
 //!   an interval wherever the source answers.
 //! - Sidecars that were started at the same moment are spread over the whole interval by their second refresh, and stay so.
 //! - A source that fails is asked sooner, then as seldom as ever, and rests for a sixth of the interval in between.
-//! - A source that asks to be left alone is, for at most [`MAX_RETRY_AFTER`] and up to one interval more, since all who
+//! - A source that asks us to wait is not asked, for at most [`MAX_RETRY_AFTER`] and up to one interval more, since all who
 //!   were told the same must not come back at the same moment.
 
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub enum Refreshed {
     Answered,
     /// It did not.
     Failed {
-        /// How long it asked to be left alone.
+        /// How long it asked us to wait.
         retry_after: Option<Duration>,
     },
 }

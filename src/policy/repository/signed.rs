@@ -57,7 +57,7 @@ pub struct SignedSettings {
     pub anchor: Bytes,
     /// The state directory, the folder above `policy/`.
     pub state: PathBuf,
-    /// The least snapshot version to believe. Where it is given, an empty state directory may be begun without asking.
+    /// The least snapshot version to trust. Where it is given, an empty state directory may be begun without asking.
     pub minimum_version: Option<u64>,
     /// The scopes to read; empty for all.
     pub scopes: BTreeSet<ScopeId>,
@@ -72,7 +72,7 @@ pub struct SignedStatus {
     pub fault: Option<Fault>,
     /// What is where the next root would be, though it is no root.
     pub odd: Option<String>,
-    /// What of the remembered state was damaged and was mended.
+    /// What of the remembered state was damaged and was repaired.
     pub repaired: Option<String>,
     /// Why versions that are kept could not be used.
     pub cache: Vec<String>,
@@ -83,8 +83,8 @@ pub struct SignedStatus {
 impl SignedStatus {
     /// The same in words, one line each; empty when there is nothing to tell.
     pub fn notes(&self) -> Vec<String> {
-        let odd = self.odd.as_ref().map(|odd| format!("the repository answers for a root that is none: {odd}"));
-        let repaired = self.repaired.as_ref().map(|why| format!("policy state was damaged and is mended: {why}"));
+        let odd = self.odd.as_ref().map(|odd| format!("the repository answers for a root that is invalid: {odd}"));
+        let repaired = self.repaired.as_ref().map(|why| format!("policy state was damaged and is repaired: {why}"));
         let cache = self.cache.iter().map(|why| format!("a kept policy version cannot be used: {why}"));
         let unrecorded = self.unrecorded.as_ref().map(|why| {
             format!("it cannot be remembered which policy is in force, for a restart under one that is refused: {why}")
@@ -374,7 +374,7 @@ impl SignedSource {
             return Err(Fault::new(FaultKind::Untrusted, message));
         }
         if let Some(why) = &repaired {
-            tracing::error!(%why, "the policy state was damaged; it is mended from its other copy");
+            tracing::error!(%why, "the policy state was damaged; it is repaired from its other copy");
         }
         *self.lock() = SignedStatus { repaired, ..SignedStatus::default() };
         let roots = self.chain(&store, high_water.as_ref()).await?;
@@ -488,7 +488,7 @@ impl SignedSource {
                     roots = *followed;
                     between.push((next, bytes));
                 }
-                Ok(_) => return Err(broken(&format!("root {next} is none"))),
+                Ok(_) => return Err(broken(&format!("root {next} is invalid"))),
                 Err(fault) => return Err(broken(fault.message())),
             }
         }
@@ -681,7 +681,7 @@ impl SignedSource {
     }
 
     /// Takes the kill list of a version that cannot be adopted, where it is newer than any that was seen. It does not ask
-    /// whether somebody's word has ended: what stops more is believed of whoever had a say last.
+    /// whether somebody's word has ended: what stops more is taken from whoever signed last.
     async fn stop_more(&self, state: &mut State, timestamp: Bytes) -> Result<(), Fault> {
         not_before(state)?;
         if state.store.high_water().is_none() {
@@ -719,7 +719,7 @@ impl SignedSource {
             }
         }
         if let Some(what) = odd.as_ref().filter(|_| self.lock().odd != odd) {
-            tracing::warn!(%what, "the policy repository answers for a root that is none; it counts as absent");
+            tracing::warn!(%what, "the policy repository answers for a root that is invalid; it counts as absent");
         }
         self.lock().odd = odd;
         Ok(())

@@ -47,7 +47,7 @@ const UNFINISHED: &str = ".new";
 pub enum Remembered {
     /// Nothing was ever begun here.
     Nothing,
-    /// This was seen. Where a copy of it was damaged, and mended: which.
+    /// This was seen. Where a copy of it was damaged, and repaired: which.
     Seen {
         /// It.
         high_water: Box<HighWater>,
@@ -77,7 +77,7 @@ pub struct Store {
 }
 
 fn failed(place: &Path, error: &io::Error) -> Fault {
-    let message = format!("{}: {error}: mend the state directory (state.directory)", place.display());
+    let message = format!("{}: {error}: fix the state directory (state.directory)", place.display());
     Fault::new(FaultKind::State, message)
 }
 
@@ -214,9 +214,9 @@ impl Store {
             repaired = Some("one of the two copies of the high-water mark is gone".to_owned());
         }
         if good.len() < COPIES.len() || good.iter().any(|copy| *copy != newest) {
-            // A state directory that cannot be written still remembers: what cannot be mended now is told again.
+            // A state directory that cannot be written still remembers: what cannot be repaired now is told again.
             if let Err(fault) = self.write(&newest) {
-                repaired = repaired.map(|why| format!("{why}, and cannot be mended: {}", fault.message()));
+                repaired = repaired.map(|why| format!("{why}, and cannot be repaired: {}", fault.message()));
             }
         }
         *self.memory() = Some(newest.clone());

@@ -116,7 +116,7 @@ pub enum Next {
     Odd(String),
 }
 
-/// Who may sign a role: for whoever is to believe it.
+/// Who may sign a role: for whoever is to trust it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoleSummary {
     /// The role.
@@ -335,7 +335,7 @@ pub struct Verified {
     pub roles: BTreeMap<RoleName, (Mark, Bytes)>,
     /// Under which root.
     pub root: Mark,
-    /// Until when each role speaks.
+    /// When each role expires.
     pub standing: Standing,
 }
 
@@ -488,7 +488,7 @@ async fn snapshot(
     let bytes = metadata(fetch, known, "snapshot", top.pin, marks.snapshot.as_ref(), MAX_SNAPSHOT).await?;
     let mut set = top.set.clone();
     set.update_snapshot(&bytes, Default::default()).map_err(|error| Fault::of_tuf("snapshot", &error))?;
-    let found = set.snapshot().ok_or_else(|| Fault::malformed("snapshot: is none"))?;
+    let found = set.snapshot().ok_or_else(|| Fault::malformed("snapshot: is invalid"))?;
     if found.meta.len() > MAX_ROLES {
         let message = format!("snapshot: pins {} roles, {MAX_ROLES} may be", found.meta.len());
         return Err(Fault::new(FaultKind::TooLarge, message));

@@ -1,5 +1,5 @@
 //! The real client against a Workload API that is broken, overloaded or hostile (threat T24): whatever it does, what was
-//! believed before stays in force until its own end, unless identities are withdrawn in so many words; readiness says why;
+//! trusted before stays in force until its own end, unless identities are withdrawn in so many words; readiness says why;
 //! and it is asked again with backoff, never in a busy loop.
 
 use std::io;
@@ -341,7 +341,7 @@ fn cases() -> Vec<(&'static str, Act, Concludes, &'static str)> {
             "key",
         ),
         (
-            "a federated trust domain that is none",
+            "a federated trust domain that is invalid",
             says(with_federated([("../etc".into(), Vec::new())])),
             Discarded,
             "trust domain",
@@ -413,16 +413,16 @@ async fn play_case(act: Act, concludes: Concludes, says_why: &str) -> Result<(),
             identities.svid(&report, NOW).is_some() && identities.svid(&report, NOT_AFTER).is_none(),
             "before its end",
         )?;
-        check(ids(&identities) == [REPORT] && identities.keys.contains_key(&report), "what was believed stays")?;
+        check(ids(&identities) == [REPORT] && identities.keys.contains_key(&report), "what was trusted stays")?;
     }
     check(domains(&identities) == ["example.org"], "what was said of bundles is good")?;
 
     clock.openings_end.store(false, Ordering::SeqCst);
     hostile.does(says(good(&[OTHER])));
-    let mended = |identities: &Identities, health: &Health| {
+    let fixed = |identities: &Identities, health: &Health| {
         ids(identities) == [OTHER] && identities.keys.len() == 1 && health.connected() && health.last_error().is_none()
     };
-    check(comes(&api, mended).await, "it does not recover")
+    check(comes(&api, fixed).await, "it does not recover")
 }
 
 #[tokio::test]

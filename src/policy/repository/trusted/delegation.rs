@@ -1,4 +1,4 @@
-//! Who speaks for which names: the tree of delegations below the charter, and the rules that it keeps (docs/publishing.md).
+//! Who owns which names: the tree of delegations below the charter, and the rules that it keeps (docs/publishing.md).
 //!
 //! A name belongs to the deepest role whose chain of patterns matches it, the first in its parent's order.
 
@@ -141,18 +141,18 @@ impl Tree {
         Ok(name)
     }
 
-    /// The role that speaks for `path`; `None` where nobody does.
+    /// The role that owns `path`; `None` where none does.
     pub(super) fn owner_of(&self, path: &str) -> Option<&str> {
         let (folder, below) = path.split_once('/')?;
         if folder == "owners" {
             return (!below.contains('/')).then_some("targets");
         }
         let (role, _) = OWNERS.iter().find(|(_, owned)| *owned == folder)?;
-        let speaks = |node: &Node| node.patterns.iter().any(|pattern| pattern.matches(path));
-        let (mut name, mut node) = (*role, self.nodes.get(*role).filter(|node| speaks(node))?);
+        let owns = |node: &Node| node.patterns.iter().any(|pattern| pattern.matches(path));
+        let (mut name, mut node) = (*role, self.nodes.get(*role).filter(|node| owns(node))?);
         // As deep as the tree is; each step goes down.
         while let Some((child, found)) =
-            node.children.iter().find_map(|child| Some((child, self.nodes.get(child).filter(|node| speaks(node))?)))
+            node.children.iter().find_map(|child| Some((child, self.nodes.get(child).filter(|node| owns(node))?)))
         {
             (name, node) = (child, found);
         }
@@ -166,7 +166,7 @@ fn parse_patterns(delegated: &DelegatedRole) -> Result<Vec<PathPattern>, String>
         return Err(format!("with {} patterns; 1 to {MAX_PATTERNS} are needed", texts.len()));
     }
     let parse = |text: &String| {
-        let why = "for a pattern that is none (write FOLDER/*, FOLDER/*/*, one for each depth)";
+        let why = "for a pattern that is invalid (write FOLDER/*, FOLDER/*/*, one for each depth)";
         PathPattern::parse(text).ok_or_else(|| format!("{why}: {}", text.escape_debug()))
     };
     texts.iter().map(parse).collect()

@@ -183,7 +183,7 @@ async fn a_policy_file_that_was_altered_lengthened_shortened_emptied_or_removed_
             None => world.served.files.lock().unwrap().remove(&name),
         };
         refuses(&world, &source, &held, kind, "z.toml").await;
-        // Mended, it is taken: what was fetched before is not fetched again.
+        // Fixed, it is taken: what was fetched before is not fetched again.
         world.served.asked();
         world.serve();
         assert_eq!(new(source.fetch(Some(&held.version)).await).files["grants/z.toml"], "zzz");

@@ -100,7 +100,7 @@ async fn no_bit_of_a_role_can_be_changed_by_whoever_holds_the_online_keys() {
 }
 
 #[tokio::test]
-async fn no_bit_of_the_trust_anchor_can_be_changed_and_still_be_believed() {
+async fn no_bit_of_the_trust_anchor_can_be_changed_and_still_be_trusted() {
     let mut sample = Sample::new(policy_files(), &[]).unwrap();
     sample.publish_root(NOW).unwrap();
     let bytes = sample.anchor();

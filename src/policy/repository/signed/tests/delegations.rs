@@ -1,4 +1,4 @@
-//! Who may speak for which names.
+//! Who may own which names.
 
 use super::*;
 use crate::policy::kind;
@@ -198,9 +198,9 @@ async fn a_delegation_that_breaks_a_rule_refuses_the_whole() {
         ("business-owners", "evil", &["grants/*"], "not its own to give"),
         ("finance", "evil", &["scopes/*"], "not its own to give"),
         ("finance", "evil", &["scopes/finance/x", "scopes/hr/*"], "not its own to give"),
-        ("governance", "evil", &["decisions/**"], "a pattern that is none"),
-        ("governance", "evil", &["decisions/{a,b}"], "a pattern that is none"),
-        ("governance", "evil", &[""], "a pattern that is none"),
+        ("governance", "evil", &["decisions/**"], "a pattern that is invalid"),
+        ("governance", "evil", &["decisions/{a,b}"], "a pattern that is invalid"),
+        ("governance", "evil", &[""], "a pattern that is invalid"),
         ("governance", "evil", &[], "0 patterns"),
         ("governance", "../evil", &["decisions/x/*"], "no name of a role"),
     ];

@@ -1,4 +1,4 @@
-//! A kill always wins: the list is taken of a version of which nothing else can be believed, read or kept.
+//! A kill always wins: the list is taken of a version of which nothing else can be trusted, read or kept.
 
 use std::fs;
 
@@ -15,7 +15,7 @@ fn after(life: Duration) -> Timestamp {
     now() + life
 }
 
-/// How long what lapses in these tests speaks.
+/// How long what expires in these tests is valid.
 const SHORT: Duration = Duration::from_secs(3600);
 
 #[tokio::test]
@@ -47,9 +47,9 @@ async fn a_kill_is_taken_though_the_state_cannot_be_written() {
     let mut world = World::decided().await;
     let (source, cache) = world.restart().await;
     world.change(|sample| kill(sample, &stop()));
-    let (place, aside) = (world.policy(), world.state.path().join("aside"));
+    let (place, moved) = (world.policy(), world.state.path().join("aside"));
     // Nobody can write below a file, whoever they are.
-    fs::rename(&place, &aside).unwrap();
+    fs::rename(&place, &moved).unwrap();
     fs::write(&place, "").unwrap();
     for _ in 0..2 {
         assert_eq!(cache.reload_now(now()).await, RefreshOutcome::Unavailable);
@@ -62,7 +62,7 @@ async fn a_kill_is_taken_though_the_state_cannot_be_written() {
     cache.reload_now(now()).await;
     assert_eq!(world.served.asked(), [TIMESTAMP, "metadata/2.root.json"]);
     fs::remove_file(&place).unwrap();
-    fs::rename(&aside, &place).unwrap();
+    fs::rename(&moved, &place).unwrap();
     assert_eq!(cache.reload_now(now()).await, RefreshOutcome::Loaded);
     assert_eq!((snapshot(&cache), decided(&cache)), (Some(2), KILLED));
     assert_eq!(source.notes(), Vec::<String>::new());

@@ -172,8 +172,8 @@ async fn a_previous_version_with_any_byte_changed_is_refused() {
 async fn another_version_in_the_place_of_the_previous_one_is_refused() {
     let mut world = World::decided().await;
     let old = world.kept().remove(0);
-    let aside = tempfile::tempdir().unwrap();
-    super::state::copy(&world.policy().join("versions").join(&old), aside.path());
+    let moved = tempfile::tempdir().unwrap();
+    super::state::copy(&world.policy().join("versions").join(&old), moved.path());
     world.change(|sample| kill(sample, &stop()));
     assert_eq!(snapshot(&world.restart().await.1), Some(2));
     world.change(|sample| put(sample, BAD, "permit"));
@@ -181,8 +181,8 @@ async fn another_version_in_the_place_of_the_previous_one_is_refused() {
     // Version 1 was good, and in force once; version 2 was so last.
     let place = world.policy().join("versions").join(world.kept().into_iter().find(|n| n.starts_with("2-")).unwrap());
     fs::remove_dir_all(&place).unwrap();
-    super::state::copy(aside.path(), &place);
-    super::state::copy(aside.path(), &world.policy().join("versions").join(&old));
+    super::state::copy(moved.path(), &place);
+    super::state::copy(moved.path(), &world.policy().join("versions").join(&old));
     let (source, cache) = world.restart().await;
     assert_eq!(snapshot(&cache), None);
     assert!(cache.status().problems[1].message.contains("rollback: "), "{:?}", cache.status().problems);
@@ -239,14 +239,14 @@ async fn it_is_told_where_the_version_in_force_cannot_be_remembered_and_mended_a
     world.change(|sample| kill(sample, &stop()));
     let held = new(source.fetch(None).await);
     let place = world.policy();
-    let aside = world.state.path().join("aside");
+    let moved = world.state.path().join("aside");
     // Nobody can write below a file, whoever they are.
-    fs::rename(&place, &aside).unwrap();
+    fs::rename(&place, &moved).unwrap();
     fs::write(&place, "").unwrap();
     source.used(&held.version, Use::Whole).await;
     assert!(source.notes()[0].contains("which policy is in force"), "{:?}", source.notes());
     fs::remove_file(&place).unwrap();
-    fs::rename(&aside, &place).unwrap();
+    fs::rename(&moved, &place).unwrap();
     assert_eq!(cache.reload_now(now()).await, RefreshOutcome::Loaded);
     assert!(cache.status().notes.is_empty(), "{:?}", cache.status().notes);
 }

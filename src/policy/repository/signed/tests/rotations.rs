@@ -106,7 +106,7 @@ async fn the_repository_from_before_a_rotation_cannot_be_replayed_with_the_new_r
     *world.served.files.lock().unwrap() = old;
     let error = world.source().fetch(None).await.unwrap_err();
     assert!(error.message.starts_with("rollback: root: version 2 was seen"), "{error}");
-    // The repository can mend that.
+    // The repository can fix that.
     world.serve();
     assert_eq!(files(&world).await.version, held.version);
 }
@@ -129,7 +129,7 @@ async fn versions_that_a_stolen_key_raised_may_start_lower_once_its_key_is_repla
         // The owners' own next version is behind it.
         world.publish();
         refuses(&world, &source, &high, FaultKind::Rollback, "timestamp: version 2").await;
-        // A root that replaces no key of the two mends nothing.
+        // A root that replaces no key of the two fixes nothing.
         replace(&mut world, "targets");
         let error = source.fetch(Some(&high.version)).await.unwrap_err();
         assert!(error.message.starts_with("rollback: timestamp"), "{error}");

@@ -67,7 +67,7 @@ async fn state_that_is_lost_is_an_alarm_and_no_new_beginning() {
     ];
     for damage in damages {
         let world = World::trusted().await;
-        // One copy is mended from the other, whichever it is, and told.
+        // One copy is repaired from the other, whichever it is, and told.
         for name in COPIES {
             let good = fs::read(world.policy().join(name)).unwrap();
             damage(&world.policy().join(name));
@@ -192,7 +192,7 @@ async fn an_emptied_cache_or_a_truncated_file_in_it_is_fetched_again() {
         fs::write(place.join(name), "").unwrap();
         let source = world.source();
         assert_eq!(new(source.fetch(None).await).version, held.version);
-        assert!(source.notes().is_empty(), "mended: {:?}", source.notes());
+        assert!(source.notes().is_empty(), "repaired: {:?}", source.notes());
         drop(source);
         world.down(true);
         assert_eq!(files(&world).await.version, held.version, "{name}");
@@ -209,14 +209,14 @@ async fn what_cannot_be_remembered_is_not_adopted() {
     let held = new(source.fetch(None).await);
     world.publish();
     // Nobody can write below a file, whoever they are.
-    let (versions, aside) = (world.policy().join("versions"), world.policy().join("aside"));
-    fs::rename(&versions, &aside).unwrap();
+    let (versions, moved) = (world.policy().join("versions"), world.policy().join("aside"));
+    fs::rename(&versions, &moved).unwrap();
     fs::write(&versions, "").unwrap();
     refuses(&world, &source, &held, FaultKind::State, "policy/versions: is a link or of another kind").await;
     let error = source.fetch(Some(&held.version)).await.unwrap_err();
     assert!(!error.refused, "the repository is not to blame");
     fs::remove_file(&versions).unwrap();
-    fs::rename(&aside, &versions).unwrap();
+    fs::rename(&moved, &versions).unwrap();
     // Nor where the version can be kept and its mark cannot.
     let (b, kept) = (world.policy().join("high-water.b"), world.policy().join("kept"));
     fs::rename(&b, &kept).unwrap();
