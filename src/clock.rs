@@ -184,7 +184,7 @@ pub trait Clock: Send + Sync + fmt::Debug {
     /// Time since boot, suspend included (`CLOCK_BOOTTIME`): it never goes back and nobody can set it.
     fn boot(&self) -> Duration;
 
-    /// What both show.
+    /// What both clocks show at one moment.
     fn moment(&self) -> Moment {
         Moment { now: self.now(), boot: self.boot() }
     }
@@ -193,10 +193,10 @@ pub trait Clock: Send + Sync + fmt::Debug {
     async fn sleep(&self, duration: Duration);
 }
 
-/// A shared clock.
+/// A clock that many tasks share.
 pub type SharedClock = Arc<dyn Clock>;
 
-/// The machine's clocks.
+/// The machine's own wall clock and boot clock.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 

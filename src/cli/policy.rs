@@ -68,7 +68,6 @@ impl Time {
     }
 }
 
-/// One key.
 #[derive(Debug, clap::Args)]
 struct Signer {
     /// The private key: PKCS#8 PEM, Ed25519 or P-256
@@ -192,7 +191,6 @@ fn lint(args: &LintArgs, now: Timestamp) -> CliResult {
     Ok(if report.clean() { Exit::Ok } else { Exit::Failed } as u8)
 }
 
-/// What lint found.
 struct LintReport {
     version: String,
     active: Vec<ScopeId>,

@@ -66,14 +66,14 @@ pub enum Distrust {
     Behind {
         /// What the wall clock shows.
         wall: Timestamp,
-        /// That time.
+        /// The latest signed time.
         high_water: Timestamp,
     },
     /// A fresh signature said another time than the wall clock.
     Disagrees {
         /// What the wall clock showed.
         wall: Timestamp,
-        /// What was signed.
+        /// The time that was signed.
         signed: Timestamp,
     },
 }

@@ -46,7 +46,7 @@ const MAX_NUMERIC_DATE: u64 = Timestamp::MAX.as_secs();
 /// What a verified JWT-SVID says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claims {
-    /// `sub`.
+    /// `sub`: the workload that the token proves.
     pub spiffe_id: SpiffeId,
     /// `exp`, UTC. Always later than the `now` of the verification.
     pub expires_at: Timestamp,
@@ -334,7 +334,6 @@ fn numeric_date(claims: &Object, name: &str) -> Result<Option<Timestamp>, JwtSvi
 /// When a token may be trusted.
 #[derive(Debug, Clone, Copy)]
 struct Times {
-    /// `exp`.
     expires_at: Timestamp,
     /// The later of `nbf` and `iat`; the epoch where it has neither.
     starts_at: Timestamp,

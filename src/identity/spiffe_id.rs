@@ -37,7 +37,7 @@ pub enum SpiffeIdError {
 pub struct TrustDomain(Arc<str>);
 
 impl TrustDomain {
-    /// The bare name.
+    /// The bare name, without `spiffe://`.
     pub fn as_str(&self) -> &str {
         &self.0
     }

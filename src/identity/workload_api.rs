@@ -36,7 +36,7 @@ pub use streams::SpiffeWorkloadApi;
 /// One X.509-SVID of this sidecar, without its private key: enough to know that the identity is ours and when it expires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnSvid {
-    /// The identity.
+    /// The identity that it proves.
     pub spiffe_id: SpiffeId,
     /// The leaf certificate's `notAfter`, UTC.
     pub expires_at: Timestamp,
@@ -138,9 +138,9 @@ impl Identities {
 /// A JWT-SVID fetched for one audience.
 #[derive(Debug)]
 pub struct JwtSvid {
-    /// Whom it names.
+    /// The identity that it proves (`sub`).
     pub spiffe_id: SpiffeId,
-    /// The compact JWS.
+    /// The token itself: a compact JWS, and a secret.
     pub token: Secret,
     /// Its `exp`, UTC.
     pub expires_at: Timestamp,

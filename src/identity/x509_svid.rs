@@ -292,7 +292,7 @@ impl PeerSvid {
         Ok(Self { bundle: Arc::clone(bundle), chain, claims })
     }
 
-    /// What it says.
+    /// What the verified leaf says.
     pub fn claims(&self) -> &X509Claims {
         &self.claims
     }

@@ -55,7 +55,7 @@ pub enum PublishError {
 }
 
 impl PublishError {
-    /// The stable word.
+    /// The stable label of its kind.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Settings(_) => "settings",

@@ -29,7 +29,7 @@ pub const WHOLE: [&str; 6] = ["root", "timestamp", "snapshot", "targets", "secur
 /// When the word of each role ends, UTC, as the role itself signed it (`expires`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Standing {
-    /// By role.
+    /// The expiry that each role signed, UTC.
     pub ends: BTreeMap<RoleName, Timestamp>,
 }
 
@@ -47,7 +47,7 @@ pub enum Freshness {
 /// Which role lapsed, and when.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Lapse {
-    /// The role.
+    /// The role that expired.
     pub role: RoleName,
     /// When its word ended, UTC.
     pub since: Timestamp,
@@ -63,7 +63,7 @@ impl fmt::Display for Lapse {
 /// How good a policy as a whole is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PolicyState {
-    /// Nobody signs it.
+    /// The policy comes from a directory and is not signed.
     Unsigned,
     /// No signer has expired.
     Fresh,

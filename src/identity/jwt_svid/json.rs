@@ -18,19 +18,14 @@ pub(super) type Object = BTreeMap<String, Value>;
 /// A JSON value. Numbers that are not non-negative integers in plain digits keep no value: nothing here uses them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Value {
-    /// `null`.
     Null,
-    /// `true` or `false`.
     Bool,
     /// A whole number from 0 to 2⁶⁴ − 1, written without sign, fraction or exponent.
     Whole(u64),
     /// Any other number.
     OtherNumber,
-    /// Text.
     Text(String),
-    /// An array.
     Array(Vec<Value>),
-    /// An object.
     Object(Object),
 }
 

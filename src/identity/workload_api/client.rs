@@ -120,7 +120,7 @@ impl Client {
         Self { endpoint, agent, clock, connection: Mutex::new(None) }
     }
 
-    /// Where it asks.
+    /// The address of the Workload API that it asks.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }

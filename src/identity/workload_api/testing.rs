@@ -66,7 +66,7 @@ impl SigningKey {
         Self { kid: kid.to_owned(), pair }
     }
 
-    /// Its key id.
+    /// The `kid` under which [`jwks`] lists it.
     pub fn kid(&self) -> &str {
         &self.kid
     }
@@ -150,7 +150,7 @@ pub enum OnFetch {
     Answer,
     /// The same, but only after this time on the fake's clock.
     After(Duration),
-    /// Never.
+    /// It never answers.
     Hang,
     /// `Unavailable`.
     Unavailable,

@@ -21,7 +21,7 @@ pub const LIFE: Duration = Duration::from_secs(600);
 /// What a heartbeat wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Beat {
-    /// The timestamp's version.
+    /// The version of the timestamp that was written.
     pub version: u64,
     /// When it expires, UTC.
     pub expires: Timestamp,

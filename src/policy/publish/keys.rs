@@ -62,7 +62,7 @@ pub enum KeySource {
     /// prints the signature in hex or base64. Ed25519 signs the bytes themselves, P-256 their SHA-256; ASN.1 DER or the
     /// 64 bytes `r‖s` are both read. Which key it holds is found by the public keys of the role.
     Command {
-        /// The command line.
+        /// The command line for `sh -c`; it may hold a PIN and is never logged.
         command: String,
         /// How long it may take.
         timeout: Duration,

@@ -24,7 +24,7 @@ const HEAD: &str = "# What is stopped now; `sidemint policy kill` writes it.\n";
 /// What is to be done to the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KillChange {
-    /// Stop something.
+    /// Add an entry that stops something.
     Add {
         /// The entry's id; else one is made of the time.
         id: Option<String>,
@@ -43,22 +43,22 @@ pub enum KillChange {
 /// How to publish the change.
 #[derive(Debug)]
 pub struct Order<'a> {
-    /// The change.
+    /// What is to be done to the list.
     pub change: &'a KillChange,
     /// The keys of `incident`.
     pub incident: &'a [KeySource],
-    /// The online keys.
+    /// The keys of snapshot and timestamp, which are signed anew.
     pub online: &'a OnlineKeys,
     /// How long the list is valid; else what `repository.toml` says, or a week where that cannot be read.
     pub expires: Option<Duration>,
-    /// The time.
+    /// The time of the change, UTC.
     pub now: Timestamp,
 }
 
-/// What was done.
+/// What a change of the kill list did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Done {
-    /// The entry's id.
+    /// The id of the entry that was added or lifted.
     pub id: String,
     /// How it was published.
     pub report: PublishReport,

@@ -77,7 +77,7 @@ const KILL: &str = "# What is stopped now; `sidemint policy kill` writes it.\nsc
 
 const IGNORE: &str = "# Private keys belong on their holders' machines, not here.\nkeys/\n";
 
-/// What was made.
+/// What `policy new` made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Made {
     /// How many private keys lie in `keys/`.

@@ -78,7 +78,7 @@ pub struct Head {
     top: Top,
     /// Every root, by version.
     pub roots: BTreeMap<u64, Bytes>,
-    /// The snapshot's bytes.
+    /// The bytes of the snapshot that the timestamp names.
     pub snapshot: Bytes,
 }
 

@@ -47,14 +47,13 @@ pub(super) struct Duty {
     sources: Vec<KeySource>,
 }
 
-/// Both of them.
+/// How snapshot and timestamp are to be signed.
 pub(super) struct Online {
     snapshot: Duty,
     timestamp: Duty,
 }
 
 impl Online {
-    /// As `repository.toml` says.
     fn of(workspace: &Workspace, keys: &OnlineKeys) -> Result<Self, PublishError> {
         let duty = |role: &str, sources: &[KeySource]| {
             let settings = workspace.settings().role(role)?;
@@ -82,10 +81,10 @@ impl Online {
     }
 }
 
-/// How to publish.
+/// What whoever publishes may choose.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// The online keys.
+    /// The keys of snapshot and timestamp.
     pub keys: OnlineKeys,
     /// The scopes that this version may newly suspend.
     pub suspend: BTreeSet<ScopeId>,
@@ -93,7 +92,7 @@ pub struct Options {
     pub dry_mint: Option<String>,
 }
 
-/// What was published.
+/// What a publication did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishReport {
     /// The policy version that sidecars will name.
@@ -116,9 +115,9 @@ pub(super) struct Candidate {
     pub(super) roots: BTreeMap<u64, Bytes>,
     /// The metadata of every role that lists files.
     pub(super) roles: BTreeMap<String, (u64, Bytes)>,
-    /// The files.
+    /// The owners' files, by path.
     pub(super) files: BTreeMap<String, Bytes>,
-    /// The trust anchor.
+    /// The first root, which deployments ship.
     pub(super) anchor: Bytes,
     /// What is worth a second look.
     pub(super) notes: Vec<String>,

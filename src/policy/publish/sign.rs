@@ -17,7 +17,7 @@ use crate::clock::{Clock, Timestamp};
 pub struct Request<'a> {
     /// The role: `root`, `targets` or a delegated one.
     pub role: &'a str,
-    /// The key.
+    /// The key that signs.
     pub key: &'a KeySource,
     /// How long it is valid; else what `repository.toml` says. Given, it renews what has not changed.
     pub expires: Option<Duration>,
@@ -25,7 +25,7 @@ pub struct Request<'a> {
     pub restart: bool,
     /// What is published, where it can be seen; else what the working repository knows of it.
     pub published: Option<&'a Published>,
-    /// The time.
+    /// The time of signing, UTC.
     pub now: Timestamp,
 }
 
@@ -47,7 +47,7 @@ impl SignatureCount {
 /// How a role stands after a signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signed {
-    /// The role.
+    /// The role that was signed.
     pub role: String,
     /// The version that is being signed.
     pub version: u64,
@@ -61,7 +61,7 @@ pub struct Signed {
     pub before: Option<SignatureCount>,
     /// Whether this signature began a new version.
     pub begun: bool,
-    /// Where it is.
+    /// The file that the signature was added to.
     pub file: PathBuf,
 }
 

@@ -49,7 +49,7 @@ impl Expect {
 pub struct Case {
     /// A sentence, unique in its file.
     pub name: String,
-    /// Who asks.
+    /// The SPIFFE ID that asks.
     pub caller: SpiffeId,
     /// How it proved itself.
     pub proof: Proof,
@@ -68,13 +68,13 @@ pub struct Case {
 /// What a case asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CaseAsk {
-    /// The scope's parameters.
+    /// The parameters of the scope, by name.
     pub params: BTreeMap<ParamName, String>,
-    /// Why.
+    /// The reason that the caller gives, as break-glass needs.
     pub reason: Option<String>,
-    /// An approval.
+    /// The approval that the caller presents.
     pub approval: Option<String>,
-    /// How long.
+    /// How long the task asks to run, where it says so.
     pub ttl: Option<std::time::Duration>,
 }
 
@@ -155,9 +155,9 @@ fn case(raw: RawCase) -> Result<Case, String> {
 /// How one case went.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Outcome {
-    /// The scope.
+    /// The scope whose table it stands in.
     pub scope: ScopeId,
-    /// The case.
+    /// The name of the case.
     pub case: String,
     /// What differed from what was expected; empty where nothing did.
     pub differences: Vec<String>,
@@ -166,7 +166,7 @@ pub struct Outcome {
 /// How all tables went.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Results {
-    /// Every case.
+    /// How each case went, in the order of the files.
     pub cases: Vec<Outcome>,
     /// Files that cannot be tested with, and why.
     pub broken: Vec<String>,

@@ -182,7 +182,7 @@ impl Settings {
         Ok(())
     }
 
-    /// A role.
+    /// The settings of the role `name`.
     ///
     /// # Errors
     /// There is none of that name.
@@ -336,7 +336,7 @@ fn pattern(text: &str) -> Option<PathPattern> {
     (text.len() <= 256 && !text.bytes().any(|b| b.is_ascii_uppercase())).then_some(pattern)
 }
 
-/// A working repository.
+/// A working repository: the owners' files, `repository.toml` and what is being signed.
 #[derive(Debug)]
 pub struct Workspace {
     directory: PathBuf,
@@ -361,7 +361,7 @@ impl Workspace {
     /// half edited has no roles here. Why it could not be read is told beside it.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no `repository.toml`.
     pub fn open_for_kill(directory: impl Into<PathBuf>) -> Result<(Self, Option<PublishError>), PublishError> {
         let directory = directory.into();
         match Self::open(&directory) {
@@ -373,17 +373,17 @@ impl Workspace {
         }
     }
 
-    /// Where it is.
+    /// The folder of the working repository.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Who signs what.
+    /// Who signs what, as `repository.toml` says.
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// The owners' files.
+    /// The owners' files, by path, as they are now.
     ///
     /// # Errors
     /// One cannot be read, has a name that not every TUF client can ask for, or belongs to nobody.

@@ -28,14 +28,14 @@ pub enum FaultKind {
     Malformed,
     /// A role or file that must be there is not.
     Missing,
-    /// Over a limit.
+    /// A file, or all of them, is over a limit of size or number.
     TooLarge,
     /// Below the deployment's `policy.minimum_version`.
     BelowMinimum,
 }
 
 impl FaultKind {
-    /// Every kind.
+    /// Every kind, in the order of the variants.
     pub const ALL: [Self; 13] = [
         Self::Unreachable,
         Self::Untrusted,
@@ -52,7 +52,7 @@ impl FaultKind {
         Self::BelowMinimum,
     ];
 
-    /// The stable word.
+    /// The stable label of the kind.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Unreachable => "unreachable",

@@ -42,9 +42,9 @@ pub enum Answer {
     Unchanged,
     /// There is no such file.
     Absent,
-    /// Its bytes.
+    /// The file is there.
     Body {
-        /// The bytes.
+        /// The whole file, within the limit that was asked for.
         bytes: Bytes,
         /// Their tag, where the source gives one.
         tag: Option<Tag>,
@@ -57,23 +57,23 @@ pub enum FetchError {
     /// Nobody answers, or not in time.
     #[error("{name}: unreachable: {why}")]
     Unreachable {
-        /// The file.
+        /// The file's name below the repository.
         name: String,
-        /// What happened.
+        /// What happened, for the log.
         why: String,
     },
     /// Somebody answers, but not with the file: a status, a redirect, a broken body.
     #[error("{name}: {why}")]
     Refused {
-        /// The file.
+        /// The file's name below the repository.
         name: String,
-        /// What happened.
+        /// What happened, for the log.
         why: String,
     },
     /// The file is larger than it may be.
     #[error("{name}: larger than {limit} bytes")]
     TooLarge {
-        /// The file.
+        /// The file's name below the repository.
         name: String,
         /// The most that was allowed, in bytes.
         limit: u64,
@@ -87,7 +87,7 @@ pub struct DirectoryFetch {
 }
 
 impl DirectoryFetch {
-    /// Reads below `directory`.
+    /// Reads files below `directory`, which need not exist yet.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
         Self { directory: directory.into() }
     }

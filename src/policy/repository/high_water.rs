@@ -18,7 +18,7 @@ pub const MAX_HIGH_WATER: u64 = 256 * 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mark {
-    /// The version number.
+    /// The role's version number, from 1 on.
     pub version: u64,
     /// The SHA-256 of the whole file.
     #[serde(serialize_with = "write_digest", deserialize_with = "read_digest")]
@@ -61,7 +61,7 @@ pub struct InUse {
     pub root: Mark,
     /// Its timestamp when it was put to use; a heartbeat may have brought a newer one.
     pub timestamp: Mark,
-    /// Its snapshot.
+    /// The snapshot that this version is named after.
     pub snapshot: Mark,
     /// `targets` and every role below it.
     pub roles: BTreeMap<String, Mark>,
@@ -85,9 +85,9 @@ impl InUse {
 pub struct HighWater {
     /// How often it was written.
     pub counter: u64,
-    /// The newest root.
+    /// The newest root that was verified and adopted.
     pub root: Mark,
-    /// The other roles.
+    /// The newest metadata of every other role that was seen.
     pub marks: Marks,
     /// The version that was put into force last.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -41,14 +41,14 @@ pub struct TufKey {
     pub keytype: String,
     /// `ed25519` or `ecdsa-sha2-nistp256`.
     pub scheme: String,
-    /// The key itself.
+    /// The key itself, as text.
     pub keyval: KeyValue,
 }
 
 /// The key itself: 64 hex digits for Ed25519, PEM of a `SubjectPublicKeyInfo` for P-256.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyValue {
-    /// The text.
+    /// The hex digits or the PEM, exactly as written: the key's id depends on it.
     pub public: String,
 }
 
@@ -78,7 +78,7 @@ impl TufKey {
 
 /// Something that signs: a key in a file, or a command that asks a KMS or an HSM.
 pub trait Signer: Send + Sync + fmt::Debug {
-    /// The public half.
+    /// The public key that verifies what [`Signer::sign`] returns.
     fn public(&self) -> &TufKey;
 
     /// The signature over `message`: raw for Ed25519, ASN.1 DER for ECDSA.
@@ -171,7 +171,7 @@ impl Signer for LocalKey {
 /// Who may sign a role, and how many of them must.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoleKeys {
-    /// The keys.
+    /// The keys that may sign the role, each once.
     pub keys: Vec<TufKey>,
     /// How many of them must sign; at least 1.
     pub threshold: u32,
@@ -186,7 +186,7 @@ impl RoleKeys {
 /// A delegation: another role that owns the names that match `paths` (`*` stops at `/`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delegation {
-    /// The role's name.
+    /// The role's name, unique in the repository.
     pub name: String,
     /// Who may sign it.
     pub keys: RoleKeys,
@@ -272,16 +272,16 @@ pub fn timestamp(version: u64, expires: Timestamp, snapshot_version: u64, snapsh
 /// A role with its signatures (specification §4.2). Signatures may be appended on one machine after the other.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Envelope {
-    /// What is signed.
+    /// The role itself; its canonical JSON is what signatures are over.
     pub signed: Value,
-    /// The signatures.
+    /// One signature for each key that has signed.
     pub signatures: Vec<Signature>,
 }
 
-/// One signature.
+/// One key's signature over a role.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signature {
-    /// The key's id.
+    /// The id of the key that signed, see [`TufKey::id`].
     pub keyid: String,
     /// The signature in hex.
     pub sig: String,
@@ -318,7 +318,7 @@ impl Envelope {
         self.signatures.push(Signature { keyid, sig });
     }
 
-    /// The file's bytes.
+    /// The bytes of the metadata file: JSON without line breaks.
     pub fn to_bytes(&self) -> Bytes {
         // A `Value` and strings always serialise. Without line breaks: ten thousand names are megabytes.
         Bytes::from(serde_json::to_vec(self).unwrap_or_default())

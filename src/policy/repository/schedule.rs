@@ -24,7 +24,7 @@ const REST: u32 = 6;
 pub enum Refreshed {
     /// The source answered, whatever the answer was worth.
     Answered,
-    /// It did not.
+    /// The source did not answer, or said that it cannot.
     Failed {
         /// How long it asked us to wait.
         retry_after: Option<Duration>,

@@ -190,9 +190,9 @@ impl Fetch for KeptFetch {
 /// What is trusted, before or after it is: for whoever is asked.
 #[derive(Debug)]
 pub struct Examined {
-    /// The newest root.
+    /// The chain of roots up to the newest.
     pub roots: Roots,
-    /// The newest version.
+    /// The newest version, verified as a sidecar would.
     pub verified: Verified,
 }
 
@@ -285,7 +285,7 @@ impl SignedSource {
         self.lock().clone()
     }
 
-    /// The trust anchor.
+    /// The trust anchor that the deployment ships, as it was read at start.
     pub fn anchor(&self) -> &Roots {
         &self.anchor
     }

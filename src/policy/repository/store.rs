@@ -49,9 +49,9 @@ pub enum Remembered {
     Nothing,
     /// This was seen. Where a copy of it was damaged, and repaired: which.
     Seen {
-        /// It.
+        /// The newest copy of what was seen.
         high_water: Box<HighWater>,
-        /// What was damaged.
+        /// Which copy was damaged and how, where one was.
         repaired: Option<String>,
         /// Whether it was begun on purpose; not when the first refresh was cut off.
         initialised: bool,

@@ -105,12 +105,12 @@ pub enum Next {
     Root {
         /// With it as the newest.
         roots: Box<Roots>,
-        /// Its bytes.
+        /// Its bytes, to be kept.
         bytes: Bytes,
         /// Whether a key of timestamp or snapshot may no longer sign (specification §5.3.11).
         replaced: bool,
     },
-    /// Nothing.
+    /// There is no next root.
     Absent,
     /// Something that is no root at all, such as a page of HTML: as good as nothing, and told.
     Odd(String),
@@ -119,9 +119,9 @@ pub enum Next {
 /// Who may sign a role: for whoever is to trust it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoleSummary {
-    /// The role.
+    /// The role's name.
     pub role: String,
-    /// The keys' ids.
+    /// The ids of the keys that may sign it.
     pub keys: Vec<String>,
     /// How many of them must sign.
     pub threshold: usize,
@@ -250,7 +250,7 @@ fn replaces(old: &Root, new: &Root, role: &str) -> bool {
 /// What a role says about the file of another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pin {
-    /// Its version.
+    /// The version that the metadata must have.
     pub version: u64,
     /// Its length in bytes, where it is said.
     pub length: Option<u64>,
@@ -270,7 +270,7 @@ fn digest(hex: &str) -> Option<Digest> {
     format!("sha256:{}", hex.to_ascii_lowercase()).parse().ok()
 }
 
-/// A verified timestamp.
+/// A timestamp whose signatures and version were verified under the newest root.
 #[derive(Debug, Clone)]
 pub struct Top {
     set: TrustedMetadataSet,
@@ -278,13 +278,13 @@ pub struct Top {
     pub root: Mark,
     /// When that root's word ends, UTC.
     pub root_end: Timestamp,
-    /// Its bytes.
+    /// The bytes of the timestamp.
     pub bytes: Bytes,
     /// Its version and digest.
     pub mark: Mark,
     /// When its word ends, UTC.
     pub end: Timestamp,
-    /// The snapshot.
+    /// What it says of the snapshot: version, length and digest.
     pub pin: Pin,
 }
 
@@ -327,13 +327,13 @@ impl Known {
 pub struct Verified {
     /// The files, with what is known of them.
     pub files: PolicyFiles,
-    /// The timestamp.
+    /// The timestamp, with its bytes to be kept.
     pub timestamp: (Mark, Bytes),
-    /// The snapshot.
+    /// The snapshot, with its bytes to be kept.
     pub snapshot: (Mark, Bytes),
     /// `targets` and every role below it.
     pub roles: BTreeMap<RoleName, (Mark, Bytes)>,
-    /// Under which root.
+    /// The root by whose keys it was verified.
     pub root: Mark,
     /// When each role expires.
     pub standing: Standing,
