@@ -5,11 +5,12 @@
 //! - [`cloud`]: an STS and an object store that verify and enforce, by code of their own: nothing that the sidecar uses
 //!   to decide is used here to check it.
 //! - [`world`]: both of them, with something to read and the policy to read it; [`sidecar`]: `sidemint serve` beside them.
-//! - [`probe`]: a small HTTP client for looking at the wire.
+//! - [`probe`]: a small HTTP client for looking at the wire; [`bucket`]: one for S3, on the AWS SDK's signer.
 //!
 //! Only the commands `demo` and `dev` lead here; `serve` does not, and the sidecar's image is built without feature `dev`.
 
 pub mod authority;
+pub mod bucket;
 pub mod cloud;
 pub mod probe;
 pub mod sidecar;

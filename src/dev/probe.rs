@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, StatusCode};
+use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -20,6 +20,8 @@ const MAX_BODY: usize = 4 * 1024 * 1024;
 pub struct Answer {
     /// Its status.
     pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
     /// Its body, which may hold secrets: not for logs.
     pub body: Bytes,
 }
@@ -72,15 +74,29 @@ pub async fn send(
         // exposed: this header is how a caller proves who it is
         request = request.header("authorization", secret.expose());
     }
+    match request.body(Full::new(body)) {
+        Ok(request) => exchange(clock, address, request).await,
+        Err(error) => Err(ProbeError { address, detail: error.to_string() }),
+    }
+}
+
+/// `request` as it is, on a connection of its own.
+///
+/// # Errors
+/// When no whole answer came within ten seconds.
+pub async fn exchange(
+    clock: &dyn Clock,
+    address: SocketAddr,
+    request: Request<Full<Bytes>>,
+) -> Result<Answer, ProbeError> {
     let failed = |detail: String| ProbeError { address, detail };
-    let request = request.body(Full::new(body)).map_err(|error| failed(error.to_string()))?;
-    match within(clock, LIMIT, exchange(address, request)).await {
+    match within(clock, LIMIT, talk(address, request)).await {
         Some(answer) => answer.map_err(|error| failed(error.to_string())),
         None => Err(failed(format!("none within {} s", LIMIT.as_secs()))),
     }
 }
 
-async fn exchange(
+async fn talk(
     address: SocketAddr,
     request: Request<Full<Bytes>>,
 ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
@@ -89,7 +105,7 @@ async fn exchange(
     let talk = async {
         let (head, body) = sender.send_request(request).await?.into_parts();
         let body = Limited::new(body, MAX_BODY).collect().await?.to_bytes();
-        Ok(Answer { status: head.status, body })
+        Ok(Answer { status: head.status, headers: head.headers, body })
     };
     // Polled together, so that nothing runs on when this is dropped.
     tokio::pin!(talk);

@@ -1,10 +1,11 @@
 //! The workload of the story: the AWS SDK for Rust with nothing but the endpoint, in a process of its own whose
-//! environment holds the `AWS_` variables and nothing else. It does what it is told on standard input, a line each, and
-//! answers with a JSON line each.
+//! environment holds the `AWS_` variables and nothing else. The SDK's unmodified credential chain finds the endpoint, and
+//! the SDK's own signer signs with what it gives. It does what it is told on standard input, a line each, and answers with
+//! a JSON line each.
 //!
 //! | line | does |
 //! |---|---|
-//! | `read KEY` | reads an object with one client that keeps its credentials, as applications do |
+//! | `read KEY` | reads an object with one client that keeps its credentials until they expire, as applications do |
 //! | `fresh KEY` | the same with a new client, which must ask the endpoint anew |
 //! | `copy` | keeps a copy of the credentials, as a thief in the process would |
 //! | `replay KEY` | reads an object with the copy |
@@ -13,14 +14,15 @@ use std::io::Write as _;
 use std::process::Stdio;
 
 use aws_config::{BehaviorVersion, SdkConfig};
-use aws_sdk_s3::Client;
-use aws_sdk_s3::config::{Credentials, ProvideCredentials as _};
-use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata as _};
+use aws_sdk_sts::config::{Credentials, ProvideCredentials as _};
+use aws_sdk_sts::error::DisplayErrorContext;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::cli::{CliError, CliResult, Exit};
+use crate::clock::{Clock as _, SystemClock};
+use crate::dev::bucket::{Bucket, BucketError};
 use crate::dev::world::BUCKET;
 
 /// What came of one line.
@@ -44,11 +46,11 @@ pub(super) async fn run() -> CliResult {
     let mut sdk = Sdk::new().await;
     while let Some(line) = next_line().await.map_err(broken)? {
         let outcome = match line.split_once(' ').unwrap_or((&line, "")) {
-            ("read", key) => read(&sdk.client, key).await,
-            ("fresh", key) => read(&Sdk::new().await.client, key).await,
+            ("read", key) => sdk.read(key).await,
+            ("fresh", key) => Sdk::new().await.read(key).await,
             ("copy", _) => sdk.copy().await,
-            ("replay", key) => match &sdk.copied {
-                Some(copied) => read(copied, key).await,
+            ("replay", key) => match sdk.copied.clone() {
+                Some(copied) => sdk.read_as(copied, key).await,
                 None => Outcome::Failed("nothing was copied".into()),
             },
             _ => Outcome::Failed("unknown line".into()),
@@ -70,8 +72,8 @@ async fn next_line() -> std::io::Result<Option<String>> {
 
 struct Sdk {
     config: SdkConfig,
-    client: Client,
-    copied: Option<Client>,
+    kept: Option<Credentials>,
+    copied: Option<Credentials>,
 }
 
 impl Sdk {
@@ -81,38 +83,54 @@ impl Sdk {
             .http_client(aws_smithy_http_client::Builder::new().build_http())
             .load()
             .await;
-        let client = Client::new(&config);
-        Self { config, client, copied: None }
+        Self { config, kept: None, copied: None }
+    }
+
+    /// What the chain gives, kept until it expires.
+    async fn credentials(&mut self) -> Result<Credentials, Outcome> {
+        let now = SystemClock.now().to_system();
+        if let Some(kept) = self.kept.as_ref().filter(|kept| kept.expiry().is_none_or(|expiry| now < expiry)) {
+            return Ok(kept.clone());
+        }
+        let Some(chain) = self.config.credentials_provider() else {
+            return Err(Outcome::Failed("no credentials provider".into()));
+        };
+        let found = chain.provide_credentials().await;
+        let live = found.map_err(|error| Outcome::Failed(shortened(DisplayErrorContext(error).to_string())))?;
+        self.kept = Some(live.clone());
+        Ok(live)
     }
 
     async fn copy(&mut self) -> Outcome {
-        let Some(provider) = self.config.credentials_provider() else {
-            return Outcome::Failed("no credentials provider".into());
-        };
-        let live = match provider.provide_credentials().await {
+        let live = match self.credentials().await {
             Ok(live) => live,
-            Err(error) => return Outcome::Failed(shortened(DisplayErrorContext(error).to_string())),
+            Err(outcome) => return outcome,
         };
         // Without the expiry, which only ever bound the honest.
         let token = live.session_token().map(str::to_owned);
-        let copy = Credentials::new(live.access_key_id(), live.secret_access_key(), token, None, "copied");
-        let config = aws_sdk_s3::config::Builder::from(&self.config).credentials_provider(copy).build();
-        self.copied = Some(Client::from_conf(config));
+        self.copied = Some(Credentials::new(live.access_key_id(), live.secret_access_key(), token, None, "copied"));
         Outcome::Done(live.access_key_id().to_owned())
     }
-}
 
-async fn read(client: &Client, key: &str) -> Outcome {
-    let answer = match client.get_object().bucket(BUCKET).key(key).send().await {
-        Ok(answer) => answer,
-        Err(error) => match error.code() {
-            Some(code) => return Outcome::Refused(code.to_owned()),
-            None => return Outcome::Failed(shortened(DisplayErrorContext(error).to_string())),
-        },
-    };
-    match answer.body.collect().await {
-        Ok(content) => Outcome::Done(String::from_utf8_lossy(&content.to_vec()).into_owned()),
-        Err(error) => Outcome::Failed(shortened(error.to_string())),
+    async fn read(&mut self, key: &str) -> Outcome {
+        match self.credentials().await {
+            Ok(live) => self.read_as(live, key).await,
+            Err(outcome) => outcome,
+        }
+    }
+
+    async fn read_as(&self, credentials: Credentials, key: &str) -> Outcome {
+        let store = std::env::var("AWS_ENDPOINT_URL_S3").ok();
+        let store = store.as_deref().and_then(|url| url.strip_prefix("http://")?.parse().ok());
+        let (Some(store), Some(region)) = (store, self.config.region()) else {
+            return Outcome::Failed("the environment names no store or no region".into());
+        };
+        let bucket = Bucket { store, region: region.to_string(), name: BUCKET.to_owned(), credentials };
+        match bucket.get(&SystemClock, key).await {
+            Ok(content) => Outcome::Done(String::from_utf8_lossy(&content).into_owned()),
+            Err(BucketError::Refused(code)) => Outcome::Refused(code),
+            Err(BucketError::NoAnswer(detail)) => Outcome::Failed(shortened(detail)),
+        }
     }
 }
 

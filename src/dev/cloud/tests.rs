@@ -1,9 +1,8 @@
 //! The cloud as its clients see it: through the AWS SDK, over real sockets, with tokens that the embedded authority
-//! signed.
+//! signed. The store is asked with requests that the SDK's own signer signed.
 
-use aws_sdk_s3::error::ProvideErrorMetadata;
-use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_sts::config::{BehaviorVersion, Region};
+use aws_sdk_sts::config::{BehaviorVersion, Credentials, Region};
+use aws_sdk_sts::error::ProvideErrorMetadata;
 use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIdentityOutput;
 use aws_smithy_http_client::Builder;
 use serde_json::json;
@@ -13,6 +12,7 @@ use super::*;
 use crate::clock::{Clock as _, ManualClock, SystemClock};
 use crate::dev::Running;
 use crate::dev::authority::{self, Authority};
+use crate::dev::bucket::{Bucket, BucketError};
 use crate::identity::SpiffeId;
 
 const ROLE: &str = "arn:aws:iam::111122223333:role/ledger";
@@ -24,7 +24,7 @@ struct Bench {
     clock: ManualClock,
     sts: aws_sdk_sts::Client,
     sts_endpoint: String,
-    s3_endpoint: String,
+    store: std::net::SocketAddr,
     _running: [Running; 2],
 }
 
@@ -63,7 +63,7 @@ impl Bench {
         }
         let (sts_listener, s3_listener) = (loopback().await, loopback().await);
         let sts_endpoint = format!("http://{}", sts_listener.local_addr().unwrap());
-        let s3_endpoint = format!("http://{}", s3_listener.local_addr().unwrap());
+        let store = s3_listener.local_addr().unwrap();
         let _running = [
             http::serve(&cloud, sts_listener, sts::MAX_BODY, sts::answer).unwrap(),
             http::serve(&cloud, s3_listener, s3::MAX_BODY, s3::answer).unwrap(),
@@ -76,7 +76,7 @@ impl Bench {
             .http_client(Builder::new().build_http())
             .build();
         let sts = aws_sdk_sts::Client::from_conf(config);
-        Self { authority, cloud, clock, sts, sts_endpoint, s3_endpoint, _running }
+        Self { authority, cloud, clock, sts, sts_endpoint, store, _running }
     }
 
     fn token(&self, name: &str, audience: &str) -> String {
@@ -98,24 +98,15 @@ impl Bench {
             .map_err(|error| error.code().unwrap_or("none").to_owned())
     }
 
-    async fn s3(&self, ask: Ask) -> aws_sdk_s3::Client {
+    async fn s3(&self, ask: Ask) -> Bucket {
         let granted = self.assume(ask).await.unwrap();
         let given = granted.credentials().unwrap();
         self.s3_as(given.access_key_id(), given.secret_access_key(), given.session_token())
     }
 
-    fn s3_as(&self, key: &str, secret: &str, token: &str) -> aws_sdk_s3::Client {
-        let credentials = aws_sdk_s3::config::Credentials::new(key, secret, Some(token.to_owned()), None, "test");
-        let config = aws_sdk_s3::Config::builder()
-            .behavior_version(aws_sdk_s3::config::BehaviorVersion::latest())
-            .region(aws_sdk_s3::config::Region::new("us-east-1"))
-            .endpoint_url(&self.s3_endpoint)
-            .force_path_style(true)
-            .credentials_provider(credentials)
-            .retry_config(aws_sdk_s3::config::retry::RetryConfig::disabled())
-            .http_client(Builder::new().build_http())
-            .build();
-        aws_sdk_s3::Client::from_conf(config)
+    fn s3_as(&self, key: &str, secret: &str, token: &str) -> Bucket {
+        let credentials = Credentials::new(key, secret, Some(token.to_owned()), None, "test");
+        Bucket { store: self.store, region: "us-east-1".into(), name: "ledger".into(), credentials }
     }
 
     /// The ledger's newest entry.
@@ -142,11 +133,28 @@ async fn loopback() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").await.unwrap()
 }
 
-/// Reads an object; `Err` is the error code.
-async fn read(s3: &aws_sdk_s3::Client, key: &str) -> Result<Vec<u8>, String> {
-    let answer = s3.get_object().bucket("ledger").key(key).send().await;
-    let answer = answer.map_err(|error| error.code().unwrap_or("none").to_owned())?;
-    Ok(answer.body.collect().await.unwrap().to_vec())
+/// The error code of a refusal.
+fn code<T>(answer: Result<T, BucketError>) -> Result<T, String> {
+    answer.map_err(|error| match error {
+        BucketError::Refused(code) => code,
+        BucketError::NoAnswer(detail) => panic!("no answer: {detail}"),
+    })
+}
+
+/// Reads an object; `Err` is the error code. Signed at the machine's own time, as the SDK does.
+async fn read(s3: &Bucket, key: &str) -> Result<Vec<u8>, String> {
+    code(s3.get(&SystemClock, key).await).map(|content| content.to_vec())
+}
+
+/// Writes an object; `Err` is the error code.
+async fn write(s3: &Bucket, key: &str, content: &'static str) -> Result<(), String> {
+    code(s3.send(&SystemClock, "PUT", key, &[], content.into()).await).map(drop)
+}
+
+/// `ListObjectsV2`: the answer's document; `Err` is the error code.
+async fn list(s3: &Bucket, query: &[(&str, &str)]) -> Result<String, String> {
+    let query = [&[("list-type", "2")], query].concat();
+    code(s3.send(&SystemClock, "GET", "", &query, Bytes::new()).await).map(|answer| answer.text())
 }
 
 fn only(customer: &str) -> Option<String> {
@@ -235,14 +243,13 @@ async fn a_session_reads_what_role_and_session_policy_share_and_no_more() {
     let bench = Bench::start().await;
     let s3 = bench.s3(Ask { policy: only("c-42"), ..PLAIN }).await;
     assert_eq!(read(&s3, "c-42/2026-11.csv").await.unwrap(), b"c-42/2026-11.csv");
-    let head = s3.head_object().bucket("ledger").key("c-42/2026-11.csv").send().await.unwrap();
-    assert_eq!(head.content_length(), Some(16));
+    let head = s3.send(&SystemClock, "HEAD", "c-42/2026-11.csv", &[], Bytes::new()).await.unwrap();
+    assert_eq!(head.headers["content-length"], "16");
     assert_eq!(read(&s3, "c-43/2026-11.csv").await, Err("AccessDenied".into()));
     // A missing key looks the same as a forbidden one to who may not list the whole bucket.
     assert_eq!(read(&s3, "c-43/none").await, Err("AccessDenied".into()));
     assert_eq!(read(&s3, "c-42/none").await, Err("AccessDenied".into()));
-    let put = s3.put_object().bucket("ledger").key("c-42/new").body(ByteStream::from_static(b"x")).send().await;
-    assert_eq!(put.unwrap_err().code(), Some("AccessDenied"));
+    assert_eq!(write(&s3, "c-42/new", "x").await, Err("AccessDenied".into()));
     assert!(bench.cloud.object("ledger", "c-42/new").is_none());
 
     let unnarrowed = bench.s3(PLAIN).await;
@@ -254,14 +261,15 @@ async fn a_session_reads_what_role_and_session_policy_share_and_no_more() {
 async fn lists_only_below_the_prefix_that_the_session_may_see() {
     let bench = Bench::start().await;
     let s3 = bench.s3(Ask { policy: only("c-42"), ..PLAIN }).await;
-    let list = |prefix: &str| s3.list_objects_v2().bucket("ledger").prefix(prefix).delimiter("/").send();
-    let found = list("c-42/").await.unwrap();
-    let keys: Vec<_> = found.contents().iter().filter_map(|object| object.key()).collect();
-    let folders: Vec<_> = found.common_prefixes().iter().filter_map(|folder| folder.prefix()).collect();
-    assert_eq!((keys, folders), (vec!["c-42/2026-11.csv"], vec!["c-42/old/"]));
-    assert_eq!(list("c-43/").await.unwrap_err().code(), Some("AccessDenied"));
-    let whole = s3.list_objects_v2().bucket("ledger").send().await;
-    assert_eq!(whole.unwrap_err().code(), Some("AccessDenied"));
+    let below = async |prefix: &str| list(&s3, &[("delimiter", "/"), ("prefix", prefix)]).await;
+    let found = below("c-42/").await.unwrap();
+    let between = |open: &str, close: &str| -> Vec<String> {
+        found.split(open).skip(1).filter_map(|rest| rest.split_once(close)).map(|(text, _)| text.to_owned()).collect()
+    };
+    let folders = between("<CommonPrefixes><Prefix>", "</Prefix>");
+    assert_eq!((between("<Key>", "</Key>"), folders), (vec!["c-42/2026-11.csv".into()], vec!["c-42/old/".into()]));
+    assert_eq!(below("c-43/").await, Err("AccessDenied".into()));
+    assert_eq!(list(&s3, &[]).await, Err("AccessDenied".into()));
 }
 
 #[tokio::test]
@@ -270,10 +278,10 @@ async fn puts_objects_where_the_role_allows_it() {
     let writer = json!({"Statement": {"Effect": "Allow", "Action": "s3:*", "Resource": "arn:aws:s3:::ledger/*"}});
     assert!(bench.cloud.set_role_policy(ROLE, iam::Policy::parse(&writer.to_string()).unwrap()));
     let s3 = bench.s3(PLAIN).await;
-    s3.put_object().bucket("ledger").key("new ü+/x").body(ByteStream::from_static(b"data")).send().await.unwrap();
+    write(&s3, "new ü+/x", "data").await.unwrap();
     assert_eq!(read(&s3, "new ü+/x").await.unwrap(), b"data");
-    let elsewhere = s3.put_object().bucket("other").key("x").body(ByteStream::from_static(b"data")).send().await;
-    assert_eq!(elsewhere.unwrap_err().code(), Some("AccessDenied"));
+    let elsewhere = Bucket { name: "other".into(), ..s3 };
+    assert_eq!(write(&elsewhere, "x", "data").await, Err("AccessDenied".into()));
 }
 
 #[tokio::test]
