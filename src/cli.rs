@@ -126,7 +126,8 @@ enum Command {
     Exec(exec::Args),
     /// Begin, list, show and end tasks
     Task(task::Args),
-    /// Write, test, decide on, sign and publish policy
+    #[cfg_attr(feature = "author", doc = "Write, test, decide on, sign and publish policy")]
+    #[cfg_attr(not(feature = "author"), doc = "Check policy, and begin to trust where it is published")]
     Policy(policy::Args),
     /// Verify an audit log, and show what proves it
     Audit(audit::Args),

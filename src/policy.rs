@@ -10,7 +10,7 @@
 //! - [`outliving`]: the actions by which access outlives its credential.
 //! - [`session_policy`]: what narrows an AWS role, with the scope's parameters.
 //! - [`standing`]: until when the signatures speak: fresh, stale, expired.
-//! - [`publish`]: how owners sign and publish a version: the working repository behind `sidemint policy`.
+//! - `publish`: how owners sign and publish a version: the working repository behind `sidemint policy` (feature `author`).
 //! - [`rules`]: Cedar: the schema, the guardrails, one slice of rules per scope.
 //! - `slices`: those slices that are in use.
 //! - `aside`: where a policy is verified and loaded, out of the way of what serves.
@@ -38,6 +38,7 @@ mod params;
 mod permit;
 mod problem;
 pub mod public_key;
+#[cfg(feature = "author")]
 pub mod publish;
 pub mod repository;
 pub mod rules;

@@ -15,6 +15,7 @@ mod exec;
 mod fake_sidecar;
 mod fake_workload_api;
 mod hardening;
+#[cfg(feature = "author")]
 mod publishing;
 mod roots;
 mod socket_owner;

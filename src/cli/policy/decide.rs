@@ -4,19 +4,36 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::json;
 use toml::Spanned;
 
-use super::{DecideArgs, read};
+use super::read;
 use crate::cli::{CliError, CliResult, Exit, Output, plain, print};
 use crate::durable_file;
 use crate::policy::document::{AwsGrantFile, Decision, Digest, Grant, GrantProvider, Scope, VaultGrantFile};
 use crate::policy::publish::difference::{self, Change};
 use crate::policy::repository::PolicyFiles;
 use crate::policy::{GrantId, LoadOptions, Policy, ScopeId};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The policy directory
+    #[arg(long, value_name = "DIR")]
+    pub(super) policy: PathBuf,
+    /// The scope to decide on
+    pub(super) scope: ScopeId,
+    /// Where the repository is published: shows what changed since the last decision
+    #[arg(long, value_name = "OUT")]
+    pub(super) published: Option<PathBuf>,
+    /// Do not ask
+    #[arg(long)]
+    pub(super) yes: bool,
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) output: Output,
+}
 
 /// One file that the decision is about.
 #[derive(Debug)]
@@ -41,7 +58,7 @@ pub(super) struct Plan {
     new: String,
 }
 
-pub(super) fn run(args: &DecideArgs) -> CliResult {
+pub(super) fn run(args: &Args) -> CliResult {
     let mut plan = Plan::of(&read(&args.policy)?, &args.scope)?;
     if let Some(out) = &args.published {
         plan.compare(out)?;
@@ -93,7 +110,7 @@ impl Plan {
     pub(super) fn compare(&mut self, out: &Path) -> Result<(), CliError> {
         for item in &mut self.items {
             let Some(decided) = item.decided.filter(|decided| *decided != item.found) else { continue };
-            let old = difference::published(out, &item.file, &decided).map_err(super::failed)?;
+            let old = difference::published(out, &item.file, &decided).map_err(super::signing::failed)?;
             item.changes = old.map(|old| difference::between(&old, &item.content));
         }
         Ok(())

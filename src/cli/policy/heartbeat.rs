@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Time, failed, sources};
+use super::signing::{Time, failed, sources};
 use crate::cli::{CliError, CliResult, Exit, complain, print};
 use crate::clock::{Clock as _, SystemClock};
 use crate::policy::publish::heartbeat::{self, Beat, LIFE, Memory};

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Online, Time, failed, publish, sources};
+use super::publish;
+use super::signing::{Online, Time, failed, sources};
 use crate::cli::aws_deny::{self, Deny};
 use crate::cli::{CliError, CliResult, Exit, Output, complain, plain, print};
 use crate::clock::{SystemClock, Timestamp};

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Time, failed};
+use super::signing::{Time, failed};
 use crate::cli::{CliResult, Exit, print};
 use crate::clock::SystemClock;
 use crate::policy::publish::new;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::{Online, Time, failed};
+use super::signing::{Online, Time, failed};
 use crate::cli::{CliResult, Exit, Output, plain, print};
 use crate::clock::SystemClock;
 use crate::policy::ScopeId;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Signer, Time, failed};
+use super::signing::{Signer, Time, failed};
 use crate::cli::{CliError, CliResult, Exit, Output, print};
 use crate::clock::SystemClock;
 use crate::policy::publish::published::Published;

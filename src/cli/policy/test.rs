@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::{Time, failed};
+use super::signing::{Time, failed};
 use crate::cli::{CliResult, Exit, Output, plain, print};
 use crate::policy::publish::table::{self, Results};
 

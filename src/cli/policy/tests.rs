@@ -32,8 +32,9 @@ fn lint_exit(directory: &Path) -> u8 {
     lint(&args, "2026-11-23T16:00:00Z".parse().unwrap()).unwrap()
 }
 
+#[cfg(feature = "author")]
 fn decide(directory: &Path, scope: &str) -> CliResult {
-    let args = DecideArgs {
+    let args = decide::Args {
         policy: directory.to_owned(),
         scope: scope.parse().unwrap(),
         published: None,
@@ -62,6 +63,7 @@ fn the_fixture_is_clean_and_warns_of_what_is_wide() {
     assert_eq!(lint_exit(Path::new(FIXTURE)), 0);
 }
 
+#[cfg(feature = "author")]
 #[test]
 fn a_changed_grant_is_a_problem_until_it_is_decided_on() {
     let directory = fixture();
@@ -79,6 +81,7 @@ fn a_changed_grant_is_a_problem_until_it_is_decided_on() {
     assert_eq!(modified(&place), at);
 }
 
+#[cfg(feature = "author")]
 #[test]
 fn deciding_says_what_the_files_say_and_what_changed() {
     let directory = fixture();
@@ -91,6 +94,7 @@ fn deciding_says_what_the_files_say_and_what_changed() {
     assert!(text.contains("arn:aws:s3:::ledger/${param.customer}/*"), "{text}");
 }
 
+#[cfg(feature = "author")]
 #[test]
 fn refuses_to_decide_on_what_would_stay_suspended() {
     for (file, text) in [
@@ -111,6 +115,7 @@ fn refuses_to_decide_on_what_would_stay_suspended() {
     assert!(decide(fixture().path(), "elsewhere").unwrap_err().message.contains("decisions/elsewhere.toml"));
 }
 
+#[cfg(feature = "author")]
 #[test]
 fn does_not_overwrite_a_decision_that_changed_meanwhile() {
     let directory = fixture();
