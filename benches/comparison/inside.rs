@@ -1,5 +1,6 @@
 //! Measured in this process: verification, decisions, the journal.
 
+use std::collections::HashSet;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +10,9 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ParsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use cedar_policy::{
+    Authorizer, Context, Decision, Entities, Entity, EntityUid, PolicySet, Request, RestrictedExpression,
+};
 use redb::{Database, TableDefinition};
 use sidemint::clock::{Clock as _, SharedClock, SystemClock, Timestamp};
 use sidemint::exchange::{Provider, Revocation};
@@ -175,22 +179,114 @@ impl Decider {
 
 const DECISIONS: usize = 4_000;
 /// The scopes that a pod's tasks are in, out of however many the policy has. With all 10,000 in turn nothing of a scope is
-/// in the processor's caches any more, which is told in the note.
+/// in the processor's caches any more.
 const IN_USE: usize = 10;
 
-pub(crate) fn decision() -> Outcome {
-    let many = Decider::new(10_000)?;
-    let (mut rounds, mut all) = (Vec::new(), Vec::new());
-    for _ in 0..=ROUNDS {
-        all.push(many.p50(DECISIONS)?);
-        rounds.push(many.p50(IN_USE)?);
+/// Cedar itself over the same slices: of each scope its rules, the boundary and the guardrails, all of them kept ready.
+struct Bare {
+    authorizer: Authorizer,
+    principal: EntityUid,
+    action: EntityUid,
+    slices: Vec<(PolicySet, Entities, EntityUid)>,
+    now: String,
+}
+
+impl Bare {
+    fn new(scopes: usize) -> Fallible<Self> {
+        const GUARDRAILS: &str = include_str!("../../src/policy/guardrails.cedar");
+        // All of them as one rule, as each slice has them.
+        let guardrails = GUARDRAILS.find("@id(\"guardrail-any\")").and_then(|at| GUARDRAILS.get(at..));
+        let guardrails = guardrails.ok_or("no guardrail-any")?;
+        let now = SystemClock.now().floor_to_second();
+        let later = (now + Duration::from_secs(180 * 24 * 3600)).to_string();
+        let files = policy_files(scopes);
+        let boundary = files.get("boundaries/security.cedar").ok_or("no boundary")?;
+        let slice = |n: usize| -> Fallible<_> {
+            let id = scope_id(n * 7919 % scopes);
+            let rules = files.get(&format!("decisions/{id}.cedar")).ok_or("no rules")?;
+            let resource: EntityUid = format!("Scope::\"{id}\"").parse()?;
+            let text = |text: &str| RestrictedExpression::new_string(text.to_owned());
+            let attributes = [
+                ("tier", text("baseline")),
+                ("kind", text("machine")),
+                ("review_until", RestrictedExpression::new_datetime(&later)),
+                ("ends_at", RestrictedExpression::new_datetime(&later)),
+            ];
+            let attributes = attributes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+            let entity = Entity::new(resource.clone(), attributes, HashSet::new())?;
+            Ok((format!("{rules}{boundary}{guardrails}").parse()?, Entities::from_entities([entity], None)?, resource))
+        };
+        Ok(Self {
+            authorizer: Authorizer::new(),
+            principal: format!("Workload::\"{WORKLOAD}\"").parse()?,
+            action: "Action::\"begin\"".parse()?,
+            slices: (0..scopes).map(slice).collect::<Fallible<_>>()?,
+            now: now.to_string(),
+        })
     }
-    let all = median(all);
-    let note = format!(
-        "the {IN_USE} scopes that a pod uses, of 10000; with {DECISIONS} of them asked in turn, more than slices are kept, \
-         {all:.1} µs"
-    );
-    over_rounds(rounds.split_off(1), note)
+
+    /// As [`Decider::p50`]: the question is put into Cedar's terms, and answered.
+    fn p50(&self, scopes: usize) -> Fallible<f64> {
+        let mut times = Vec::with_capacity(DECISIONS);
+        for (rules, entities, resource) in self.slices.iter().take(scopes).cycle().take(DECISIONS) {
+            let began = Instant::now();
+            let request = Request::new(
+                self.principal.clone(),
+                self.action.clone(),
+                resource.clone(),
+                self.context("c-42", 28_800)?,
+                None,
+            )?;
+            let response = self.authorizer.is_authorized(&request, rules, entities);
+            times.push(began.elapsed().as_secs_f64() * 1e6);
+            if response.decision() != Decision::Allow {
+                return Err("Cedar itself denies".into());
+            }
+        }
+        Ok(median(times))
+    }
+
+    fn context(&self, customer: &str, ttl: i64) -> Fallible<Context> {
+        let text = |text: &str| RestrictedExpression::new_string(text.to_owned());
+        let record = |members: Vec<(&str, RestrictedExpression)>| {
+            RestrictedExpression::new_record(members.into_iter().map(|(name, value)| (name.to_owned(), value)))
+        };
+        let verified = record(vec![
+            ("spiffe_id", text(WORKLOAD)),
+            ("trust_domain", text("dev.test")),
+            ("path", text("/report")),
+            ("proof", text("pod")),
+            ("now", RestrictedExpression::new_datetime(&self.now)),
+        ])?;
+        let params = record(vec![("customer", text(customer))])?;
+        let asserted = record(vec![("params", params), ("ttl", RestrictedExpression::new_long(ttl))])?;
+        Ok(Context::from_pairs([("verified".to_owned(), verified), ("asserted".to_owned(), asserted)])?)
+    }
+}
+
+/// One decision over Cedar's own authorization of the same slice: of few scopes and of many, of those that a pod uses and of
+/// all in turn. The worst counts.
+pub(crate) fn decision_vs_cedar() -> Outcome {
+    let (mut worst, mut notes) = (Vec::new(), Vec::new());
+    for scopes in [IN_USE, 10_000] {
+        let (ours, bare) = (Decider::new(scopes)?, Bare::new(scopes)?);
+        let turns = if scopes == IN_USE { vec![IN_USE] } else { vec![IN_USE, scopes] };
+        for used in turns {
+            let mut rounds = Vec::new();
+            for turn in 0..=ROUNDS {
+                rounds.push(both(turn, || ours.p50(used), || bare.p50(used))?);
+            }
+            // The first warms up.
+            let rounds = rounds.split_off(1);
+            let ratios: Vec<f64> = rounds.iter().map(|(ours, bare)| ours / bare).collect();
+            let (ours, bare) = rounds.iter().copied().unzip();
+            notes.push(format!("{used} of {scopes}: {:.1} µs beside {:.1} µs", median(ours), median(bare)));
+            if worst.is_empty() || median(ratios.clone()) > median(worst.clone()) {
+                worst = ratios;
+            }
+        }
+    }
+    over_rounds(worst, notes.join("; "))
 }
 
 pub(crate) fn decision_flatness() -> Outcome {

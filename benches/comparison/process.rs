@@ -31,19 +31,32 @@ pub(crate) fn ready() -> Outcome {
 }
 
 pub(crate) fn idle_rss() -> Outcome {
+    idle(resident)
+}
+
+/// Memory that is this process's alone and was written: what one more sidecar on a node takes of it, whatever they share.
+pub(crate) fn idle_private() -> Outcome {
+    idle(|pid| in_kib(&std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?, "Private_Dirty:"))
+}
+
+fn idle(measure: fn(u32) -> Fallible<f64>) -> Outcome {
     let stage = Stage::new(100)?;
     let rounds = (0..ROUNDS).map(|_| {
         let sidecar = Sidecar::start(&stage, None)?;
         std::thread::sleep(std::time::Duration::from_secs(3));
-        Ok(resident(sidecar.pid())? / MIB)
+        Ok(measure(sidecar.pid())? / MIB)
     });
     over_rounds(rounds.collect::<Fallible<_>>()?, "3 s after it was ready")
 }
 
 /// The resident memory of a process, in bytes.
 pub(crate) fn resident(pid: u32) -> Fallible<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
+    in_kib(&std::fs::read_to_string(format!("/proc/{pid}/status"))?, "VmRSS:")
+}
+
+/// The figure of a line `NAME 123 kB`, in bytes.
+fn in_kib(text: &str, name: &str) -> Fallible<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).ok_or_else(|| format!("no {name}"))?;
     Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? * 1024.0)
 }
 

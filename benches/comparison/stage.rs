@@ -289,6 +289,11 @@ impl Sidecar {
 
     /// Begins a task in the first scope over `client` and returns its token.
     pub(crate) fn begin(&self, client: &mut Client, svid: &str) -> Fallible<String> {
+        Ok(self.begin_task(client, svid)?.1)
+    }
+
+    /// Begins a task in the first scope over `client` and returns its id and its token.
+    pub(crate) fn begin_task(&self, client: &mut Client, svid: &str) -> Fallible<(String, String)> {
         let body = format!(r#"{{"scope":"{}","params":{{"customer":"c-42"}}}}"#, scope_id(0));
         let bearer = format!("Bearer {svid}");
         let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
@@ -297,7 +302,8 @@ impl Sidecar {
             return Err(format!("begin: {} {}", answer.status, String::from_utf8_lossy(&answer.body)).into());
         }
         let view: serde_json::Value = serde_json::from_slice(&answer.body)?;
-        Ok(view.get("token").and_then(serde_json::Value::as_str).ok_or("no token")?.to_owned())
+        let member = |name: &str| view.get(name).and_then(serde_json::Value::as_str).map(str::to_owned);
+        Ok((member("id").ok_or("no id")?, member("token").ok_or("no token")?))
     }
 }
 
