@@ -57,7 +57,7 @@ impl Timestamp {
     }
 
     /// The nearest [`Timestamp`] at or before `time`; times before the epoch become the epoch.
-    pub fn from_system(time: SystemTime) -> Self {
+    fn from_system(time: SystemTime) -> Self {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         Self::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
     }

@@ -50,7 +50,7 @@ pub enum Proof {
 }
 
 impl Proof {
-    /// The stable word for policy, audit and journal.
+    /// The stable label for policy, audit and journal.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::JwtSvid => "jwt-svid",
@@ -115,7 +115,7 @@ pub enum AuthenticationError {
 }
 
 impl AuthenticationError {
-    /// A stable word of a closed set, for metrics and audit.
+    /// A stable label of a closed set, for metrics and audit.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::JwtSvid(error) => error.kind(),

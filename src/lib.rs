@@ -4,7 +4,7 @@
 //! A request walks down this list; each stage may name the types of those before it, never of those after it.
 //!
 //! ```text
-//!            who?          may it?          mint            track, take back
+//!            who?          may it?          mint            track, revoke
 //! request → identity ───→ policy ───→ exchange ───→ lease ───→ response
 //!           Evidence       Caller       Permit       Minted     Issued
 //!           → Caller       → Permit     → Minted     → Issued
@@ -13,11 +13,11 @@
 //! | read | for |
 //! |---|---|
 //! | [`broker`] | the main path itself, three verbs: begin a task, serve its credentials, end it |
-//! | [`server`] | the listeners: who may knock ([`server::guard`]), one file per dialect, what refusals look like |
+//! | [`server`] | the listeners: who may connect ([`server::guard`]), one file per dialect, what refusals look like |
 //! | [`identity`] | evidence → caller: JWT-SVIDs, task tokens, the Workload API |
 //! | [`policy`] | caller and ask → permit or denial: files that their owners signed ([`policy::repository`]), Cedar rules, the version in force |
 //! | [`exchange`] | permit → minted credential: one file per provider |
-//! | [`lease`] | minted → issued: what may be served until when, and the journal |
+//! | [`lease`] | minted → issued: what may be served, its expiry, and the journal |
 //! | [`task`] | what all of it belongs to: states, deadline, how it ends |
 //! | [`audit`], [`metrics`] | what is told about it |
 //! | [`pod_task`] | the task that the sidecar begins by itself, for unmodified images |
@@ -40,18 +40,18 @@
 //!   token, and lives in that task's own slot per provider; there is no cache across tasks. The exchange shows the provider an
 //!   SVID of the task's owner ([`exchange::MintOrder`]).
 //! - **I3. Recorded before it exists, recorded before it is seen.** A [`lease::journal::Receipt`] is made only by a durable write, and
-//!   [`lease::Issued::new`] takes one. The order (decide, intent durable, exchange, outcome durable, look again, serve) stands
+//!   [`lease::Issued::new`] takes one. The order (decide, intent durable, exchange, outcome durable, check again, serve) stands
 //!   in one function of `broker/mint.rs`.
 //! - **I4. Nothing minted is forgotten.** Every lease stays in the task's report and in the journal until its provider has let it
 //!   die; an intent whose answer was lost counts as usable until the moment it was asked to die by. Said to be
-//!   revoked is only what a provider took back; the rest says until when it can still be used.
+//!   revoked is only what a provider revoked; the rest says its `usable_until`.
 //!
 //! Below all of them, the law of life: no credential is asked to live longer than its decision's `max_residual`, so access dies
 //! though pod, disk and node be gone.
 //!
 //! # Absent on purpose
 //! - **Other providers than AWS web identity and Vault**: a variant of [`exchange::Provider`] and one file each.
-//! - **Approvals**: `approval_required` as an answer and the `elevated` tier have their words and no way to be met yet.
+//! - **Approvals**: `approval_required` as an answer and the `elevated` tier have their labels and no way to be met yet.
 //! - **A store shared by sidecars**: by the law of life none is needed.
 //! - **Source addresses, process ids and headers as proof**: they never will be.
 

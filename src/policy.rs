@@ -22,7 +22,6 @@
 //!
 //! A decision is a pure function of (policy snapshot, caller, ask, now).
 
-mod aside;
 mod ask;
 pub mod cache;
 pub mod charter;
@@ -49,6 +48,7 @@ mod slices;
 mod snapshot;
 pub mod standing;
 mod toml_file;
+mod worker;
 
 pub use ask::Ask;
 pub use denial::{Denial, DenialReason};

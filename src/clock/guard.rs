@@ -79,7 +79,7 @@ pub enum Distrust {
 }
 
 impl Distrust {
-    /// The stable word for audit.
+    /// The stable label for audit.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Jumped { .. } => "jumped",

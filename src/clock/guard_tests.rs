@@ -115,7 +115,7 @@ fn a_clock_that_was_wrong_from_the_start_is_found_out_by_the_first_signed_time()
         clock.witness(START, SECOND);
         assert!(clock.trusted().is_err());
         machine.clock.set_wall(START);
-        assert!(clock.trusted().is_err(), "its word alone is not enough");
+        assert!(clock.trusted().is_err(), "what it says alone is not enough");
         clock.witness(START, SECOND);
         assert_eq!(clock.trusted(), Ok(()));
     }
@@ -138,7 +138,7 @@ fn the_high_water_mark_holds_over_restarts_and_boots_until_an_operator_says_othe
     clock.reset();
     assert_eq!((clock.trusted(), clock.now()), (Ok(()), machine.clock.now()));
     clock.save().unwrap();
-    assert_eq!(machine.start("b").trusted(), Ok(()), "the operator's word is remembered");
+    assert_eq!(machine.start("b").trusted(), Ok(()), "the reset by the operator is remembered");
 }
 
 #[test]

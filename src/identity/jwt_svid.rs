@@ -115,7 +115,7 @@ pub enum JwtSvidError {
 }
 
 impl JwtSvidError {
-    /// A stable word of a closed set, for metrics and audit.
+    /// A stable label of a closed set, for metrics and audit.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Oversize => "oversize",

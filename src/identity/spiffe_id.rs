@@ -7,9 +7,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The longest SPIFFE ID that every implementation must support, in bytes (SPIFFE-ID §2.3).
-pub const MAX_SPIFFE_ID: usize = 2048;
+const MAX_SPIFFE_ID: usize = 2048;
 /// The longest trust domain name, in bytes (SPIFFE-ID §2.3).
-pub const MAX_TRUST_DOMAIN: usize = 255;
+const MAX_TRUST_DOMAIN: usize = 255;
 const SCHEME: &str = "spiffe://";
 
 /// Why a text is not a SPIFFE ID or trust domain.

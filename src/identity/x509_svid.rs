@@ -134,7 +134,7 @@ pub enum X509SvidError {
 }
 
 impl X509SvidError {
-    /// Every word that [`X509SvidError::kind`] can be.
+    /// Every label that [`X509SvidError::kind`] can be.
     pub const KINDS: [&'static str; 31] = [
         "no_certificate",
         "too_large",
@@ -169,7 +169,7 @@ impl X509SvidError {
         "second_opinion",
     ];
 
-    /// A stable word of a closed set, for metrics and audit.
+    /// A stable label of a closed set, for metrics and audit.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::NoCertificate => "no_certificate",

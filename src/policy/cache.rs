@@ -12,7 +12,7 @@ use super::kill::KillList;
 use super::repository::schedule::{self, Refreshed, Schedule};
 use super::repository::{Fetched, PolicyFiles, PolicySource, PolicySourceError, Previous, Use};
 use super::standing::Standing;
-use super::{LoadOptions, Policy, PolicyVersion, Problem, aside, kind, load};
+use super::{LoadOptions, Policy, PolicyVersion, Problem, kind, load, worker};
 use crate::clock::{SharedClock, Timestamp};
 
 /// The longest interval with which a kill works within 35 s of its publication, and what of the 35 s is left to it.
@@ -182,7 +182,7 @@ impl PolicyCache {
         let previous = self.source.previous().await.map_err(|error| vec![told(error.to_string())])?;
         let Some(Previous { files, kill }) = previous else { return Ok(()) };
         let options = self.options.clone();
-        let work = aside::run(move || previous_policy(&files, kill.as_ref(), &options));
+        let work = worker::run(move || previous_policy(&files, kill.as_ref(), &options));
         let (policy, lent) = work
             .await
             .ok_or_else(|| vec![told("loading it was cut off".to_owned())])?
@@ -253,7 +253,7 @@ impl PolicyCache {
         if !is_newer && known.lender.as_ref() != Some(&version) {
             return Vec::new();
         }
-        let list = match aside::run(move || load::kill_list(&files)).await {
+        let list = match worker::run(move || load::kill_list(&files)).await {
             Some(Ok(list)) => list,
             Some(Err(problems)) => return problems,
             None => return Vec::new(),
@@ -297,7 +297,7 @@ impl PolicyCache {
             Fetched::New(files) => files,
         };
         let options = self.options.clone();
-        let work = aside::run(move || match Policy::load_with(&files, &options) {
+        let work = worker::run(move || match Policy::load_with(&files, &options) {
             Ok(policy) => Loaded::Good(policy),
             Err(error) => {
                 let kill = load::kill_list(&files).ok().map(Arc::new);

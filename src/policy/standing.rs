@@ -23,17 +23,17 @@ pub const OWNERS: [(&str, &str); 5] = [
     ("implementers", "grants"),
     ("incident", "kill"),
 ];
-/// The roles whose word is about every scope: when one of them has lapsed, so has the whole.
+/// The roles that are about every scope: when one of them has expired, so has the whole.
 pub const WHOLE: [&str; 6] = ["root", "timestamp", "snapshot", "targets", "security", "incident"];
 
-/// When the word of each role ends, UTC, as the role itself signed it (`expires`).
+/// When each role expires, UTC, as the role itself signed it (`expires`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Standing {
     /// The expiry that each role signed, UTC.
     pub ends: BTreeMap<RoleName, Timestamp>,
 }
 
-/// How good a role's word is at some time.
+/// How fresh a role is at some time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Freshness {
     /// Within its signed life.
@@ -49,7 +49,7 @@ pub enum Freshness {
 pub struct Lapse {
     /// The role that expired.
     pub role: RoleName,
-    /// When its word ended, UTC.
+    /// When it expired, UTC.
     pub since: Timestamp,
 }
 
@@ -74,7 +74,7 @@ pub enum PolicyState {
 }
 
 impl PolicyState {
-    /// The word of `sidemint_policy_state{state}`.
+    /// The label of `sidemint_policy_state{state}`.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Unsigned => "unsigned",

@@ -29,7 +29,7 @@ pub enum KillChange {
         /// The entry's id; else one is made of the time.
         id: Option<String>,
         /// The member that says what is stopped: `scope`, `spiffe_id`, `trust_domain`, `task`, `grant`, `owner`, `provider`
-        /// with its word; `None` stops everything.
+        /// with its value; `None` stops everything.
         what: Option<(&'static str, String)>,
         /// Why, for the audit log.
         reason: String,
@@ -181,8 +181,8 @@ fn changed(old: Option<&[u8]>, change: &KillChange, now: Timestamp) -> Result<(S
             let id = id.clone().unwrap_or_else(|| fresh(now, |id| has(stops, id)));
             let mut stop = Table::new();
             stop.insert("id".to_owned(), id.clone().into());
-            let (member, word) = what.as_ref().map_or(("all", Value::Boolean(true)), |(m, w)| (*m, w.clone().into()));
-            stop.insert(member.to_owned(), word);
+            let (member, value) = what.as_ref().map_or(("all", Value::Boolean(true)), |(m, w)| (*m, w.clone().into()));
+            stop.insert(member.to_owned(), value);
             stop.insert("reason".to_owned(), reason.clone().into());
             if let Some(until) = until {
                 let until = until.floor_to_second().to_string().parse().map(Value::Datetime);

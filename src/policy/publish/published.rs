@@ -164,7 +164,7 @@ impl Head {
         self.roots.first_key_value().map(|(_, bytes)| bytes.clone()).unwrap_or_default()
     }
 
-    /// When the newest root's word ends, UTC.
+    /// When the newest root expires, UTC.
     pub fn root_end(&self) -> Timestamp {
         self.newest.end()
     }

@@ -16,7 +16,7 @@ use crate::clock::Timestamp;
 use crate::identity::{Caller, Proof, SpiffeId};
 
 /// The most cases of one file.
-pub const MAX_CASES: usize = 1000;
+const MAX_CASES: usize = 1000;
 /// The most test files of one folder.
 const MAX_TABLES: usize = 100_000;
 /// As deep as a scope's id has segments.
@@ -59,7 +59,7 @@ pub struct Case {
     pub at: Option<Timestamp>,
     /// What is to come of it.
     pub expect: Expect,
-    /// Which word a denial must have.
+    /// Which reason a denial must have.
     pub denial: Option<DenialReason>,
     /// Which rules must have decided, all of them.
     pub rules: Option<BTreeSet<String>>,
@@ -131,12 +131,12 @@ fn case(raw: RawCase) -> Result<Case, String> {
     let caller = raw.caller.parse().map_err(|error| format!("caller: {error}"))?;
     let ttl = raw.ttl.map(|text| humantime::parse_duration(&text).map_err(|_| "ttl is no duration such as \"1h\""));
     let at = raw.at.map(|at| instant("at", at)).transpose().map_err(|error| error.message)?;
-    let word = |word: String| {
-        let known = DenialReason::ALL.into_iter().find(|reason| reason.as_str() == word);
-        let words = || DenialReason::ALL.map(DenialReason::as_str).join(", ");
-        known.ok_or_else(|| format!("denial must be one of {}", words()))
+    let reason = |name: String| {
+        let known = DenialReason::ALL.into_iter().find(|reason| reason.as_str() == name);
+        let names = || DenialReason::ALL.map(DenialReason::as_str).join(", ");
+        known.ok_or_else(|| format!("denial must be one of {}", names()))
     };
-    let denial = raw.denial.map(word).transpose()?;
+    let denial = raw.denial.map(reason).transpose()?;
     if denial.is_some() && raw.expect != Expect::Deny {
         return Err("denial belongs to expect = \"deny\"".to_owned());
     }
@@ -181,7 +181,7 @@ impl Results {
     }
 }
 
-/// Runs every table below `directory` against the policy there. The kill list is left out: it is the word of the moment,
+/// Runs every table below `directory` against the policy there. The kill list is left out: it is about the moment,
 /// and tables are about decisions.
 ///
 /// # Errors
@@ -289,9 +289,9 @@ fn compare(case: &Case, decided: Result<Permit, Denial>) -> Vec<String> {
     }
     if let Err(denial) = &decided {
         let suspended = denial.reason == DenialReason::ScopeSuspended && case.denial != Some(denial.reason);
-        if case.denial.is_some_and(|word| word != denial.reason) {
-            let word = case.denial.map_or("", DenialReason::as_str);
-            differences.push(format!("expected the denial {word}, found {told}"));
+        if case.denial.is_some_and(|reason| reason != denial.reason) {
+            let reason = case.denial.map_or("", DenialReason::as_str);
+            differences.push(format!("expected the denial {reason}, found {told}"));
         } else if suspended && found == case.expect {
             // Otherwise everything would be denied as expected while the scope says nothing at all.
             differences.push(format!("the scope is suspended, so this shows nothing: {}", denial.detail));

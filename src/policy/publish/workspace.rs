@@ -69,8 +69,8 @@ fn wrong(message: impl std::fmt::Display) -> PublishError {
     PublishError::Settings(format!("repository.toml: {message}"))
 }
 
-/// A word for a role or a key: 1 to 64 of `a-z 0-9 - _`, so that it is also a file's name.
-fn is_word(text: &str) -> bool {
+/// A name of a role or a key: 1 to 64 of `a-z 0-9 - _`, so that it is also a file's name.
+fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len())
         && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_'))
         && !text.starts_with('-')
@@ -275,7 +275,7 @@ fn public_keys(raw: &BTreeMap<String, String>) -> Result<BTreeMap<String, TufKey
     let mut known = BTreeMap::new();
     let mut names: BTreeMap<String, &str> = BTreeMap::new();
     for (name, text) in raw {
-        if !is_word(name) {
+        if !is_name(name) {
             return Err(wrong(format!("keys.{name}: a name is 1 to 64 of a-z 0-9 - _")));
         }
         let key = keys::parse_public(text).map_err(|error| wrong(format!("keys.{name}: {error}")))?;
@@ -290,7 +290,7 @@ fn public_keys(raw: &BTreeMap<String, String>) -> Result<BTreeMap<String, TufKey
 
 fn role_settings(name: &str, raw: RawRole, known: &BTreeMap<String, TufKey>) -> Result<RoleSettings, PublishError> {
     let wrong = |message: &str| wrong(format!("roles.{name}: {message}"));
-    if !is_word(name) {
+    if !is_name(name) {
         return Err(wrong("a name is 1 to 64 of a-z 0-9 - _"));
     }
     let mut keys = Vec::new();

@@ -3,7 +3,7 @@
 use super::PolicySourceError;
 use super::fetch::FetchError;
 
-/// What sort of fault it is; [`FaultKind::as_str`] is the stable word.
+/// What sort of fault it is; [`FaultKind::as_str`] is the stable label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FaultKind {
     /// The repository does not answer, or not with the file.

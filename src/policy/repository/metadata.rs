@@ -27,7 +27,7 @@ use crate::clock::Timestamp;
 use crate::secret::Secret;
 
 /// The version of the TUF specification that the metadata is written for.
-pub const SPEC_VERSION: &str = "1.0.33";
+const SPEC_VERSION: &str = "1.0.33";
 
 /// Metadata could not be written or signed; the text says how to fix it.
 #[derive(Debug, thiserror::Error)]

@@ -5,7 +5,7 @@
 //! given on: a version that cannot be remembered is not adopted. Whatever fails, the version in force stays.
 //!
 //! It starts offline: what is kept is verified again, every byte of it, from the root that the deployment ships through
-//! the chain of roots that were kept. When a role's word has ended is not asked there; whoever decides asks it, of the
+//! the chain of roots that were kept. Whether a role has expired is not asked there; whoever decides asks it, of the
 //! [`Standing`]. A version that comes new must not have ended (a frozen repository would look like that).
 //!
 //! | state directory | what follows |
@@ -48,7 +48,7 @@ use crate::clock::SharedClock;
 /// How often a new root is looked for while the timestamp does not change.
 const PROBE: Duration = Duration::from_secs(3600);
 /// The most new roots that one refresh takes.
-pub const MAX_ROTATIONS: usize = 32;
+const MAX_ROTATIONS: usize = 32;
 
 /// What a signed source needs to know.
 #[derive(Debug, Clone)]
@@ -681,7 +681,7 @@ impl SignedSource {
     }
 
     /// Takes the kill list of a version that cannot be adopted, where it is newer than any that was seen. It does not ask
-    /// whether somebody's word has ended: what stops more is taken from whoever signed last.
+    /// whether a role has expired: what stops more is taken from whoever signed last.
     async fn stop_more(&self, state: &mut State, timestamp: Bytes) -> Result<(), Fault> {
         not_before(state)?;
         if state.store.high_water().is_none() {

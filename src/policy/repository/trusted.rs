@@ -2,7 +2,7 @@
 //!
 //! The signatures, pins and versions of one walk are judged by `sigstore-tuf`'s `TrustedMetadataSet`; what it leaves open
 //! is judged here (decision 0001): what was seen before ([`Marks`]), whose each name is (`delegation`), which keys may
-//! be keys (`keys`), how much of it there may be, and when a role's word has ended. The set never judges ends: it is
+//! be keys (`keys`), how much of it there may be, and when a role has expired. The set never judges ends: it is
 //! told that it is 1970.
 //!
 //! Nothing here reads a file or a socket but through [`Fetch`], and nothing here is kept: see `signed`.
@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 
 use super::super::document::Decision;
 use super::super::standing::{OWNERS, RoleName, Standing, TOP_ROLES};
-use super::super::{PolicyVersion, Problem, ScopeId, aside, kind};
+use super::super::{PolicyVersion, Problem, ScopeId, kind, worker};
 use super::fault::{Fault, FaultKind};
 use super::fetch::{Answer, Fetch, FetchError};
 use super::high_water::{Mark, Marks};
@@ -52,7 +52,7 @@ pub const TIMESTAMP: &str = "metadata/timestamp.json";
 /// Runs what computes or blocks away from the runtime's threads.
 pub(super) async fn off<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Fault> {
     let cut = || Fault::new(FaultKind::Unreachable, "looking at the policy repository was cut off");
-    aside::run(work).await.ok_or_else(cut)
+    worker::run(work).await.ok_or_else(cut)
 }
 
 fn end_of(role: &impl sigstore_tuf::Role) -> Timestamp {
@@ -84,7 +84,7 @@ fn not_below(role: &str, floor: Option<&Mark>, version: u64, digest: Option<Dige
 fn not_ended(role: &str, end: Timestamp, judge: Option<Timestamp>) -> Result<(), Fault> {
     match judge {
         Some(now) if end <= now => {
-            let message = format!("{role}: its word ended at {end}, before it was first seen here: sign a new version");
+            let message = format!("{role}: expired at {end}, before it was first seen here: sign a new version");
             Err(Fault::new(FaultKind::Expired, message))
         }
         _ => Ok(()),
@@ -143,7 +143,7 @@ impl Roots {
         self.mark
     }
 
-    /// When the newest root's word ends, UTC.
+    /// When the newest root expires, UTC.
     pub fn end(&self) -> Timestamp {
         end_of(self.set.root())
     }
@@ -276,13 +276,13 @@ pub struct Top {
     set: TrustedMetadataSet,
     /// The root that let it be verified.
     pub root: Mark,
-    /// When that root's word ends, UTC.
+    /// When that root expires, UTC.
     pub root_end: Timestamp,
     /// The bytes of the timestamp.
     pub bytes: Bytes,
     /// Its version and digest.
     pub mark: Mark,
-    /// When its word ends, UTC.
+    /// When it expires, UTC.
     pub end: Timestamp,
     /// What it says of the snapshot: version, length and digest.
     pub pin: Pin,

@@ -74,7 +74,7 @@ impl Tree {
         Ok(children)
     }
 
-    /// All five owners are there: a folder whose owner is withheld has nobody's word in it.
+    /// All five owners are there: a folder whose owner is withheld has nothing in it that anybody signed.
     fn complete(&self) -> Result<(), Fault> {
         match OWNERS.iter().find(|(role, _)| !self.nodes.contains_key(*role)) {
             None => Ok(()),

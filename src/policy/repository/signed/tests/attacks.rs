@@ -114,7 +114,7 @@ async fn a_version_that_ended_before_it_was_seen_is_refused_by_the_role_that_end
         }
         world.publish();
         world.clock.advance(Duration::from_secs(60));
-        refuses_after_roots(&world, &source, &held, &format!("{role}: its word ended at")).await;
+        refuses_after_roots(&world, &source, &held, &format!("{role}: expired at")).await;
         let mut world = World::new();
         world.sample.lives.insert(role.to_owned(), Duration::from_secs(60));
         if role == "root" {

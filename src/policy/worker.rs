@@ -1,4 +1,4 @@
-//! Work on a policy, aside from what serves. Ten thousand scopes take a second or two of a core, and callers must not
+//! Worker threads for policy. Ten thousand scopes take a second or two of a core, and callers must not
 //! notice: such work has a thread of its own, which gives way to the threads that serve.
 
 use crate::background::{self, LowPriority};
