@@ -5,17 +5,19 @@
 
 pub mod admin;
 mod aside;
-pub mod aws;
+mod aws;
 pub mod begin_body;
 mod connection;
 mod crowd;
 pub mod descriptors;
+pub(crate) mod dialect;
 pub mod guard;
 pub mod mtls;
+mod native;
 mod patience;
 pub mod problem;
 mod stall;
-pub mod tasks;
+mod tasks;
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -27,18 +29,21 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
-use http::{Method, Request, Response, StatusCode};
+use http::request::Parts;
+use http::{Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 
 use crate::audit::{Event, Kind};
-use crate::broker::Broker;
+use crate::broker::{Broker, CredentialsError, NoSoleProvider};
 use crate::clock::{Moment, within};
+use crate::identity::task_token::{NoRandomness, random};
 use crate::metrics::{Limit, RequestMetrics};
 
 use connection::Speaker;
 pub use connection::{Listener, ListenerLimits, Peer, serve};
+use dialect::{Action, Asked, Call, CredentialRoute, Dialect, Handler, Presented, Refusal, Wanted};
 use problem::Problem;
 
 /// The body of an answer: ready bytes, or a stream of heartbeats.
@@ -64,31 +69,26 @@ pub struct Server {
     http: SocketAddr,
     ids: RequestIds,
     turns: Turns,
-    native: RequestMetrics,
-    aws: RequestMetrics,
+    dialects: Vec<Arc<Spoken>>,
+    /// For every path that no other dialect has.
+    native: Arc<Spoken>,
 }
 
-/// One dialect: how its errors look and how its answers are counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Dialect {
-    /// Ours: `application/problem+json`.
-    Native,
-    /// AWS container credentials.
-    Aws,
+/// A dialect, and how its answers are counted.
+#[derive(Debug)]
+struct Spoken {
+    dialect: &'static Dialect,
+    requests: RequestMetrics,
 }
 
-impl Dialect {
-    /// The label in metrics and audit.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Aws => "aws",
-        }
-    }
-
-    fn of(path: &str) -> Self {
-        if path.starts_with("/v1/aws/") { Self::Aws } else { Self::Native }
-    }
+/// What comes of a request that was let in.
+enum Step {
+    /// Its answer.
+    Answer(Answer),
+    /// There is no live credential: get this one.
+    Credential(&'static CredentialRoute, Wanted),
+    /// Work, with the path's parameter.
+    Other(Handler, String),
 }
 
 impl Server {
@@ -96,121 +96,174 @@ impl Server {
     ///
     /// # Errors
     /// When the system gives no random bytes for request ids.
-    pub fn new(broker: Arc<Broker>, http: SocketAddr) -> Result<Self, crate::identity::task_token::NoRandomness> {
+    pub fn new(broker: Arc<Broker>, http: SocketAddr) -> Result<Self, NoRandomness> {
+        Self::speaking(&dialect::ALL, broker, http)
+    }
+
+    /// The same for these dialects, and our own.
+    fn speaking(dialects: &[&'static Dialect], broker: Arc<Broker>, http: SocketAddr) -> Result<Self, NoRandomness> {
         let turns = Turns { most: broker.parts().limits.requests, taken: Arc::default() };
         let metrics = &broker.parts().metrics;
-        let (native, aws) = (metrics.requests(Dialect::Native.as_str()), metrics.requests(Dialect::Aws.as_str()));
-        Ok(Self { ids: RequestIds::new()?, turns, native, aws, broker, http })
+        let spoken =
+            |dialect: &'static Dialect| Arc::new(Spoken { dialect, requests: metrics.requests(dialect.label) });
+        let others = dialects.iter().filter(|dialect| !dialect.below.is_empty());
+        let (dialects, native) = (others.copied().map(spoken).collect(), spoken(&native::DIALECT));
+        Ok(Self { ids: RequestIds::new()?, turns, dialects, native, broker, http })
     }
 
     /// Answers one request. Nearly all are for a live credential: their answer is ready when this returns, so that no request
     /// is kept, and nothing moved about, while the connection reads on.
     pub fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> impl Future<Output = Answer> + Send {
         let (began, id) = (self.broker.parts().clock.moment(), self.ids.next());
-        let usual = request.uri().path() == aws::PATH && request.method() == Method::GET;
-        let (dialect, mut answer) = match self.admit(&request, peer) {
-            Ok(turn) => match usual.then(|| aws::live(&self, &request, id.as_str(), began)).flatten() {
-                Some(answer) => (Dialect::Aws, answer),
-                None => return Answering::Right(Box::pin(self.answer(request, turn, id, began))),
+        let (parts, body) = request.into_parts();
+        let spoken = self.spoken(parts.uri.path());
+        let step = self.admit(&parts, peer, spoken.dialect).and_then(|presented| {
+            let step = self.at_once(spoken.dialect, &parts, &presented, id, began)?;
+            Ok((step, presented))
+        });
+        let answered = match step {
+            Ok((Step::Answer(answer), _)) => Ok(answer),
+            Ok((step, presented)) => match self.turns.take() {
+                Some(turn) => {
+                    let (server, spoken) = (Arc::clone(&self), Arc::clone(spoken));
+                    let request = (parts, body, presented);
+                    return Answering::Right(Box::pin(server.answer(spoken, step, request, turn, id, began)));
+                }
+                None => Err(self.too_many()),
             },
-            Err((problem, detail)) => {
-                let dialect = Dialect::of(&normal(request.uri().path()));
-                (dialect, self.refuse(dialect, id.as_str(), &problem, detail))
-            }
+            Err(refusal) => Err(refusal),
         };
-        self.finish(&mut answer, dialect, id.as_str(), began);
-        Answering::Left(ready(answer))
+        Answering::Left(ready(self.finish(answered, spoken, id, began)))
     }
 
-    /// Lets a request in, whatever it asks for.
+    /// The dialect of `path`.
+    fn spoken(&self, path: &str) -> &Arc<Spoken> {
+        self.dialects.iter().find(|spoken| spoken.dialect.has(path)).unwrap_or(&self.native)
+    }
+
+    /// Lets a request in, whatever it asks for, and reads its proof.
     ///
     /// # Errors
-    /// What the outside is told, and what the audit log is.
-    fn admit(&self, request: &Request<Incoming>, peer: Peer) -> Result<Turn, (Problem, String)> {
-        guard::check(request, peer, self.http.port()).map_err(|refusal| (refusal.problem(), refusal.detail()))?;
-        let Some(turn) = self.turns.take() else {
-            self.broker.parts().metrics.limited(Limit::Requests);
-            let problem = Problem::rate_limited("Too many requests at once.", problem::SOON);
-            return Err((problem, "as many requests as are allowed are being answered".into()));
-        };
-        if mtls::brings_foreign(&self.broker, request) {
-            let detail = "the token or JWT-SVID is of another workload than the connection's".into();
-            return Err((Problem::unauthenticated(), detail));
+    /// Why it is not let in.
+    fn admit(&self, parts: &Parts, peer: Peer, dialect: &Dialect) -> Result<Presented, Refusal> {
+        guard::check(parts, peer, self.http.port(), &dialect.rules)
+            .map_err(|refused| Refusal::new(refused.problem(), refused.detail()))?;
+        if self.turns.are_taken() {
+            return Err(self.too_many());
         }
-        Ok(turn)
+        let presented = (dialect.presented)(parts);
+        if let Some(peer) = mtls::peer(&parts.extensions)
+            && mtls::brings_foreign(&self.broker, peer, &presented)
+        {
+            let detail = "the token or JWT-SVID is of another workload than the connection's, or cannot be read";
+            return Err(Refusal::new(Problem::unauthenticated(), detail));
+        }
+        Ok(presented)
+    }
+
+    fn too_many(&self) -> Refusal {
+        self.broker.parts().metrics.limited(Limit::Requests);
+        let problem = Problem::rate_limited("Too many requests at once.", problem::SOON);
+        Refusal::new(problem, "as many requests as are allowed are being answered")
+    }
+
+    /// What needs no waiting: whether there is something at the path, and a credential that is live.
+    ///
+    /// # Errors
+    /// Why there is no answer to it, ever.
+    fn at_once(
+        self: &Arc<Self>,
+        dialect: &Dialect,
+        parts: &Parts,
+        presented: &Presented,
+        id: RequestId,
+        at: Moment,
+    ) -> Result<Step, Refusal> {
+        let (action, parameter) = dialect::action(dialect.resource(parts.uri.path()), &parts.method)?;
+        let route = match action {
+            Action::Credential(route) => route,
+            Action::Other(handler) => return Ok(Step::Other(*handler, parameter.to_owned())),
+        };
+        let wanted = (route.wanted)(self, &Asked { uri: &parts.uri, parameter, presented })?;
+        let live = |provider| self.broker.live_credential(&wanted.token, provider, id.as_str(), at);
+        match wanted.provider.and_then(live).and_then(|issued| (route.answer)(&issued, at)) {
+            Some(answer) => Ok(Step::Answer(answer)),
+            None => Ok(Step::Credential(route, wanted)),
+        }
     }
 
     /// The answer to a request that was let in and takes its time.
-    async fn answer(self: Arc<Self>, request: Request<Incoming>, turn: Turn, id: RequestId, began: Moment) -> Answer {
+    async fn answer(
+        self: Arc<Self>,
+        spoken: Arc<Spoken>,
+        step: Step,
+        (parts, body, presented): (Parts, Incoming, Presented),
+        turn: Turn,
+        id: RequestId,
+        began: Moment,
+    ) -> Answer {
         let _turn = turn;
-        let id = id.as_str();
-        let path = normal(request.uri().path());
-        let dialect = Dialect::of(&path);
-        let mut answer = self.route(request, &path, dialect, id).await;
-        self.finish(&mut answer, dialect, id, began);
-        answer
+        let answered = match step {
+            Step::Answer(answer) => Ok(answer),
+            Step::Credential(route, wanted) => self.credential(route, wanted, id).await,
+            Step::Other(handler, parameter) => {
+                handler(Arc::clone(&self), Call { parts, body, parameter, presented, id }).await
+            }
+        };
+        self.finish(answered, &spoken, id, began)
     }
 
-    /// What every answer says besides what it is about; and it is counted.
-    fn finish(&self, answer: &mut Answer, dialect: Dialect, id: &str, began: Moment) {
+    async fn credential(&self, route: &CredentialRoute, wanted: Wanted, id: RequestId) -> Result<Answer, Refusal> {
+        let refuse = |error: CredentialsError| Refusal::new((route.problem)(&error), error.to_string());
+        let provider = match wanted.provider {
+            Some(provider) => provider,
+            None => match self.broker.sole_provider(&wanted.token).await {
+                Ok(provider) => provider,
+                Err(NoSoleProvider::Refused(error)) => return Err(refuse(error)),
+                Err(NoSoleProvider::Several(providers)) => return Err(Refusal::several(providers)),
+            },
+        };
+        let issued = self.broker.credentials(&wanted.token, provider, id.as_str()).await.map_err(refuse)?;
+        (route.answer)(&issued, self.broker.parts().clock.moment()).ok_or_else(|| {
+            let problem =
+                Problem::unavailable("provider_unavailable", "The provider has not answered yet.", problem::SOON);
+            Refusal::new(problem, "too little of the credential is left")
+        })
+    }
+
+    /// What every answer says besides what it is about; and it is counted, and a refusal audited.
+    fn finish(&self, answered: Result<Answer, Refusal>, spoken: &Spoken, id: RequestId, began: Moment) -> Answer {
+        let mut answer = answered.unwrap_or_else(|refusal| self.refuse(spoken.dialect, id.as_str(), refusal));
         let headers = answer.headers_mut();
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        if let Ok(id) = HeaderValue::from_str(id) {
+        if let Ok(id) = HeaderValue::from_str(id.as_str()) {
             headers.insert(REQUEST_ID, id);
         }
         let took = self.broker.parts().clock.boot().saturating_sub(began.boot);
-        match dialect {
-            Dialect::Native => self.native.answered(answer.status().as_u16(), took),
-            Dialect::Aws => self.aws.answered(answer.status().as_u16(), took),
-        }
-    }
-
-    /// Every route, one line each.
-    async fn route(&self, request: Request<Incoming>, path: &str, dialect: Dialect, id: &str) -> Answer {
-        let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
-        let method = request.method().clone();
-        match (&method, segments.as_slice()) {
-            (&Method::GET, ["v1", "aws", "credentials"]) => aws::credentials(self, &request, id).await,
-            (&Method::POST, ["v1", "tasks"]) => tasks::begin(self, request, id).await,
-            (&Method::GET, ["v1", "tasks"]) => tasks::list(self, &request, id),
-            (&Method::GET, ["v1", "tasks", task]) => tasks::show(self, &request, task, id),
-            (&Method::DELETE, ["v1", "tasks", task]) => tasks::end(self, &request, task, id).await,
-            (&Method::POST, ["v1", "tasks", task, "hold"]) => tasks::hold(self, &request, task, id).await,
-            (&Method::GET, ["v1", "tasks", task, "credentials"]) => tasks::credentials(self, &request, task, id).await,
-            (_, segments) => match methods(segments) {
-                Some(methods) => {
-                    let problem = Problem::method_not_allowed();
-                    let mut answer = self.refuse(dialect, id, &problem, "method not allowed".into());
-                    // RFC 9110 §15.5.6: the answer must say which are
-                    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
-                    answer
-                }
-                None => self.refuse(dialect, id, &Problem::not_found(), "no such path".into()),
-            },
-        }
+        spoken.requests.answered(answer.status().as_u16(), took);
+        answer
     }
 
     /// A refusal in the dialect's own shape, with its audit line.
-    pub(crate) fn refuse(&self, dialect: Dialect, id: &str, problem: &Problem, detail: String) -> Answer {
-        let event = Event {
-            request_id: Some(id),
-            reason: Some(problem.code()),
-            detail: Some(detail),
-            dialect: Some(dialect.as_str()),
-            status: Some(problem.status().as_u16()),
-            ..Event::new(self.broker.now(), Kind::Refusal, "refused")
-        };
-        self.broker.parts().audit.note(&event);
-        self.tell(dialect, id, problem)
-    }
-
-    /// A refusal that the broker has audited already.
-    pub(crate) fn tell(&self, dialect: Dialect, id: &str, problem: &Problem) -> Answer {
-        match dialect {
-            Dialect::Native => problem.answer(id),
-            Dialect::Aws => aws::error(problem),
+    fn refuse(&self, dialect: &Dialect, id: &str, refusal: Refusal) -> Answer {
+        let Refusal { problem, detail, allow } = refusal;
+        if let Some(detail) = detail {
+            let event = Event {
+                request_id: Some(id),
+                reason: Some(problem.code()),
+                detail: Some(detail),
+                dialect: Some(dialect.label),
+                status: Some(problem.status().as_u16()),
+                ..Event::new(self.broker.now(), Kind::Refusal, "refused")
+            };
+            self.broker.parts().audit.note(&event);
         }
+        let mut answer = (dialect.refusal)(&problem, id);
+        if let Some(allow) = allow {
+            answer.headers_mut().insert(ALLOW, allow);
+        }
+        answer
     }
 
     /// The broker behind this server.
@@ -236,6 +289,11 @@ struct Turns {
 struct Turn(Arc<AtomicUsize>);
 
 impl Turns {
+    /// Whether there is none left for a request that takes its time. One that does not takes none.
+    fn are_taken(&self) -> bool {
+        self.taken.load(Ordering::Acquire) >= self.most
+    }
+
     fn take(&self) -> Option<Turn> {
         let next = |taken: usize| (taken < self.most).then(|| taken.saturating_add(1));
         self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, next).ok().map(|_| Turn(Arc::clone(&self.taken)))
@@ -258,12 +316,12 @@ struct RequestIds {
 
 /// `r-`, 16 hex digits of the process, `-`, 12 hex digits of the count.
 #[derive(Debug, Clone, Copy)]
-struct RequestId([u8; 31]);
+pub(crate) struct RequestId([u8; 31]);
 
 impl RequestIds {
-    fn new() -> Result<Self, crate::identity::task_token::NoRandomness> {
+    fn new() -> Result<Self, NoRandomness> {
         let mut bits = [0; 8];
-        crate::identity::task_token::random(&mut bits)?;
+        random(&mut bits)?;
         let mut first = *b"r-0000000000000000-000000000000";
         write_hex(first.get_mut(2..18).unwrap_or_default(), u64::from_be_bytes(bits));
         Ok(Self { first: RequestId(first), count: 0.into() })
@@ -278,7 +336,8 @@ impl RequestIds {
 }
 
 impl RequestId {
-    fn as_str(&self) -> &str {
+    /// Its text.
+    pub(crate) fn as_str(&self) -> &str {
         // Hex digits and dashes are ASCII.
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
@@ -293,29 +352,8 @@ fn write_hex(digits: &mut [u8], mut value: u64) {
     }
 }
 
-/// The methods that a path takes, where there is something at it.
-fn methods(segments: &[&str]) -> Option<&'static str> {
-    Some(match segments {
-        ["v1", "aws", "credentials"] | ["v1", "tasks", _, "credentials"] => "GET",
-        ["v1", "tasks"] => "GET, POST",
-        ["v1", "tasks", _] => "GET, DELETE",
-        ["v1", "tasks", _, "hold"] => "POST",
-        _ => return None,
-    })
-}
-
-/// SDKs join paths carelessly: a trailing slash and doubled slashes mean the same path.
-fn normal(path: &str) -> String {
-    path.split('/').filter(|segment| !segment.is_empty()).fold(String::with_capacity(path.len()), |mut out, segment| {
-        out.push('/');
-        out.push_str(segment);
-        out
-    })
-}
-
 /// Reads a body within its limits of size and time.
-pub(crate) async fn read_body(server: &Server, request: Request<Incoming>) -> Result<Bytes, Problem> {
-    let (parts, body) = request.into_parts();
+pub(crate) async fn read_body(server: &Server, parts: &Parts, body: Incoming) -> Result<Bytes, Problem> {
     let limited = |limit| server.broker.parts().metrics.limited(limit);
     let clock = &*server.broker.parts().clock;
     let whole = Limited::new(body, MAX_BODY).collect();

@@ -12,7 +12,9 @@ mod child;
 mod environment;
 mod holder;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +25,7 @@ use super::client::{BeginRequest, Begun, ClientError, Hold, Sidecar};
 use super::{CliError, CliResult, Exit, complain, own_svid, plain, task};
 use crate::clock::{SharedClock, SystemClock, within};
 use crate::hardening;
+use crate::secret::Secret;
 use child::{Child, Signals};
 pub use child::{LAUNCH, LaunchArgs, launch};
 use environment::TokenFile;
@@ -75,7 +78,7 @@ pub async fn run(args: Args) -> CliResult {
         complain(&format!("task {} began, scope {}, until {}", plain(&begun.id), begun.scope, begun.expires_at));
     }
     let task = Task { sidecar, clock, id: begun.id.clone(), token: Arc::new(begun.token) };
-    let result = task.work(&args, begun.environment.aws_full_uri.as_deref(), &mut signals).await;
+    let result = task.work(&args, &begun.environment, &mut signals).await;
     task.end(args.verbose).await;
     result
 }
@@ -125,20 +128,21 @@ struct Task {
     sidecar: Sidecar,
     clock: SharedClock,
     id: String,
-    token: Arc<crate::secret::Secret>,
+    token: Arc<Secret>,
 }
 
 impl Task {
     /// Holds the task, then runs CMD to its end.
-    async fn work(&self, args: &Args, aws_full_uri: Option<&str>, signals: &mut Signals) -> CliResult {
-        let uri = environment::checked_uri(aws_full_uri)?;
+    async fn work(&self, args: &Args, told: &BTreeMap<String, Secret>, signals: &mut Signals) -> CliResult {
+        // before anything is held: where CMD could not be told of its credentials, it does not run
+        environment::changes(told, Path::new(""))?;
         let hold = tokio::select! {
             hold = self.first_hold(args.wait) => hold?,
             signal = signals.fatal() => return Ok(child::killed_by(signal)),
         };
         let (holder, events) = self.keep_held(hold);
         let file = TokenFile::write(&self.token)?;
-        let mut child = match Child::start(&args.command, &environment::changes(uri, file.path())) {
+        let mut child = match Child::start(&args.command, &environment::changes(told, file.path())?) {
             Ok(child) => child,
             Err(failure) => return Ok(failure.report()),
         };

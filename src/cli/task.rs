@@ -17,6 +17,7 @@ use crate::clock::{SharedClock, SystemClock};
 use crate::identity::task_token;
 use crate::policy::{ParamName, ScopeId};
 use crate::secret::Secret;
+use crate::server::dialect;
 
 /// Begin, list, show and end tasks.
 #[derive(Debug, clap::Args)]
@@ -294,8 +295,12 @@ fn begun_text(begun: &Begun) -> String {
     let _ = writeln!(text, "until     {}", begun.expires_at);
     // exposed: whoever begins a task by hand asks for its token
     let _ = writeln!(text, "token     {}", plain(begun.token.expose()));
-    if let Some(uri) = &begun.environment.aws_full_uri {
-        let _ = writeln!(text, "aws       AWS_CONTAINER_CREDENTIALS_FULL_URI={}", plain(uri));
+    for dialect in dialect::ALL {
+        let urls = dialect.variables.iter().filter(|variable| matches!(variable.value, dialect::Value::Url(_)));
+        for (name, url) in urls.filter_map(|url| Some((url.name, begun.environment.get(url.name)?))) {
+            // exposed: an address
+            let _ = writeln!(text, "{:<10}{name}={}", dialect.label, plain(url.expose()));
+        }
     }
     let _ = writeln!(text, "end it    sidemint task end {}", plain(&begun.id));
     std::mem::take(&mut *text)

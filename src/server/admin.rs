@@ -91,15 +91,19 @@ impl Admin {
 
     /// Answers one request.
     pub async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Answer {
-        let path = request.uri().path();
+        let (request, _) = request.into_parts();
+        let path = request.uri.path();
         let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
         // What tells more than counts is for people on this machine, and not for their browsers' other pages.
         let here = match peer {
             Peer::Unix => true,
             Peer::Mtls(_) => false,
-            Peer::Tcp(_) => self.http.ip().is_loopback() && guard::check(&request, peer, self.http.port()).is_ok(),
+            Peer::Tcp(_) => {
+                let rules = &guard::Rules::GENERAL;
+                self.http.ip().is_loopback() && guard::check(&request, peer, self.http.port(), rules).is_ok()
+            }
         };
-        match (request.method(), segments.as_slice()) {
+        match (&request.method, segments.as_slice()) {
             (&Method::GET, ["metrics"]) => self.metrics(),
             (&Method::GET, ["livez"]) => text(StatusCode::OK, "text/plain", "live\n".into()),
             (&Method::GET, ["readyz"]) => self.readyz(),

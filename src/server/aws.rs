@@ -1,22 +1,57 @@
 //! The AWS container-credentials dialect: what unmodified AWS SDKs and the CLI ask for and understand.
 
-use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
-use http::{Request, Response, StatusCode};
-use http_body_util::{Either, Full};
-use hyper::body::Incoming;
+use http::header::AUTHORIZATION;
+use http::request::Parts;
+use http::{Method, StatusCode};
 use serde::Serialize;
 
-use super::problem::{Problem, SOON};
-use super::{Answer, Dialect, Server};
+use super::dialect::{
+    self, Action, Asked, CredentialRoute, Dialect, Presented, Refusal, Resource, Value, Variable, Wanted,
+};
+use super::guard::Rules;
+use super::problem::Problem;
+use super::{Answer, Server};
 use crate::broker::{CredentialsError, MintError};
-use crate::clock::Moment;
 use crate::exchange::Provider;
 use crate::identity::task_token::TokenHash;
-use crate::lease::Issued;
 
 /// Where it is served, as SDKs ask for it.
-pub(super) const PATH: &str = "/v1/aws/credentials";
+const PATH: &str = "/v1/aws/credentials";
+
+/// AWS container credentials.
+pub(super) static DIALECT: Dialect = Dialect {
+    label: "aws",
+    below: "/v1/aws",
+    rules: Rules::GENERAL,
+    presented,
+    resources: &[Resource {
+        path: PATH,
+        methods: &[(
+            Method::GET,
+            // INVARIANT: what AWS gave is written out as its SDKs read it here.
+            Action::Credential(CredentialRoute { wanted, answer: dialect::native_answer, problem }),
+        )],
+    }],
+    refusal: |problem, _| error(problem),
+    provider: Some(Provider::Aws),
+    variables: &[
+        Variable { name: "AWS_CONTAINER_CREDENTIALS_FULL_URI", value: Value::Url(PATH) },
+        Variable { name: "AWS_CONTAINER_AUTHORIZATION_TOKEN", value: Value::Token },
+        Variable { name: "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", value: Value::TokenFile },
+    ],
+    // What SDKs would take before the container endpoint, or instead of its URI (local-endpoints §1.1: `RELATIVE_URI` wins over
+    // `FULL_URI`).
+    displaced: &[
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_PROFILE",
+        "AWS_DEFAULT_PROFILE",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_ROLE_ARN",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    ],
+};
 
 /// Both spellings: Java and Go read the first two, JavaScript the last two.
 #[derive(Serialize)]
@@ -29,60 +64,33 @@ struct WireError<'a> {
     message_again: &'a str,
 }
 
-/// `GET /v1/aws/credentials`: the token stands in `Authorization`, bare or as `Bearer`.
-pub(super) async fn credentials(server: &Server, request: &Request<Incoming>, id: &str) -> Answer {
-    let Some(token) = presented(request) else {
-        return server.refuse(Dialect::Aws, id, &Problem::unauthenticated(), "no task token".into());
-    };
-    match server.broker().credentials(&token, Provider::Aws, id).await {
-        Ok(issued) => found(server, &issued, Dialect::Aws, id),
-        Err(error) => {
-            let problem = match &error {
-                // An SDK must take an ended task as final, and one that is as good as ended too.
-                CredentialsError::TaskEnded(_) | CredentialsError::Mint(MintError::TooLate) => {
-                    Problem::unauthenticated()
-                }
-                other => other.into(),
-            };
-            server.refuse(Dialect::Aws, id, &problem, error.to_string())
+/// The token stands in `Authorization`, bare or as `Bearer`.
+fn presented(parts: &Parts) -> Presented {
+    match dialect::one(&parts.headers, &AUTHORIZATION) {
+        Ok(text) => {
+            TokenHash::of(text.strip_prefix("Bearer ").unwrap_or(text)).map_or(Presented::Unusable, Presented::Token)
         }
+        Err(other) => other,
     }
 }
 
-/// The answer to the same request where it needs no waiting: nearly always. `None` is no refusal.
-pub(super) fn live(server: &Server, request: &Request<Incoming>, id: &str, at: Moment) -> Option<Answer> {
-    let token = presented(request)?;
-    let issued = server.broker().live_credential(&token, Provider::Aws, id, at)?;
-    issued.native_answer(at.now, at.boot).map(json_answer)
-}
-
-fn presented(request: &Request<Incoming>) -> Option<TokenHash> {
-    let mut values = request.headers().get_all(AUTHORIZATION).iter();
-    let (value, None) = (values.next()?, values.next()) else { return None };
-    let text = value.to_str().ok()?;
-    TokenHash::of(text.strip_prefix("Bearer ").unwrap_or(text))
-}
-
-/// The answer that serves `issued`, whichever provider gave it.
-pub(super) fn found(server: &Server, issued: &Issued, dialect: Dialect, id: &str) -> Answer {
-    let Moment { now, boot } = server.broker().parts().clock.moment();
-    match issued.native_answer(now, boot) {
-        Some(body) => json_answer(body),
-        None => {
-            let problem = Problem::unavailable("provider_unavailable", "The provider has not answered yet.", SOON);
-            server.refuse(dialect, id, &problem, "too little of the credential is left".into())
-        }
+fn wanted(_: &Server, asked: &Asked<'_>) -> Result<Wanted, Refusal> {
+    match asked.presented {
+        Presented::Token(token) => Ok(Wanted { token: *token, provider: Some(Provider::Aws) }),
+        _ => Err(Refusal::new(Problem::unauthenticated(), "no task token")),
     }
 }
 
-fn json_answer(body: Bytes) -> Answer {
-    let mut answer = Response::new(Either::Left(Full::new(body)));
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    answer
+fn problem(error: &CredentialsError) -> Problem {
+    match error {
+        // An SDK must take an ended task as final, and one that is as good as ended too.
+        CredentialsError::TaskEnded(_) | CredentialsError::Mint(MintError::TooLate) => Problem::unauthenticated(),
+        other => other.into(),
+    }
 }
 
 /// A refusal as AWS SDKs read it: exactly `application/json`, no detail of ours.
-pub(super) fn error(problem: &Problem) -> Answer {
+fn error(problem: &Problem) -> Answer {
     let code = match problem.code() {
         "unauthenticated" => "InvalidToken",
         "task_ended" => "TaskEnded",

@@ -1,8 +1,9 @@
 //! What is refused before anything else is looked at: requests that came through a proxy, from a browser, or for
 //! another host (DNS rebinding). All get the same constant answer.
 
+use http::Method;
 use http::header::{FORWARDED, HOST, HeaderMap, HeaderName, ORIGIN, REFERER, VIA};
-use http::{Method, Request};
+use http::request::Parts;
 
 use super::Peer;
 use super::problem::Problem;
@@ -19,6 +20,20 @@ fn is_forbidden(name: &HeaderName) -> bool {
         || *name == SEC_FETCH_SITE
 }
 
+/// What the requests of one dialect must be like, besides what is asked of all.
+#[derive(Debug, Clone, Copy)]
+pub struct Rules {
+    /// What may stand before the port in `Host`.
+    pub hosts: &'static [&'static str],
+    /// Headers that must be there, each once, and their values: what another site's page or a forwarded request lacks.
+    pub headers: &'static [(&'static str, &'static str)],
+}
+
+impl Rules {
+    /// The listener's own names, and no header more.
+    pub const GENERAL: Self = Self { hosts: &["127.0.0.1", "localhost", "[::1]"], headers: &[] };
+}
+
 /// Why a request was refused at the door.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
@@ -28,6 +43,8 @@ pub enum Refusal {
     Host,
     /// A header that only proxies and browsers send.
     Header(HeaderName),
+    /// A header that the dialect's clients send is missing, doubled, or says something else.
+    Missing(&'static str),
     /// A request target in absolute form, as proxies get it, or a method that opens a tunnel.
     Target,
 }
@@ -44,51 +61,65 @@ impl Refusal {
             Self::Peer => "the peer is not on loopback".into(),
             Self::Host => "the Host header does not name this listener".into(),
             Self::Header(name) => format!("the header {name} is never sent by an SDK"),
+            Self::Missing(name) => format!("the header {name} is not as this dialect's clients send it"),
             Self::Target => "the request target is one for a proxy".into(),
         }
     }
 }
 
-/// Lets a request pass that an SDK beside us could have sent to `port`.
+/// Lets a request pass that an SDK beside us could have sent to `port` by the `rules` of its dialect.
 ///
 /// # Errors
 /// Names the first thing that is wrong with it.
-pub fn check<B>(request: &Request<B>, peer: Peer, port: u16) -> Result<(), Refusal> {
+pub fn check(request: &Parts, peer: Peer, port: u16, rules: &Rules) -> Result<(), Refusal> {
     match peer {
         Peer::Tcp(address) if !address.ip().to_canonical().is_loopback() => return Err(Refusal::Peer),
-        Peer::Tcp(_) => check_host(request.headers(), port)?,
+        Peer::Tcp(_) => check_host(&request.headers, port, rules.hosts)?,
         // A browser cannot be made to open a Unix socket, and a client has no host to name there.
         Peer::Unix => {}
         // Nor can it hold an SVID; and a client names us there as it reaches us.
         Peer::Mtls(_) => {}
     }
-    if let Some(name) = request.headers().keys().find(|name| is_forbidden(name)) {
+    if let Some(name) = request.headers.keys().find(|name| is_forbidden(name)) {
         return Err(Refusal::Header(name.clone()));
     }
-    if request.uri().authority().is_some() || request.method() == Method::CONNECT {
+    if request.uri.authority().is_some() || request.method == Method::CONNECT {
         return Err(Refusal::Target);
     }
-    Ok(())
+    let has = |name: &str, wanted: &str| {
+        let mut values = request.headers.get_all(name).iter();
+        values.next().is_some_and(|value| value == wanted) && values.next().is_none()
+    };
+    match rules.headers.iter().find(|(name, wanted)| !has(name, wanted)) {
+        Some((name, _)) => Err(Refusal::Missing(name)),
+        None => Ok(()),
+    }
 }
 
-/// Exactly one `Host`: a literal loopback address or `localhost`, with our port.
-fn check_host(headers: &HeaderMap, port: u16) -> Result<(), Refusal> {
+/// Exactly one `Host`: one of `names` with our port.
+fn check_host(headers: &HeaderMap, port: u16, names: &[&str]) -> Result<(), Refusal> {
     let mut hosts = headers.get_all(HOST).iter();
     let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(Refusal::Host) };
     let (name, told) = host.to_str().ok().and_then(|host| host.rsplit_once(':')).ok_or(Refusal::Host)?;
     // read strictly: `+9870` and `09870` are not how a client writes a port
     let same_port = told.starts_with(|first: char| matches!(first, '1'..='9')) && told.parse() == Ok(port);
-    if matches!(name, "127.0.0.1" | "localhost" | "[::1]") && same_port { Ok(()) } else { Err(Refusal::Host) }
+    if names.contains(&name) && same_port { Ok(()) } else { Err(Refusal::Host) }
 }
 
 #[cfg(test)]
 mod tests {
+    use http::Request;
+
     use super::*;
+
+    fn check(request: &Parts, peer: Peer, port: u16) -> Result<(), Refusal> {
+        super::check(request, peer, port, &Rules::GENERAL)
+    }
 
     const LOCAL: Peer =
         Peer::Tcp(std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 40_000));
 
-    fn request(host: Option<&str>, extra: Option<(&str, &str)>) -> Request<()> {
+    fn request(host: Option<&str>, extra: Option<(&str, &str)>) -> Parts {
         let mut builder = Request::get("/v1/aws/credentials");
         if let Some(host) = host {
             builder = builder.header("host", host);
@@ -96,7 +127,7 @@ mod tests {
         if let Some((name, value)) = extra {
             builder = builder.header(name, value);
         }
-        builder.body(()).unwrap()
+        builder.body(()).unwrap().into_parts().0
     }
 
     #[test]
@@ -120,7 +151,7 @@ mod tests {
         }
         assert_eq!(check(&request(None, None), LOCAL, 9870), Err(Refusal::Host));
         let mut doubled = request(Some("127.0.0.1:9870"), None);
-        doubled.headers_mut().append("host", "127.0.0.1:9870".parse().unwrap());
+        doubled.headers.append("host", "127.0.0.1:9870".parse().unwrap());
         assert_eq!(check(&doubled, LOCAL, 9870), Err(Refusal::Host));
     }
 
@@ -142,7 +173,7 @@ mod tests {
         let mapped = Peer::Tcp("[::ffff:127.0.0.1]:4000".parse().unwrap());
         assert_eq!(check(&request(Some("127.0.0.1:1"), None), mapped, 1), Ok(()));
         let mut absolute = request(Some("127.0.0.1:1"), None);
-        *absolute.uri_mut() = "http://127.0.0.1:1/v1/aws/credentials".parse().unwrap();
+        absolute.uri = "http://127.0.0.1:1/v1/aws/credentials".parse().unwrap();
         assert_eq!(check(&absolute, LOCAL, 1), Err(Refusal::Target));
         assert_eq!(check(&request(None, None), Peer::Unix, 1), Ok(()));
     }
@@ -153,5 +184,23 @@ mod tests {
         assert_eq!(check(&request(Some("sidemint.example:443"), None), far, 1), Ok(()));
         let forwarded = request(None, Some(("x-forwarded-for", "192.0.2.2")));
         assert!(matches!(check(&forwarded, far, 1), Err(Refusal::Header(_))));
+    }
+
+    #[test]
+    fn a_dialect_may_ask_for_a_header_and_take_another_host() {
+        let rules = Rules { hosts: &["metadata.example"], headers: &[("metadata-flavor", "Example")] };
+        let check = |request: &Parts| super::check(request, LOCAL, 80, &rules);
+        let host = Some("metadata.example:80");
+        let mut right = request(host, Some(("metadata-flavor", "Example")));
+        assert_eq!(check(&right), Ok(()));
+        right.headers.append("metadata-flavor", "Example".parse().unwrap());
+        assert_eq!(check(&right), Err(Refusal::Missing("metadata-flavor")));
+        assert_eq!(check(&request(host, None)), Err(Refusal::Missing("metadata-flavor")));
+        let other = request(host, Some(("metadata-flavor", "example")));
+        assert_eq!(check(&other), Err(Refusal::Missing("metadata-flavor")));
+        let elsewhere = request(Some("127.0.0.1:80"), Some(("metadata-flavor", "Example")));
+        assert_eq!(check(&elsewhere), Err(Refusal::Host));
+        let forwarded = request(host, Some(("x-forwarded-for", "127.0.0.1")));
+        assert!(matches!(check(&forwarded), Err(Refusal::Header(_))));
     }
 }

@@ -14,8 +14,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Request;
-use http::header::AUTHORIZATION;
+use http::Extensions;
 use rustls::crypto::CryptoProvider;
 use rustls::server::NoServerSessionStorage;
 use rustls::{CertificateError, OtherError, ServerConfig};
@@ -24,17 +23,16 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::dialect::Presented;
 use crate::audit::{Event, Kind};
 use crate::broker::Broker;
 use crate::clock::{SharedClock, Timestamp, within};
 use crate::config::MtlsSettings;
-use crate::identity::task_token::{PREFIX, TokenHash};
 use crate::identity::workload_api::{Identities, SvidKey};
 use crate::identity::x509_svid::handshake::{PeerError, ShownSvid, SvidVerifier};
 use crate::identity::x509_svid::{PeerSvid, X509SvidError};
-use crate::identity::{Evidence, SpiffeId, TrustDomain};
+use crate::identity::{SpiffeId, TrustDomain};
 use crate::policy::{Policy, PolicyVersion};
-use crate::secret::Secret;
 
 /// How long a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -369,29 +367,21 @@ fn tell_ended(
 }
 
 /// Who is at the other end of the request's connection, by mutual TLS.
-pub(super) fn peer<B>(request: &Request<B>) -> Option<&Arc<PeerSvid>> {
-    request.extensions().get()
+pub(super) fn peer(extensions: &Extensions) -> Option<&Arc<PeerSvid>> {
+    extensions.get()
 }
 
-/// Whether the request came by mutual TLS and brings a token or JWT-SVID of another workload than its peer: a
-/// connection of one workload never serves another's.
-pub(super) fn brings_foreign<B>(broker: &Broker, request: &Request<B>) -> bool {
-    let Some(peer) = peer(request) else { return false };
+/// Whether a request of `peer` brings a token or JWT-SVID of another workload, or what nobody can judge: a connection of
+/// one workload never serves another's.
+pub(super) fn brings_foreign(broker: &Broker, peer: &PeerSvid, presented: &Presented) -> bool {
     let own = peer.claims().spiffe_id();
-    request.headers().get_all(AUTHORIZATION).iter().any(|value| {
-        let Ok(text) = value.to_str() else { return true };
-        let text = match text.split_once(' ') {
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("bearer") => rest,
-            _ => text,
-        };
-        if text.starts_with(PREFIX) {
-            // a token of no task is refused as such later
-            let task = TokenHash::of(text).and_then(|token| broker.tasks().by_token(&token));
-            return task.is_some_and(|task| task.owner() != own);
-        }
-        let evidence = Evidence::JwtSvid(Secret::new(text.to_owned()));
-        broker.caller(&evidence).is_ok_and(|caller| caller.spiffe_id() != own)
-    })
+    match presented {
+        Presented::Nothing => false,
+        Presented::Unusable => true,
+        // a token of no task is refused as such later
+        Presented::Token(token) => broker.tasks().by_token(token).is_some_and(|task| task.owner() != own),
+        Presented::Svid(evidence) => broker.caller(evidence).is_ok_and(|caller| caller.spiffe_id() != own),
+    }
 }
 
 #[cfg(test)]

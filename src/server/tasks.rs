@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
-use http::{Request, Response, StatusCode};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use http::request::Parts;
+use http::{Response, StatusCode};
 use http_body_util::{BodyExt, Either, StreamBody};
 use hyper::body::{Frame, Incoming};
 use serde::Serialize;
@@ -17,17 +18,16 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::dialect::{self, Call, Presented, Refusal};
 use super::problem::{self, Problem};
-use super::{Answer, Dialect, Server, aws, begin_body, json, mtls, read_body};
-use crate::broker::{BeginRequest, Begun, Broker, Claimant, Counted, FindError, NoSoleProvider, TaskView};
+use super::{Answer, Server, begin_body, json, mtls, read_body};
+use crate::broker::{BeginRequest, Begun, Broker, Claimant, Counted, FindError, TaskView};
 use crate::clock::Timestamp;
-use crate::exchange::Provider;
 use crate::identity::Evidence;
-use crate::identity::task_token::{PREFIX, TokenHash};
+use crate::identity::task_token::TokenHash;
 use crate::lease::LeaseEnding;
 use crate::metrics::Limit;
 use crate::policy::ScopeId;
-use crate::secret::Secret;
 use crate::task::{EndReason, Ending, Idempotency, Task, TaskId};
 
 /// How often a held task says that it lives.
@@ -61,59 +61,39 @@ pub(super) struct EndedBody<'a> {
     durable: bool,
 }
 
-/// What `Authorization: Bearer` holds on our own routes.
-enum Bearer {
-    /// A task token.
-    Token(TokenHash),
-    /// Anything else: taken for a JWT-SVID, and judged as one; nothing at all, by mutual TLS: the peer's X.509-SVID.
-    Svid(Evidence),
-}
-
-fn bearer(request: &Request<Incoming>) -> Option<Bearer> {
-    let mut values = request.headers().get_all(AUTHORIZATION).iter().peekable();
-    if values.peek().is_none() {
-        // by mutual TLS the connection itself is the evidence
-        return mtls::peer(request).map(|peer| Bearer::Svid(Evidence::X509Svid(Arc::clone(peer))));
-    }
-    let (value, None) = (values.next()?, values.next()) else { return None };
-    let (scheme, text) = value.to_str().ok()?.split_once(' ')?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return None;
-    }
-    if text.starts_with(PREFIX) {
-        TokenHash::of(text).map(Bearer::Token)
-    } else {
-        Some(Bearer::Svid(Evidence::JwtSvid(Secret::new(text.to_owned()))))
-    }
-}
-
-fn unauthenticated(server: &Server, id: &str) -> Answer {
-    server.refuse(Dialect::Native, id, &Problem::unauthenticated(), "no usable bearer".into())
+/// No usable proof.
+pub(super) fn unauthenticated() -> Refusal {
+    Refusal::new(Problem::unauthenticated(), "no usable bearer")
 }
 
 /// `POST /v1/tasks`
-pub(super) async fn begin(server: &Server, request: Request<Incoming>, id: &str) -> Answer {
-    let claimant = match bearer(&request) {
-        Some(Bearer::Svid(evidence)) => Claimant::Workload(evidence),
-        Some(Bearer::Token(token)) => Claimant::Parent(token),
-        None => return unauthenticated(server, id),
+pub(super) async fn begin(server: Arc<Server>, call: Call) -> Result<Answer, Refusal> {
+    let Call { parts, body, presented, id, .. } = call;
+    let claimant = match presented {
+        Presented::Svid(evidence) => Claimant::Workload(evidence),
+        Presented::Token(token) => Claimant::Parent(token),
+        Presented::Nothing => Claimant::Workload(peer(&parts).ok_or_else(unauthenticated)?),
+        Presented::Unusable => return Err(unauthenticated()),
     };
-    let asked = match read_begin(server, request, claimant, id).await {
-        Ok(asked) => asked,
-        Err(problem) => {
-            let detail = problem.detail().to_owned();
-            return server.refuse(Dialect::Native, id, &problem, detail);
-        }
-    };
+    let asked = read_begin(&server, &parts, body, claimant, id.as_str()).await.map_err(|problem| {
+        let detail = problem.detail().to_owned();
+        Refusal::new(problem, detail)
+    })?;
     match server.broker().begin(asked).await {
-        Ok(begun) => begun_answer(server, &begun),
-        Err(error) => server.tell(Dialect::Native, id, &Problem::from(&error)),
+        Ok(begun) => Ok(begun_answer(&server, &begun)),
+        Err(error) => Err(Refusal::audited(Problem::from(&error))),
     }
+}
+
+/// By mutual TLS the connection itself is the evidence.
+fn peer(parts: &Parts) -> Option<Evidence> {
+    mtls::peer(&parts.extensions).map(|peer| Evidence::X509Svid(Arc::clone(peer)))
 }
 
 async fn read_begin(
     server: &Server,
-    request: Request<Incoming>,
+    parts: &Parts,
+    body: Incoming,
     claimant: Claimant,
     id: &str,
 ) -> Result<BeginRequest, Problem> {
@@ -121,11 +101,11 @@ async fn read_begin(
         let value = value.to_str().unwrap_or_default();
         value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json")
     };
-    if !request.headers().get(CONTENT_TYPE).is_some_and(is_json) {
+    if !parts.headers.get(CONTENT_TYPE).is_some_and(is_json) {
         return Err(Problem::unsupported_media_type());
     }
-    let key = idempotency_key(&request)?;
-    let body = read_body(server, request).await?;
+    let key = idempotency_key(&parts.headers)?;
+    let body = read_body(server, parts, body).await?;
     let asked = begin_body::parse(&body).map_err(|problem| match begin_body::nests_too_deep(&body) {
         true => {
             server.broker().parts().metrics.limited(Limit::BodyDepth);
@@ -144,8 +124,8 @@ async fn read_begin(
     })
 }
 
-fn idempotency_key(request: &Request<Incoming>) -> Result<Option<String>, Problem> {
-    let Some(value) = request.headers().get("idempotency-key") else { return Ok(None) };
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     match value.to_str() {
         // `to_str` lets a tab pass
         Ok(key) if (1..=MAX_KEY).contains(&key.len()) && !key.contains('\t') => Ok(Some(key.to_owned())),
@@ -169,10 +149,7 @@ fn begun_answer(server: &Server, begun: &Begun) -> Answer {
         spiffe_id: begun.task.owner().as_str(),
         token,
         expires_at: begun.task.deadline(),
-        environment: BTreeMap::from([
-            ("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("http://{}/v1/aws/credentials", server.http())),
-            ("AWS_CONTAINER_AUTHORIZATION_TOKEN", token.to_owned()),
-        ]),
+        environment: dialect::environment(begun.task.providers(), server.http(), begun.task.id(), token),
     };
     json(StatusCode::CREATED, &body)
 }
@@ -185,33 +162,46 @@ enum Sight {
     One(Arc<Task>),
 }
 
-fn sight(broker: &Broker, bearer: Option<Bearer>) -> Result<Sight, FindError> {
-    match bearer {
-        Some(Bearer::Token(token)) => match broker.tasks().by_token(&token) {
-            Some(task) => Ok(Sight::One(task)),
-            None => Err(FindError::Unauthenticated("no task has this token".into())),
-        },
-        Some(Bearer::Svid(evidence)) => match broker.caller(&evidence) {
-            Ok(caller) => Ok(Sight::Owner(caller.spiffe_id().clone())),
-            Err(error) => Err(FindError::Unauthenticated(error.to_string())),
-        },
-        None => Err(FindError::Unauthenticated("no usable bearer".into())),
+fn sight(broker: &Broker, call: &Call) -> Result<Sight, FindError> {
+    let owner = |evidence: &Evidence| match broker.caller(evidence) {
+        Ok(caller) => Ok(Sight::Owner(caller.spiffe_id().clone())),
+        Err(error) => Err(FindError::Unauthenticated(error.to_string())),
+    };
+    let none = || FindError::Unauthenticated("no usable bearer".into());
+    match &call.presented {
+        Presented::Token(token) => of_token(broker, token).map(Sight::One),
+        Presented::Svid(evidence) => owner(evidence),
+        Presented::Nothing => owner(&peer(&call.parts).ok_or_else(none)?),
+        Presented::Unusable => Err(none()),
     }
 }
 
-/// The task named `id`, if the bearer may see it: unknown and foreign ids get the same answer.
-fn find(broker: &Broker, request: &Request<Incoming>, id: &str) -> Result<Arc<Task>, FindError> {
-    let sight = sight(broker, bearer(request))?;
-    let task = id.parse().ok().and_then(|id: TaskId| broker.tasks().by_id(&id)).ok_or(FindError::NotFound)?;
+fn of_token(broker: &Broker, token: &TokenHash) -> Result<Arc<Task>, FindError> {
+    broker.tasks().by_token(token).ok_or_else(|| FindError::Unauthenticated("no task has this token".into()))
+}
+
+/// The task named in the path, if the bearer may see it: unknown and foreign ids get the same answer.
+fn find(broker: &Broker, call: &Call) -> Result<Arc<Task>, Refusal> {
+    let sight = sight(broker, call)?;
+    let task = call.parameter.parse().ok().and_then(|id: TaskId| broker.tasks().by_id(&id));
+    let task = task.ok_or(FindError::NotFound)?;
     let seen = match sight {
         Sight::Owner(owner) => *task.owner() == owner,
         Sight::One(own) => own.id() == task.id(),
     };
-    if seen { Ok(task) } else { Err(FindError::NotFound) }
+    if seen { Ok(task) } else { Err(FindError::NotFound.into()) }
 }
 
-fn refuse_find(server: &Server, id: &str, error: &FindError) -> Answer {
-    server.refuse(Dialect::Native, id, &Problem::from(error), error.to_string())
+/// The task of `token`, if it is the one named `id`.
+pub(super) fn own(broker: &Broker, token: &TokenHash, id: &str) -> Result<Arc<Task>, Refusal> {
+    let task = of_token(broker, token)?;
+    if task.id().as_str() == id { Ok(task) } else { Err(FindError::NotFound.into()) }
+}
+
+impl From<FindError> for Refusal {
+    fn from(error: FindError) -> Self {
+        Self::new(Problem::from(&error), error.to_string())
+    }
 }
 
 /// The answer to `GET /v1/tasks`.
@@ -224,29 +214,28 @@ struct Listed<'a> {
 }
 
 /// `GET /v1/tasks[?after=]`
-pub(super) fn list(server: &Server, request: &Request<Incoming>, id: &str) -> Answer {
+pub(super) fn list(server: &Server, call: Call) -> Result<Answer, Refusal> {
     let broker = server.broker();
-    let mut tasks = match sight(broker, bearer(request)) {
-        Ok(Sight::One(task)) => vec![task],
-        Ok(Sight::Owner(owner)) => broker.tasks().of(&owner),
-        Err(error) => return refuse_find(server, id, &error),
+    let mut tasks = match sight(broker, &call)? {
+        Sight::One(task) => vec![task],
+        Sight::Owner(owner) => broker.tasks().of(&owner),
     };
     tasks.sort_by(|a, b| place(a).cmp(&place(b)));
-    let first = match request.uri().query().map(|query| query.strip_prefix("after=")) {
+    let first = match call.parts.uri.query().map(|query| query.strip_prefix("after=")) {
         None => 0,
         Some(Some(after)) => match tasks.iter().position(|task| task.id().to_string() == after) {
             Some(last) => last.saturating_add(1),
-            None => return refuse_find(server, id, &FindError::NotFound),
+            None => return Err(FindError::NotFound.into()),
         },
         Some(None) => {
             let problem = Problem::invalid_request("the query is after=ID, or nothing");
-            return server.refuse(Dialect::Native, id, &problem, "unknown query".into());
+            return Err(Refusal::new(problem, "unknown query"));
         }
     };
     let rest = tasks.get(first..).unwrap_or_default();
     let page = rest.get(..PAGE).unwrap_or(rest);
     let next = page.last().map(|task| task.id()).filter(|_| rest.len() > page.len());
-    json(StatusCode::OK, &Listed { tasks: page.iter().map(|task| TaskView::of(task)).collect(), next })
+    Ok(json(StatusCode::OK, &Listed { tasks: page.iter().map(|task| TaskView::of(task)).collect(), next }))
 }
 
 /// Where a task stands among others: the latest first.
@@ -261,19 +250,14 @@ pub(super) fn views(mut tasks: Vec<Arc<Task>>) -> Vec<TaskView> {
 }
 
 /// `GET /v1/tasks/{id}`
-pub(super) fn show(server: &Server, request: &Request<Incoming>, task: &str, id: &str) -> Answer {
-    match find(server.broker(), request, task) {
-        Ok(task) => json(StatusCode::OK, &TaskView::of(&task)),
-        Err(error) => refuse_find(server, id, &error),
-    }
+pub(super) fn show(server: &Server, call: Call) -> Result<Answer, Refusal> {
+    Ok(json(StatusCode::OK, &TaskView::of(&*find(server.broker(), &call)?)))
 }
 
 /// `DELETE /v1/tasks/{id}`
-pub(super) async fn end(server: &Server, request: &Request<Incoming>, task: &str, id: &str) -> Answer {
-    match find(server.broker(), request, task) {
-        Ok(task) => end_with(server.broker(), &task, EndReason::Done, id).await,
-        Err(error) => refuse_find(server, id, &error),
-    }
+pub(super) async fn end(server: Arc<Server>, call: Call) -> Result<Answer, Refusal> {
+    let task = find(server.broker(), &call)?;
+    Ok(end_with(server.broker(), &task, EndReason::Done, call.id.as_str()).await)
 }
 
 /// Ends `task` and tells what is left of it.
@@ -286,71 +270,19 @@ pub(super) async fn end_with(broker: &Arc<Broker>, task: &Arc<Task>, reason: End
     json(StatusCode::OK, &body)
 }
 
-/// `GET /v1/tasks/{id}/credentials[?provider=]`
-pub(super) async fn credentials(server: &Server, request: &Request<Incoming>, task: &str, id: &str) -> Answer {
-    let token = match bearer(request) {
-        Some(Bearer::Token(token)) => token,
-        _ => return unauthenticated(server, id),
-    };
-    if let Err(error) = find(server.broker(), request, task) {
-        return refuse_find(server, id, &error);
-    }
-    let asked = match request.uri().query() {
-        None | Some("") => Ok(None),
-        Some(query) => {
-            match Provider::ALL.iter().find(|provider| query.strip_prefix("provider=") == Some(provider.as_str())) {
-                Some(provider) => Ok(Some(*provider)),
-                None => Err("the query is provider=aws, provider=vault, or nothing"),
-            }
-        }
-    };
-    let provider = match asked {
-        Ok(Some(provider)) => Ok(provider),
-        Ok(None) => server.broker().sole_provider(&token).await,
-        Err(what) => {
-            let problem = Problem::invalid_request(what);
-            return server.refuse(Dialect::Native, id, &problem, "unknown query".into());
-        }
-    };
-    let provider = match provider {
-        Ok(provider) => provider,
-        Err(NoSoleProvider::Several(_)) => {
-            let problem =
-                Problem::invalid_request("the scope has several providers: say provider=aws or provider=vault");
-            return server.refuse(Dialect::Native, id, &problem, "no provider named".into());
-        }
-        Err(NoSoleProvider::Refused(error)) => {
-            return server.refuse(Dialect::Native, id, &Problem::from(&error), error.to_string());
-        }
-    };
-    match server.broker().credentials(&token, provider, id).await {
-        Ok(issued) => aws::found(server, &issued, Dialect::Native, id),
-        Err(error) => server.refuse(Dialect::Native, id, &Problem::from(&error), error.to_string()),
-    }
-}
-
 /// `POST /v1/tasks/{id}/hold`
-pub(super) async fn hold(server: &Server, request: &Request<Incoming>, task: &str, id: &str) -> Answer {
-    if !matches!(bearer(request), Some(Bearer::Token(_))) {
-        return unauthenticated(server, id);
-    }
-    let task = match find(server.broker(), request, task) {
-        Ok(task) => task,
-        Err(error) => return refuse_find(server, id, &error),
-    };
+pub(super) async fn hold(server: Arc<Server>, call: Call) -> Result<Answer, Refusal> {
+    let Presented::Token(token) = &call.presented else { return Err(unauthenticated()) };
+    let task = own(server.broker(), token, &call.parameter)?;
     if let Err(reason) = server.broker().still_runs(&task).await {
-        let detail = format!("hold of a task that has ended: {reason}");
-        return server.refuse(Dialect::Native, id, &Problem::task_ended(), detail);
+        return Err(Refusal::new(Problem::task_ended(), format!("hold of a task that has ended: {reason}")));
     }
-    let held = match Held::grasp(Arc::clone(server.broker()), task) {
-        Ok(held) => held,
-        Err((problem, detail)) => return server.refuse(Dialect::Native, id, &problem, detail.into()),
-    };
+    let held = Held::grasp(Arc::clone(server.broker()), task)?;
     let (lines, body) = mpsc::channel::<Result<Frame<Bytes>, Infallible>>(4);
     tokio::spawn(held.beat(lines));
     let mut answer = Response::new(Either::Right(BodyExt::boxed(StreamBody::new(ReceiverStream::new(body)))));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
-    answer
+    Ok(answer)
 }
 
 /// One holder of a task; letting go of it is its drop.
@@ -362,19 +294,19 @@ struct Held {
 
 impl Held {
     /// A hold never makes room for another connection, so there are only so many.
-    fn grasp(broker: Arc<Broker>, task: Arc<Task>) -> Result<Self, (Problem, &'static str)> {
+    fn grasp(broker: Arc<Broker>, task: Arc<Task>) -> Result<Self, Refusal> {
         let place = broker.let_hold(task.owner()).ok_or_else(|| {
             let problem = Problem::rate_limited("Too many tasks of this workload are held.", problem::SOON);
-            (problem, "as many tasks of this caller are held as may be")
+            Refusal::new(problem, "as many tasks of this caller are held as may be")
         })?;
         let mut state = task.state();
         if state.ending.is_some() {
-            return Err((Problem::task_ended(), "hold of an ended task"));
+            return Err(Refusal::new(Problem::task_ended(), "hold of an ended task"));
         }
         if state.holders >= MAX_HOLDS {
             broker.parts().metrics.limited(Limit::HoldsPerTask);
             let problem = Problem::rate_limited("Too many hold this task.", problem::SOON);
-            return Err((problem, "as many hold this task as may"));
+            return Err(Refusal::new(problem, "as many hold this task as may"));
         }
         state.holders = state.holders.saturating_add(1);
         drop(state);

@@ -75,6 +75,26 @@ async fn the_command_gets_the_task_and_nothing_that_an_sdk_would_take_before_it(
 }
 
 #[tokio::test]
+async fn a_command_without_an_aws_grant_is_told_of_no_aws_endpoint() {
+    let world = World::new().await;
+    let begun = format!(
+        r#"{{"id":"t-1","scope":"ledger-read","spiffe_id":"spiffe://dev.test/report","token":"{TOKEN}",
+        "expires_at":"2026-11-23T11:00:00Z","environment":{{"SIDEMINT_TOKEN":"{TOKEN}",
+        "SIDEMINT_CREDENTIALS_URI":"http://127.0.0.1:9870/v1/tasks/t-1/credentials"}}}}"#
+    );
+    world.sidecar.answer(BEGIN, 201, &begun);
+    let mut command = world.sidemint(&exec(&[], r#"env >env; cp "$SIDEMINT_TOKEN_FILE" token"#));
+    command.env("AWS_CONTAINER_CREDENTIALS_FULL_URI", "before").env("AWS_PROFILE", "before").current_dir(world.path());
+    let outcome = Outcome::of(command.spawn().unwrap()).await;
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (0, ""));
+    assert_eq!(std::fs::read_to_string(world.path().join("token")).unwrap(), TOKEN);
+    let env = std::fs::read_to_string(world.path().join("env")).unwrap();
+    assert!(!env.contains("AWS_CONTAINER") && !env.contains("before") && !env.contains(TOKEN), "{env}");
+    assert!(env.lines().any(|line| line == "SIDEMINT_CREDENTIALS_URI=http://127.0.0.1:9870/v1/tasks/t-1/credentials"));
+    assert_no_token_file(&world);
+}
+
+#[tokio::test]
 async fn the_svid_is_asked_for_the_brokers_audience_and_the_named_identity() {
     let world = World::new().await;
     let options = ["--audience", "broker-b", "--spiffe-id", "spiffe://dev.test/report"];

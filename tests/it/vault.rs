@@ -151,6 +151,21 @@ async fn the_secret_is_served_in_vaults_own_shape_with_our_rule_of_expiration() 
 }
 
 #[tokio::test]
+async fn the_environment_names_only_what_the_scope_grants() {
+    let w = world().await;
+    let told = async |scope: &str| {
+        let task = w.begin_scope(scope).await;
+        (task.body["environment"].clone(), task)
+    };
+    let (environment, task) = told("db").await;
+    let uri = format!("http://{}/v1/tasks/{}/credentials", w.address, task.id);
+    assert_eq!(environment, json!({ "SIDEMINT_CREDENTIALS_URI": uri, "SIDEMINT_TOKEN": task.token }));
+    let (environment, _) = told("both").await;
+    let names: Vec<_> = environment.as_object().unwrap().keys().map(|name| name.split('_').next().unwrap()).collect();
+    assert_eq!(names, ["AWS", "AWS", "SIDEMINT", "SIDEMINT"]);
+}
+
+#[tokio::test]
 async fn without_a_name_the_only_provider_is_meant_and_of_two_none() {
     let w = world().await;
     let task = w.begin_scope("db").await;

@@ -44,17 +44,9 @@ pub struct Begun {
     pub token: Secret,
     /// The task's deadline.
     pub expires_at: Timestamp,
-    /// What an SDK needs.
-    #[serde(default)]
-    pub environment: Environment,
-}
-
-/// The part of `environment` that the client uses; the token comes in [`Begun::token`] too.
-#[derive(Debug, Default, Deserialize)]
-pub struct Environment {
-    /// Where an AWS SDK gets its credentials.
-    #[serde(rename = "AWS_CONTAINER_CREDENTIALS_FULL_URI")]
-    pub aws_full_uri: Option<String>,
+    /// What its environment needs to hold for an SDK, by name.
+    #[serde(default, deserialize_with = "secrets")]
+    pub environment: BTreeMap<String, Secret>,
 }
 
 /// The answer to `GET /v1/tasks`.
@@ -318,4 +310,10 @@ pub struct IdentityStatus {
 /// Reads a secret straight into its own type.
 fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
     String::deserialize(deserializer).map(Secret::new)
+}
+
+/// The same for the values of an object.
+fn secrets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, Secret>, D::Error> {
+    let texts = BTreeMap::<String, String>::deserialize(deserializer)?;
+    Ok(texts.into_iter().map(|(name, text)| (name, Secret::new(text))).collect())
 }

@@ -1,5 +1,6 @@
 //! What CMD finds in its environment: the task's credentials, and nothing that an SDK would take before them.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,20 +11,7 @@ use tempfile::TempDir;
 use crate::cli::client::Address;
 use crate::cli::{CliError, Exit};
 use crate::secret::Secret;
-
-/// What AWS SDKs would take before the container endpoint, or instead of the token file
-/// (local-endpoints §1.1 and §1.5: `RELATIVE_URI` wins over `FULL_URI`; Java's SDK prefers the variable to the file).
-const REMOVED: [&str; 9] = [
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_PROFILE",
-    "AWS_DEFAULT_PROFILE",
-    "AWS_WEB_IDENTITY_TOKEN_FILE",
-    "AWS_ROLE_ARN",
-    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-];
+use crate::server::dialect::{self, Dialect, Value, Variable};
 
 /// The hosts that must not be asked through a proxy: it would get the task's token (local-endpoints §0.3).
 const DIRECT: [&str; 3] = ["127.0.0.1", "localhost", "::1"];
@@ -31,15 +19,43 @@ const DIRECT: [&str; 3] = ["127.0.0.1", "localhost", "::1"];
 /// A variable's new value; `None` takes it away.
 pub(super) type Change = (&'static str, Option<OsString>);
 
-/// Everything that is different in CMD's environment.
-pub(super) fn changes(uri: &str, token_file: &Path) -> Vec<Change> {
-    let mut changes: Vec<Change> = REMOVED.iter().map(|name| (*name, None)).collect();
-    changes.push(("AWS_CONTAINER_CREDENTIALS_FULL_URI", Some(uri.into())));
-    changes.push(("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", Some(token_file.into())));
+/// Everything that is different in CMD's environment, where the sidecar `told` these variables.
+///
+/// # Errors
+/// Failed, when it names no endpoint, or one elsewhere.
+pub(super) fn changes(told: &BTreeMap<String, Secret>, token_file: &Path) -> Result<Vec<Change>, CliError> {
+    let providers = dialect::ALL.iter().filter(|dialect| dialect.provider.is_some());
+    let removed = providers.flat_map(|dialect| {
+        let own = dialect.variables.iter().map(|variable| variable.name);
+        own.chain(dialect.displaced.iter().copied())
+    });
+    let mut changes: Vec<Change> = removed.map(|name| (name, None)).collect();
+    let given = changes.len();
+    for dialect in dialect::ALL.iter().filter(|dialect| is_told(dialect, told)) {
+        for Variable { name, value } in dialect.variables {
+            let value = match value {
+                // exposed: an address, once it is checked
+                Value::Url(_) => Some(checked_uri(told.get(*name).map(Secret::expose))?.into()),
+                Value::TokenFile => Some(token_file.into()),
+                // CMD has the file, and some SDKs prefer this one (local-endpoints §1.5)
+                Value::Token => None,
+            };
+            changes.push((name, value));
+        }
+    }
+    if changes.len() == given {
+        checked_uri(None)?;
+    }
     for name in ["NO_PROXY", "no_proxy"] {
         changes.push((name, Some(without_proxy(std::env::var_os(name).as_deref()))));
     }
-    changes
+    Ok(changes)
+}
+
+/// Whether the sidecar told of this dialect's endpoint.
+fn is_told(dialect: &Dialect, told: &BTreeMap<String, Secret>) -> bool {
+    let is_url = |variable: &&Variable| matches!(variable.value, Value::Url(_));
+    dialect.variables.iter().find(is_url).is_some_and(|variable| told.contains_key(variable.name))
 }
 
 /// `before` with the loopback names that it lacks.
@@ -65,7 +81,7 @@ fn without_proxy(before: Option<&OsStr>) -> OsString {
 ///
 /// # Errors
 /// Failed, when the sidecar names none or one elsewhere.
-pub(super) fn checked_uri(uri: Option<&str>) -> Result<&str, CliError> {
+fn checked_uri(uri: Option<&str>) -> Result<&str, CliError> {
     let on_this_host = |uri: &str| {
         let authority = uri.strip_prefix("http://").and_then(|rest| rest.split('/').next());
         authority.is_some_and(|authority| matches!(authority.parse(), Ok(Address::Tcp { .. })))

@@ -21,6 +21,7 @@ use crate::broker::{Limits, Parts};
 use crate::clock::ManualClock;
 use crate::exchange::{Cloud, ExchangeError, MintOrder, Minted, Provider};
 use crate::identity::Authenticator;
+use crate::identity::task_token::TokenHash;
 use crate::identity::workload_api::WorkloadApi;
 use crate::identity::workload_api::testing::FakeWorkloadApi;
 use crate::identity::x509_svid::testing::{TestAuthority, TestSvid};
@@ -29,7 +30,12 @@ use crate::metrics::Snapshot;
 use crate::policy::LoadOptions;
 use crate::policy::cache::PolicyCache;
 use crate::policy::repository::DirectorySource;
-use crate::server::{Listener, ListenerLimits, Server, serve};
+use crate::server::dialect::{self, Action, Dialect, Presented, Resource};
+use crate::server::guard::Rules;
+use crate::server::problem::Problem;
+use crate::server::{Listener, ListenerLimits, Server, json as json_answer, serve};
+use http::Request;
+use http::header::HeaderName;
 
 mod corpus;
 
@@ -124,7 +130,8 @@ impl World {
         let address = listener.local_addr().unwrap();
         let settings = MtlsSettings { address, spiffe_id: None, federated };
         let mtls = Arc::new(Mtls::new(Arc::clone(&broker), &settings));
-        let server = Arc::new(Server::new(Arc::clone(&broker), address).unwrap());
+        let dialects = [&dialect::ALL[..], &[&ELSEWHERE]].concat();
+        let server = Arc::new(Server::speaking(&dialects, Arc::clone(&broker), address).unwrap());
         let (stop, stopping) = watch::channel(false);
         let handle = move |request, peer| Arc::clone(&server).handle(request, peer);
         tokio::spawn(serve(Listener::Mtls(listener, mtls), limits, shared, stopping, handle));
@@ -348,6 +355,53 @@ async fn a_workload_that_the_sidecar_has_no_svid_of_may_connect_and_not_begin() 
     assert_eq!(status, 200);
     let (status, body) = connection.send("POST", "/v1/tasks", None, TASK).await.unwrap();
     assert_eq!(status, 403, "{body}");
+}
+
+/// A dialect whose token stands in a header of its own.
+static ELSEWHERE: Dialect = Dialect {
+    label: "elsewhere",
+    below: "/elsewhere",
+    rules: Rules::GENERAL,
+    presented: |parts| match dialect::one(&parts.headers, &HeaderName::from_static("x-identity-header")) {
+        Ok(text) => TokenHash::of(text).map_or(Presented::Unusable, Presented::Token),
+        Err(other) => other,
+    },
+    resources: &[Resource {
+        path: "/elsewhere/token",
+        methods: &[(
+            http::Method::GET,
+            Action::Other(|_, _| Box::pin(async { Ok(json_answer(http::StatusCode::OK, &json!({}))) })),
+        )],
+    }],
+    refusal: Problem::answer,
+    provider: None,
+    variables: &[],
+    displaced: &[],
+};
+
+#[tokio::test]
+async fn a_connection_takes_no_token_of_another_workload_wherever_a_dialect_has_it() {
+    let world = World::new().await;
+    let (mut report, _) = world.call(client(&world, &world.svid(REPORT))).await.unwrap();
+    let (mut other, _) = world.call(client(&world, &world.svid(OTHER))).await.unwrap();
+    let (_, begun) = report.send("POST", "/v1/tasks", None, TASK).await.unwrap();
+    let token = begun["token"].as_str().unwrap();
+    let ask = async |connection: &mut Connection, name: &str, values: &[&str]| {
+        let mut request = Request::get("/elsewhere/token").header("host", "sidemint.example");
+        for value in values {
+            request = request.header(name, *value);
+        }
+        let answer = connection.sender.send_request(request.body(Full::default()).unwrap()).await.unwrap();
+        answer.status().as_u16()
+    };
+    const NAME: &str = "x-identity-header";
+    assert_eq!(ask(&mut report, NAME, &[token]).await, 200);
+    assert_eq!(ask(&mut other, NAME, &[token]).await, 401);
+    assert_eq!(ask(&mut other, NAME, &[]).await, 200);
+    assert_eq!(ask(&mut other, NAME, &[token, token]).await, 401, "which one it is, nobody can tell");
+    assert_eq!(ask(&mut other, NAME, &["smt_none"]).await, 401);
+    // what the dialect does not read is no proof of anything, and opens nothing
+    assert_eq!(ask(&mut other, "authorization", &[token]).await, 200);
 }
 
 #[tokio::test]
