@@ -1,6 +1,5 @@
 //! `[policy]`: where policy files are, and who vouches for them.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,9 +8,9 @@ use serde::Deserialize;
 
 use super::section::{Environment, Invalid, Section};
 use super::values;
+use crate::http_client::{Origin, Proxy};
 use crate::identity::SpiffeId;
 use crate::policy::ScopeId;
-use crate::policy::repository::http::Proxy;
 
 /// `[policy]`
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -203,10 +202,8 @@ pub fn repository_place(text: &str) -> Option<RepositoryPlace> {
         return Some(RepositoryPlace::Directory(text.into()));
     }
     let uri: Uri = text.parse().ok()?;
-    let address = uri.host()?.trim_matches(['[', ']']).parse::<IpAddr>();
-    let loopback = uri.host() == Some("localhost") || address.is_ok_and(|address| address.is_loopback());
-    let authority = uri.authority().filter(|_| uri.scheme_str() == Some("https") || loopback)?;
-    // A password would be told in every error.
-    let plain = !authority.as_str().contains('@') && uri.query().is_none() && !text.contains('#');
-    plain.then_some(RepositoryPlace::Http(uri))
+    // It has no password, which would be told in every error.
+    let origin = Origin::of(&uri).ok()?;
+    let local_or_secure = origin.is_secure() || origin.is_loopback();
+    (local_or_secure && uri.query().is_none() && !text.contains('#')).then_some(RepositoryPlace::Http(uri))
 }

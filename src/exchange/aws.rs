@@ -25,7 +25,6 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -52,6 +51,7 @@ use self::fault::{Fault, Remedy};
 use super::retry::{Backoff, Gate, Jitter, MAX_RETRY_AFTER, Rate, SystemJitter};
 use super::{Cloud, ExchangeError, MintOrder, Minted, Provider};
 use crate::clock::{SharedClock, Timestamp, within};
+use crate::http_client::{Origin, OriginError};
 use crate::identity::SpiffeId;
 use crate::identity::workload_api::{JwtSvid, WorkloadApi, WorkloadApiError};
 use crate::policy::{AwsGrant, ProviderGrant};
@@ -493,23 +493,11 @@ fn cause<E: std::error::Error + 'static>(error: &SdkError<AssumeRoleWithWebIdent
 
 /// Whether the endpoint is reached by TLS.
 fn check_endpoint(url: &str) -> Result<bool, SettingsError> {
-    let uri: http::Uri = url.parse().map_err(|_| SettingsError::Endpoint)?;
-    let authority = uri.authority().ok_or(SettingsError::Endpoint)?;
-    let bare = matches!(uri.path(), "" | "/") && uri.query().is_none() && !url.contains(['#', '@']);
-    if !bare || authority.host().is_empty() {
-        return Err(SettingsError::Endpoint);
+    match Origin::parse(url) {
+        Ok(origin) => Ok(origin.is_secure()),
+        Err(OriginError::Form) => Err(SettingsError::Endpoint),
+        Err(OriginError::PlainHttp) => Err(SettingsError::PlainHttp),
     }
-    match uri.scheme_str() {
-        Some("https") => Ok(true),
-        Some("http") if is_loopback(authority.host()) => Ok(false),
-        Some("http") => Err(SettingsError::PlainHttp),
-        _ => Err(SettingsError::Endpoint),
-    }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || address.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
 }
 
 /// A region becomes part of a host name: lower-case letters, digits and inner hyphens only.
