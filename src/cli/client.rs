@@ -18,7 +18,7 @@ use http_body_util::Full;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
-pub use hold::{Held, Hold};
+pub use hold::{Hold, HoldEvent};
 pub use wire::{
     BeginRequest, Begun, Ending, LeaseEnding, LeaseView, OutstandingView, PolicyStatus, Status, TaskList, TaskView,
 };
@@ -144,7 +144,7 @@ pub enum ClientError {
 pub struct Refusal {
     /// The HTTP status.
     pub status: StatusCode,
-    /// The stable word (docs/openapi.yaml): `denied`, `task_ended` …; `http_NNN` where the answer has none.
+    /// The stable name (docs/openapi.yaml): `denied`, `task_ended` …; `http_NNN` where the answer has none.
     pub code: String,
     /// What the sidecar says of it.
     pub detail: String,
@@ -155,7 +155,7 @@ pub struct Refusal {
 }
 
 impl ClientError {
-    /// The stable word of a closed set.
+    /// The stable name, of a closed set.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Connect { .. } => "connect",
@@ -177,16 +177,16 @@ impl ClientError {
     }
 }
 
-/// The exit code and the mend of each failure.
+/// The exit code and the fix of each failure.
 impl From<ClientError> for CliError {
     fn from(error: ClientError) -> Self {
-        let (exit, mend) = match &error {
+        let (exit, fix) = match &error {
             ClientError::Connect { .. } => (Exit::Unavailable, "start `sidemint serve`, or name the right place"),
             ClientError::Slow(_) => (Exit::Unavailable, "try again; `sidemint status` shows what it waits for"),
             ClientError::Broken { .. } => (Exit::Unavailable, "is it a sidecar that listens there?"),
             ClientError::Refused(refusal) => explain(refusal),
         };
-        Self::new(exit, format!("{error}; {mend}"))
+        Self::new(exit, format!("{error}; {fix}"))
     }
 }
 
@@ -197,9 +197,7 @@ fn explain(refusal: &Refusal) -> (Exit, &'static str) {
         ("denied", _) => (Exit::Denied, "ask the scope's owner; the audit log has the reason under this request id"),
         ("task_ended", _) => (Exit::Failed, "begin a new task"),
         ("conflict", _) => (Exit::Failed, "use a new idempotency key for another request"),
-        ("policy_expired", _) => {
-            (Exit::Unavailable, "policy is past its end: publish it anew or mend its distribution")
-        }
+        ("policy_expired", _) => (Exit::Unavailable, "policy is past its end: publish it anew or fix its distribution"),
         ("provider_unavailable", _) => (Exit::Unavailable, "the cloud does not answer: try again"),
         (_, 401) => (Exit::Denied, "`sidemint doctor` checks the SVID, its audience and the clock"),
         (_, 403) => (Exit::Denied, "the audit log has the reason under this request id"),

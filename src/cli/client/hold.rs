@@ -15,12 +15,12 @@ const SILENCE: Duration = Duration::from_secs(8);
 
 /// What the hold tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Held {
+pub enum HoldEvent {
     /// The task goes on.
     Active,
     /// The task has ended, for this reason.
     Ended {
-        /// The sidecar's word for it.
+        /// The sidecar's name for it.
         reason: String,
     },
     /// The stream broke without saying that the task ended: hold again.
@@ -40,17 +40,17 @@ impl Hold {
         Self { body, lines: Lines::default(), clock }
     }
 
-    /// Waits for the next thing that the stream says. After [`Held::Ended`] or [`Held::Broken`] there is nothing more.
-    pub async fn next(&mut self) -> Held {
+    /// Waits for the next thing that the stream says. After [`HoldEvent::Ended`] or [`HoldEvent::Broken`] there is nothing more.
+    pub async fn next(&mut self) -> HoldEvent {
         loop {
             match self.lines.next() {
                 Ok(Some(line)) => return line,
                 Ok(None) => {}
-                Err(TooLong) => return Held::Broken,
+                Err(TooLong) => return HoldEvent::Broken,
             }
             match within(&*self.clock, SILENCE, self.body.next()).await {
                 Some(Ok(Some(data))) => self.lines.push(&data),
-                Some(Ok(None) | Err(_)) | None => return Held::Broken,
+                Some(Ok(None) | Err(_)) | None => return HoldEvent::Broken,
             }
         }
     }
@@ -73,17 +73,17 @@ impl Lines {
 
     /// The next whole line, or `None` until more bytes come. A line that cannot be read is `Broken`: it says nothing
     /// about the task.
-    fn next(&mut self) -> Result<Option<Held>, TooLong> {
+    fn next(&mut self) -> Result<Option<HoldEvent>, TooLong> {
         let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') else {
             return if self.buffer.len() > MAX_LINE { Err(TooLong) } else { Ok(None) };
         };
         let line = self.buffer.split_to(end + 1);
         Ok(Some(match serde_json::from_slice::<HoldLine>(&line) {
-            Ok(HoldLine { state, .. }) if state == "active" => Held::Active,
+            Ok(HoldLine { state, .. }) if state == "active" => HoldEvent::Active,
             Ok(HoldLine { state, reason }) if state == "ended" => {
-                Held::Ended { reason: reason.unwrap_or_else(|| "unknown".into()) }
+                HoldEvent::Ended { reason: reason.unwrap_or_else(|| "unknown".into()) }
             }
-            _ => Held::Broken,
+            _ => HoldEvent::Broken,
         }))
     }
 }
@@ -106,7 +106,7 @@ mod tests {
                     seen.push(line);
                 }
             }
-            assert_eq!(seen, [Held::Active, Held::Ended { reason: "deadline".into() }]);
+            assert_eq!(seen, [HoldEvent::Active, HoldEvent::Ended { reason: "deadline".into() }]);
         }
     }
 
@@ -115,7 +115,7 @@ mod tests {
         for line in ["\n", "null\n", "{}\n", "{\"state\":\"ending\"}\n", "<html>\n"] {
             let mut lines = Lines::default();
             lines.push(line.as_bytes());
-            assert_eq!(lines.next(), Ok(Some(Held::Broken)), "{line:?}");
+            assert_eq!(lines.next(), Ok(Some(HoldEvent::Broken)), "{line:?}");
         }
     }
 

@@ -7,7 +7,7 @@ use http::StatusCode;
 use tokio::sync::mpsc;
 
 use super::Backoff;
-use crate::cli::client::{ClientError, Held, Hold, Sidecar};
+use crate::cli::client::{ClientError, Hold, HoldEvent, Sidecar};
 use crate::cli::plain;
 use crate::clock::SharedClock;
 use crate::secret::Secret;
@@ -72,9 +72,9 @@ impl Holder {
     async fn hold_to_the_end(&self, mut hold: Hold) -> String {
         loop {
             match hold.next().await {
-                Held::Active => {}
-                Held::Ended { reason } => return reason,
-                Held::Broken => match self.hold_again().await {
+                HoldEvent::Active => {}
+                HoldEvent::Ended { reason } => return reason,
+                HoldEvent::Broken => match self.hold_again().await {
                     Ok(again) => hold = again,
                     Err(reason) => return reason,
                 },

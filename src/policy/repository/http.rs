@@ -33,7 +33,7 @@ pub use fault::HttpFault;
 /// How long a file may take at the least and at the most that can be configured.
 pub const TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(120);
 
-/// The most connections at a time. A look without changes uses one; a first load may ask for several files at once.
+/// The most connections at a time. A refresh without changes uses one; a first load may ask for several files at once.
 const MAX_CONNECTIONS: usize = 8;
 /// The slowest body that is waited for beyond the time-out, in bytes a second.
 const MIN_RATE: u64 = 64 * 1024;
@@ -88,7 +88,7 @@ impl From<TlsError> for HttpError {
     }
 }
 
-/// Reads the files of a repository over HTTPS. It keeps its connection: a look that finds nothing new costs one round
+/// Reads the files of a repository over HTTPS. It keeps its connection: a refresh that finds nothing new costs one round
 /// trip a request.
 #[derive(Debug)]
 pub struct HttpFetch {
@@ -153,7 +153,7 @@ impl HttpFetch {
     ///
     /// # Errors
     /// Anything but the file, its absence or its being unchanged.
-    pub async fn look(&self, name: &str, limit: u64, seen: Option<&Tag>) -> Result<Answer, HttpFault> {
+    async fn fetch_file(&self, name: &str, limit: u64, seen: Option<&Tag>) -> Result<Answer, HttpFault> {
         let request = self.request(name, seen).ok_or(HttpFault::Name)?;
         // The semaphore is never closed. Who is ahead is bounded by their own time-outs.
         let _permit = self.permits.acquire().await.map_err(|_| http_client::Fault::Closed)?;
@@ -239,7 +239,7 @@ impl HttpFetch {
 #[async_trait]
 impl Fetch for HttpFetch {
     async fn get(&self, name: &str, limit: u64, seen: Option<&Tag>) -> Result<Answer, FetchError> {
-        self.look(name, limit, seen).await.map_err(|fault| fault.into_fetch_error(name))
+        self.fetch_file(name, limit, seen).await.map_err(|fault| fault.into_fetch_error(name))
     }
 
     fn retry_after(&self) -> Option<Duration> {
@@ -290,7 +290,7 @@ fn absence(name: &str, status: StatusCode) -> String {
     format!("{name}: HTTP {}{why}", status.as_u16())
 }
 
-/// The name as part of a URL: a server that decodes it looks for a file of exactly this name. `None` where it cannot be
+/// The name as part of a URL: a server that decodes it gives the file of exactly this name. `None` where it cannot be
 /// a file's name.
 fn encoded(name: &str) -> Option<String> {
     let is_part = |part: &str| !matches!(part, "" | "." | "..");

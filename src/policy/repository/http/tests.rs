@@ -94,9 +94,9 @@ impl World {
         Self { clock, server, fetch }
     }
 
-    async fn look(&self, seen: Option<&str>) -> Result<Answer, HttpFault> {
+    async fn fetch_file(&self, seen: Option<&str>) -> Result<Answer, HttpFault> {
         let seen = seen.map(|tag| Tag(tag.to_owned()));
-        drive(&self.clock, self.fetch.look(FILE, LIMIT, seen.as_ref())).await
+        drive(&self.clock, self.fetch.fetch_file(FILE, LIMIT, seen.as_ref())).await
     }
 }
 
@@ -105,7 +105,7 @@ async fn refused(answer: Vec<Act>) -> (&'static str, String, Duration) {
     let world = World::new().await;
     world.server.answer(answer);
     let began = world.clock.boot();
-    let fault = world.look(None).await.unwrap_err();
+    let fault = world.fetch_file(None).await.unwrap_err();
     let took = world.clock.boot() - began;
     assert!(took <= TIMEOUT + Duration::from_secs(1), "{fault} took {took:?}");
     // What failed is never used again.
@@ -123,9 +123,9 @@ async fn gives_the_file_and_asks_again_only_whether_it_changed() {
     let world = World::new().await;
     world.server.answer(reply("200 OK", "ETag: \"a1\"\r\n", "{}"));
     world.server.answer(reply("304 Not Modified", "ETag: \"a1\"\r\n", ""));
-    assert_eq!(world.look(None).await.unwrap(), body("{}", Some("\"a1\"")));
-    assert_eq!(world.look(Some("\"a1\"")).await.unwrap(), Answer::Unchanged);
-    assert_eq!(world.look(None).await.unwrap(), Answer::Absent);
+    assert_eq!(world.fetch_file(None).await.unwrap(), body("{}", Some("\"a1\"")));
+    assert_eq!(world.fetch_file(Some("\"a1\"")).await.unwrap(), Answer::Unchanged);
+    assert_eq!(world.fetch_file(None).await.unwrap(), Answer::Absent);
     let questions = world.server.questions();
     assert_eq!(world.server.connections(), 1, "all on one kept connection");
     assert_eq!(world.fetch.client.idle_connections(), 1);
@@ -143,8 +143,8 @@ async fn a_new_tag_or_a_lost_one_comes_with_the_new_body() {
     let world = World::new().await;
     world.server.answer(reply("200 OK", "ETag: W/\"b2\"\r\n", "new"));
     world.server.answer(reply("200 OK", "", "newer"));
-    assert_eq!(world.look(Some("\"a1\"")).await.unwrap(), body("new", Some("W/\"b2\"")));
-    assert_eq!(world.look(Some("W/\"b2\"")).await.unwrap(), body("newer", None));
+    assert_eq!(world.fetch_file(Some("\"a1\"")).await.unwrap(), body("new", Some("W/\"b2\"")));
+    assert_eq!(world.fetch_file(Some("W/\"b2\"")).await.unwrap(), body("newer", None));
 }
 
 #[tokio::test]
@@ -160,7 +160,7 @@ async fn a_tag_that_cannot_be_sent_back_is_forgotten() {
     ] {
         let world = World::new().await;
         world.server.answer(reply("200 OK", headers, "{}"));
-        assert_eq!(world.look(None).await.unwrap(), body("{}", None), "{headers}");
+        assert_eq!(world.fetch_file(None).await.unwrap(), body("{}", None), "{headers}");
     }
 }
 
@@ -173,10 +173,10 @@ async fn absence_has_three_statuses_and_says_which() {
     ] {
         let world = World::new().await;
         world.server.answer(reply(status, "", "<Error>AccessDenied</Error>"));
-        assert_eq!(world.look(None).await.unwrap(), Answer::Absent);
+        assert_eq!(world.fetch_file(None).await.unwrap(), Answer::Absent);
         assert_eq!(world.fetch.note().as_deref(), Some(note));
         world.server.answer(reply("200 OK", "", "{}"));
-        world.look(None).await.unwrap();
+        world.fetch_file(None).await.unwrap();
         assert_eq!(world.fetch.note(), None);
         assert_eq!(world.server.connections(), 1);
     }
@@ -186,7 +186,7 @@ async fn absence_has_three_statuses_and_says_which() {
 async fn an_html_page_is_handed_on_for_the_signatures_to_refuse() {
     let world = World::new().await;
     world.server.answer(reply("200 OK", "Content-Type: text/html\r\n", "<html>sign in</html>"));
-    assert_eq!(world.look(None).await.unwrap(), body("<html>sign in</html>", None));
+    assert_eq!(world.fetch_file(None).await.unwrap(), body("<html>sign in</html>", None));
 }
 
 #[tokio::test]
@@ -198,13 +198,13 @@ async fn an_empty_file_and_one_in_chunks_are_files() {
         send("2\r\n{\"\r\n3;x=y\r\na\":\r\n"),
         send("2\r\n1}\r\n0\r\n\r\n"),
     ]);
-    assert_eq!(world.look(None).await.unwrap(), body("", None));
-    assert_eq!(world.look(None).await.unwrap(), body("{\"a\":1}", Some("\"c\"")));
-    assert_eq!(world.look(None).await.unwrap(), Answer::Absent);
+    assert_eq!(world.fetch_file(None).await.unwrap(), body("", None));
+    assert_eq!(world.fetch_file(None).await.unwrap(), body("{\"a\":1}", Some("\"c\"")));
+    assert_eq!(world.fetch_file(None).await.unwrap(), Answer::Absent);
     assert_eq!(world.server.connections(), 1);
     let trailer = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nETag: \"t\"\r\n\r\n";
     world.server.answer(vec![send(trailer)]);
-    assert_eq!(world.look(None).await.unwrap(), body("{}", None), "a trailer is no tag");
+    assert_eq!(world.fetch_file(None).await.unwrap(), body("{}", None), "a trailer is no tag");
 }
 
 #[tokio::test]
@@ -240,7 +240,7 @@ async fn other_statuses_are_refused() {
 }
 
 #[tokio::test]
-async fn unchanged_is_believed_only_where_it_was_asked() {
+async fn trusts_unchanged_only_where_it_asked() {
     assert_eq!(kind(reply("304 Not Modified", "", "")).await, "not_asked");
 }
 
@@ -252,7 +252,7 @@ async fn a_compressed_body_is_refused() {
     }
     let world = World::new().await;
     world.server.answer(reply("200 OK", "Content-Encoding: identity\r\n", "{}"));
-    assert_eq!(world.look(None).await.unwrap(), body("{}", None));
+    assert_eq!(world.fetch_file(None).await.unwrap(), body("{}", None));
 }
 
 #[tokio::test]
@@ -262,7 +262,7 @@ async fn a_file_that_is_too_large_is_refused_before_it_is_read() {
     assert_eq!((kind, text.as_str(), took), ("too_large", "larger than 1000 bytes", Duration::ZERO));
     let world = World::new().await;
     world.server.answer(reply("200 OK", "", &"x".repeat(1000)));
-    assert_eq!(world.look(None).await.unwrap(), body(&"x".repeat(1000), None));
+    assert_eq!(world.fetch_file(None).await.unwrap(), body(&"x".repeat(1000), None));
     let error = HttpFault::from(http_client::Fault::TooLarge { limit: 7 }).into_fetch_error("x");
     assert_eq!(error, FetchError::TooLarge { name: "x".into(), limit: 7 });
 }
@@ -355,7 +355,7 @@ async fn drips_end_though_something_always_comes() {
 async fn endless_provisional_answers_end_too() {
     let world = World::new().await;
     world.server.answer(vec![Act::Flood(b"HTTP/1.1 103 Early Hints\r\n\r\n")]);
-    let fault = world.look(None).await.unwrap_err();
+    let fault = world.fetch_file(None).await.unwrap_err();
     assert_eq!(fault.kind(), "slow_answer");
 }
 
@@ -369,7 +369,7 @@ async fn a_large_file_that_keeps_coming_is_waited_for() {
         acts.push(Act::Send(vec![b'x'; 131_071]));
     }
     world.server.answer(acts);
-    let answer = drive(&world.clock, world.fetch.look(FILE, 4 << 20, None)).await.unwrap();
+    let answer = drive(&world.clock, world.fetch.fetch_file(FILE, 4 << 20, None)).await.unwrap();
     let Answer::Body { bytes, .. } = answer else { panic!("{answer:?}") };
     assert_eq!(bytes.len(), 3 << 20);
     assert_eq!(world.clock.boot() - clock().boot(), Duration::from_secs(24));
@@ -379,30 +379,30 @@ async fn a_large_file_that_keeps_coming_is_waited_for() {
 async fn a_server_that_closes_at_once_is_told_from_one_that_is_not_there() {
     let world = World::new().await;
     world.server.greet(vec![Act::Close]);
-    let fault = world.look(None).await.unwrap_err();
+    let fault = world.fetch_file(None).await.unwrap_err();
     assert_eq!((fault.kind(), world.server.connections()), ("closed", 1), "a new connection is not tried twice");
     assert_eq!(kind(vec![Act::Close]).await, "closed");
 
     let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let fault = fetch(settings(&format!("http://{free}")), &clock()).look(FILE, LIMIT, None).await.unwrap_err();
+    let fault = fetch(settings(&format!("http://{free}")), &clock()).fetch_file(FILE, LIMIT, None).await.unwrap_err();
     assert_eq!((fault.kind(), fault.to_string().as_str()), ("connect", "no connection: connection refused"));
     assert!(matches!(fault.into_fetch_error(FILE), FetchError::Unreachable { .. }));
 }
 
 #[tokio::test]
-async fn a_connection_that_was_closed_behind_our_back_is_opened_again_once() {
+async fn retries_once_after_a_kept_connection_was_closed() {
     let world = World::new().await;
     world.server.answer(reply("200 OK", "", "1"));
     // The server reads the question and is gone, as one that had just timed the connection out.
     world.server.answer(vec![Act::Close]);
     world.server.answer(reply("200 OK", "", "2"));
-    assert_eq!(world.look(None).await.unwrap(), body("1", None));
-    assert_eq!(world.look(None).await.unwrap(), body("2", None));
+    assert_eq!(world.fetch_file(None).await.unwrap(), body("1", None));
+    assert_eq!(world.fetch_file(None).await.unwrap(), body("2", None));
     assert_eq!((world.server.connections(), world.server.questions().len()), (2, 3));
     // Twice is a fault.
     world.server.answer(vec![Act::Close]);
     world.server.answer(vec![Act::Close]);
-    assert_eq!(world.look(None).await.unwrap_err().kind(), "closed");
+    assert_eq!(world.fetch_file(None).await.unwrap_err().kind(), "closed");
     assert_eq!((world.server.connections(), world.server.questions().len()), (3, 5));
 }
 
@@ -412,9 +412,9 @@ async fn a_kept_connection_into_the_void_leaves_time_for_a_new_one() {
     world.server.answer(reply("200 OK", "", "1"));
     world.server.answer(vec![Act::Stall]);
     world.server.answer(reply("200 OK", "", "2"));
-    assert_eq!(world.look(None).await.unwrap(), body("1", None));
+    assert_eq!(world.fetch_file(None).await.unwrap(), body("1", None));
     let began = world.clock.boot();
-    assert_eq!(world.look(None).await.unwrap(), body("2", None));
+    assert_eq!(world.fetch_file(None).await.unwrap(), body("2", None));
     assert!(world.clock.boot() - began <= Duration::from_secs(4), "well within the five seconds that a kill has");
     assert_eq!(world.server.connections(), 2);
 }
@@ -425,8 +425,8 @@ async fn answers_that_nobody_asked_for_end_the_connection() {
     let first = "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1";
     world.server.answer(vec![send(format!("{first}HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"))]);
     world.server.answer(reply("200 OK", "", "2"));
-    assert_eq!(world.look(None).await.unwrap(), body("1", None));
-    assert_eq!(world.look(None).await.unwrap(), body("2", None), "and not what was split off");
+    assert_eq!(world.fetch_file(None).await.unwrap(), body("1", None));
+    assert_eq!(world.fetch_file(None).await.unwrap(), body("2", None), "and not what was split off");
     assert_eq!(world.server.connections(), 2);
 }
 
@@ -434,18 +434,18 @@ async fn answers_that_nobody_asked_for_end_the_connection() {
 async fn a_connection_is_not_used_after_close_nor_when_it_is_idle_or_old() {
     let world = World::new().await;
     world.server.answer(reply("200 OK", "Connection: close\r\n", "1"));
-    world.look(None).await.unwrap();
-    world.look(None).await.unwrap();
+    world.fetch_file(None).await.unwrap();
+    world.fetch_file(None).await.unwrap();
     assert_eq!(world.server.connections(), 2);
     world.clock.advance(MAX_IDLE - Duration::from_secs(1));
-    world.look(None).await.unwrap();
+    world.fetch_file(None).await.unwrap();
     assert_eq!(world.server.connections(), 2, "used within the time");
     world.clock.advance(MAX_IDLE);
-    world.look(None).await.unwrap();
+    world.fetch_file(None).await.unwrap();
     assert_eq!(world.server.connections(), 3);
     for _ in 0..10 {
         world.clock.advance(Duration::from_secs(60));
-        world.look(None).await.unwrap();
+        world.fetch_file(None).await.unwrap();
     }
     assert_eq!(world.server.connections(), 4, "one more for its age");
 }
@@ -453,11 +453,11 @@ async fn a_connection_is_not_used_after_close_nor_when_it_is_idle_or_old() {
 #[tokio::test]
 async fn many_questions_at_once_share_few_connections() {
     let world = World::new().await;
-    let looks = (0..40).map(|_| world.fetch.look(FILE, LIMIT, None));
-    let mut looks: Vec<_> = looks.map(Box::pin).collect();
+    let fetches = (0..40).map(|_| world.fetch.fetch_file(FILE, LIMIT, None));
+    let mut fetches: Vec<_> = fetches.map(Box::pin).collect();
     let all = std::future::poll_fn(|context| {
-        looks.retain_mut(|look| look.as_mut().poll(context).is_pending());
-        if looks.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        fetches.retain_mut(|fetch| fetch.as_mut().poll(context).is_pending());
+        if fetches.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
     });
     drive(&world.clock, all).await;
     assert_eq!(world.server.questions().len(), 40);
@@ -465,7 +465,7 @@ async fn many_questions_at_once_share_few_connections() {
 }
 
 #[tokio::test]
-async fn a_busy_server_is_left_alone_as_long_as_it_asks() {
+async fn waits_as_long_as_a_busy_server_asks() {
     // NOW is 12:00:00.250 on that day.
     for (status, header, millis) in [
         ("429 Too Many Requests", "Retry-After: 120\r\n", Some(120_000)),
@@ -478,7 +478,7 @@ async fn a_busy_server_is_left_alone_as_long_as_it_asks() {
         let world = World::new().await;
         world.server.answer(reply(status, header, "busy"));
         let wait = millis.map(Duration::from_millis);
-        let fault = world.look(None).await.unwrap_err();
+        let fault = world.fetch_file(None).await.unwrap_err();
         assert_eq!(fault, HttpFault::Busy { status: status[..3].parse().unwrap(), retry_after: wait });
         assert_eq!(fault.kind(), "busy");
         assert_eq!(world.fetch.retry_after(), wait.filter(|wait| !wait.is_zero()), "{header}");
@@ -486,7 +486,7 @@ async fn a_busy_server_is_left_alone_as_long_as_it_asks() {
         world.clock.advance(second);
         assert_eq!(world.fetch.retry_after(), wait.filter(|wait| *wait > second).map(|wait| wait - second));
         world.server.answer(reply("200 OK", "", "{}"));
-        world.look(None).await.unwrap();
+        world.fetch_file(None).await.unwrap();
         assert_eq!((world.fetch.retry_after(), world.server.connections()), (None, 1));
     }
 }
@@ -497,7 +497,7 @@ async fn an_ipv6_address_is_a_host() {
     let server = Server::at("[::1]:0", &clock, None).await;
     server.answer(reply("200 OK", "", "six"));
     let fetch = fetch(settings(&format!("http://[::1]:{}", server.address.port())), &clock);
-    assert_eq!(fetch.look(FILE, LIMIT, None).await.unwrap(), body("six", None));
+    assert_eq!(fetch.fetch_file(FILE, LIMIT, None).await.unwrap(), body("six", None));
     let question = server.questions()[0].to_ascii_lowercase();
     assert!(question.contains(&format!("host: [::1]:{}\r\n", server.address.port())), "{question}");
     assert!(question.starts_with("get /metadata/timestamp.json "));
@@ -507,23 +507,23 @@ async fn an_ipv6_address_is_a_host() {
 async fn a_name_that_leads_elsewhere_is_not_asked_for() {
     let world = World::new().await;
     for name in ["", "/", "..", "a/../b", "a//b", "/a", "a/", "./a", "a\nb", "a\r\nX: y", "a\0", &"x".repeat(2000)] {
-        assert_eq!(world.fetch.look(name, LIMIT, None).await.unwrap_err(), HttpFault::Name, "{name:?}");
+        assert_eq!(world.fetch.fetch_file(name, LIMIT, None).await.unwrap_err(), HttpFault::Name, "{name:?}");
     }
     assert_eq!(world.server.connections(), 0);
     let odd = Tag("\"a\r\nX: y\"".to_owned());
-    assert_eq!(world.fetch.look(FILE, LIMIT, Some(&odd)).await.unwrap_err(), HttpFault::Name);
+    assert_eq!(world.fetch.fetch_file(FILE, LIMIT, Some(&odd)).await.unwrap_err(), HttpFault::Name);
     for (name, path) in [
         ("metadata/1.root.json", "/policy/metadata/1.root.json"),
         ("metadata/7.finance%2Feu.json", "/policy/metadata/7.finance%252Feu.json"),
         ("targets/scopes/é ?#.toml", "/policy/targets/scopes/%C3%A9%20%3F%23.toml"),
     ] {
-        world.fetch.look(name, LIMIT, None).await.unwrap();
+        world.fetch.fetch_file(name, LIMIT, None).await.unwrap();
         assert!(world.server.questions().last().unwrap().starts_with(&format!("GET {path} HTTP/1.1\r\n")), "{name}");
     }
 }
 
 #[test]
-fn settings_that_cannot_work_say_how_they_are_mended() {
+fn rejects_settings_that_cannot_work_and_says_the_fix() {
     let refused = |change: &dyn Fn(&mut HttpSettings), base: &str| {
         let mut settings = settings(base);
         change(&mut settings);
@@ -606,12 +606,12 @@ async fn tls(
 }
 
 #[tokio::test]
-async fn a_private_authority_is_believed_for_its_hosts() {
+async fn trusts_a_private_authority_for_its_hosts() {
     let authority = Authority::new(NOW);
     let (server, fetch, _file) = tls(authority.server(NOW - DAY, NOW + DAY), &authority, "127.0.0.1").await;
     server.answer(reply("200 OK", "", "{}"));
-    assert_eq!(fetch.look(FILE, LIMIT, None).await.unwrap(), body("{}", None));
-    assert_eq!(fetch.look(FILE, LIMIT, None).await.unwrap(), Answer::Absent);
+    assert_eq!(fetch.fetch_file(FILE, LIMIT, None).await.unwrap(), body("{}", None));
+    assert_eq!(fetch.fetch_file(FILE, LIMIT, None).await.unwrap(), Answer::Absent);
     assert_eq!(server.connections(), 1);
 }
 
@@ -625,7 +625,7 @@ async fn a_certificate_that_is_not_right_is_refused_by_its_own_name() {
         (authority.server(NOW + Duration::from_secs(1), NOW + DAY), "tls_not_yet_valid"),
     ] {
         let (server, fetch, _file) = tls(config, &authority, "127.0.0.1").await;
-        let fault = fetch.look(FILE, LIMIT, None).await.unwrap_err();
+        let fault = fetch.fetch_file(FILE, LIMIT, None).await.unwrap_err();
         assert_eq!(fault.kind(), kind, "{fault}");
         assert!(matches!(fault.into_fetch_error(FILE), FetchError::Refused { .. }));
         assert!(server.questions().is_empty(), "nothing was asked of it");
@@ -633,12 +633,12 @@ async fn a_certificate_that_is_not_right_is_refused_by_its_own_name() {
 }
 
 #[tokio::test]
-async fn the_systems_roots_do_not_believe_a_private_authority() {
+async fn system_roots_do_not_trust_a_private_authority() {
     let authority = Authority::new(NOW);
     let (server, _, _file) = tls(authority.server(NOW - DAY, NOW + DAY), &authority, "127.0.0.1").await;
     let settings = settings(&format!("https://{}/", server.address));
     match HttpFetch::new(settings, Arc::new(clock()), None) {
-        Ok(fetch) => assert_eq!(fetch.look(FILE, LIMIT, None).await.unwrap_err().kind(), "tls_issuer"),
+        Ok(fetch) => assert_eq!(fetch.fetch_file(FILE, LIMIT, None).await.unwrap_err().kind(), "tls_issuer"),
         // A machine without roots says so at start.
         Err(error) => assert_eq!(error.kind(), "roots"),
     }
@@ -653,11 +653,11 @@ async fn a_plain_answer_is_no_tls_and_tls_is_no_plain_answer() {
     let (server, fetch_tls, file) = tls(authority.server(NOW - DAY, NOW + DAY), &authority, "127.0.0.1").await;
     let mut wrong = settings(&format!("https://{}/", plain.address));
     wrong.tls.roots = Roots::Pem(file.path().into());
-    let fault = fetch(wrong, &clock).look(FILE, LIMIT, None).await.unwrap_err();
+    let fault = fetch(wrong, &clock).fetch_file(FILE, LIMIT, None).await.unwrap_err();
     assert_eq!(fault.kind(), "tls_not_tls", "{fault}");
-    let fault = fetch(settings(&format!("http://{}/", server.address)), &clock).look(FILE, LIMIT, None).await;
+    let fault = fetch(settings(&format!("http://{}/", server.address)), &clock).fetch_file(FILE, LIMIT, None).await;
     assert!(matches!(fault.unwrap_err().kind(), "closed" | "protocol"));
-    assert_eq!(fetch_tls.look(FILE, LIMIT, None).await.unwrap(), Answer::Absent);
+    assert_eq!(fetch_tls.fetch_file(FILE, LIMIT, None).await.unwrap(), Answer::Absent);
 }
 
 #[tokio::test]
@@ -671,21 +671,21 @@ async fn a_handshake_that_hangs_or_breaks_ends() {
     let mut settings = settings(&format!("https://{}/", server.address));
     settings.tls.roots = Roots::Pem(file.path().into());
     let fetch = fetch(settings, &clock);
-    let fault = drive(&clock, fetch.look(FILE, LIMIT, None)).await.unwrap_err();
+    let fault = drive(&clock, fetch.fetch_file(FILE, LIMIT, None)).await.unwrap_err();
     assert_eq!(fault.kind(), "slow_handshake");
-    assert_eq!(fetch.look(FILE, LIMIT, None).await.unwrap_err().kind(), "closed");
+    assert_eq!(fetch.fetch_file(FILE, LIMIT, None).await.unwrap_err().kind(), "closed");
 }
 
 #[tokio::test]
 async fn a_rotated_file_of_roots_is_read_and_a_broken_one_changes_nothing() {
     let (old, new) = (Authority::new(NOW), Authority::new(NOW));
     let (server, fetch, file) = tls(new.server(NOW - DAY, NOW + DAY), &old, "127.0.0.1").await;
-    assert_eq!(fetch.look(FILE, LIMIT, None).await.unwrap_err().kind(), "tls_issuer");
+    assert_eq!(fetch.fetch_file(FILE, LIMIT, None).await.unwrap_err().kind(), "tls_issuer");
     std::fs::write(file.path(), format!("{}{}", old.pem, new.pem)).unwrap();
     server.answer(reply("200 OK", "Connection: close\r\n", "{}"));
-    assert_eq!(fetch.look(FILE, LIMIT, None).await.unwrap(), body("{}", None));
+    assert_eq!(fetch.fetch_file(FILE, LIMIT, None).await.unwrap(), body("{}", None));
     std::fs::write(file.path(), "half a fi").unwrap();
-    assert_eq!(fetch.look(FILE, LIMIT, None).await.unwrap(), Answer::Absent);
+    assert_eq!(fetch.fetch_file(FILE, LIMIT, None).await.unwrap(), Answer::Absent);
     assert_eq!(server.connections(), 2);
 }
 
@@ -726,8 +726,8 @@ impl Mutual {
         Self { clock, api, authority, server, fetch }
     }
 
-    async fn look(&self) -> Result<Answer, HttpFault> {
-        self.fetch.look(FILE, LIMIT, None).await
+    async fn fetch_file(&self) -> Result<Answer, HttpFault> {
+        self.fetch.fetch_file(FILE, LIMIT, None).await
     }
 
     fn rotate(&self) {
@@ -739,11 +739,11 @@ impl Mutual {
 #[tokio::test]
 async fn both_sides_are_known_by_their_svids_and_a_rotated_one_is_shown_next() {
     let world = Mutual::new(HOST_ID, Some(ClientSvid::Default)).await;
-    assert_eq!(world.look().await.unwrap(), Answer::Absent);
-    assert_eq!(world.look().await.unwrap(), Answer::Absent);
+    assert_eq!(world.fetch_file().await.unwrap(), Answer::Absent);
+    assert_eq!(world.fetch_file().await.unwrap(), Answer::Absent);
     assert_eq!(world.server.connections(), 1);
     world.rotate();
-    assert_eq!(world.look().await.unwrap(), Answer::Absent);
+    assert_eq!(world.fetch_file().await.unwrap(), Answer::Absent);
     assert_eq!(world.server.connections(), 2);
     let peers: BTreeSet<_> = world.server.peers().into_iter().collect();
     assert!(peers.len() == 2 && !peers.contains(&None), "two certificates, one after the other");
@@ -752,39 +752,39 @@ async fn both_sides_are_known_by_their_svids_and_a_rotated_one_is_shown_next() {
 #[tokio::test]
 async fn a_named_svid_is_shown_and_none_where_there_is_none() {
     let world = Mutual::new(HOST_ID, Some(ClientSvid::Named(US.parse().unwrap()))).await;
-    assert_eq!(world.look().await.unwrap(), Answer::Absent);
+    assert_eq!(world.fetch_file().await.unwrap(), Answer::Absent);
     world.api.withdraw_all();
-    let fault = world.look().await.unwrap_err();
+    let fault = world.fetch_file().await.unwrap_err();
     assert_eq!((fault.kind(), world.server.connections()), ("no_svid", 1), "nor is the kept connection used");
     assert!(matches!(fault.into_fetch_error(FILE), FetchError::Unreachable { .. }));
     // An expired one is none.
     let world = Mutual::new(HOST_ID, Some(ClientSvid::Default)).await;
     world.clock.advance(Duration::from_secs(3600));
-    assert_eq!(world.look().await.unwrap_err().kind(), "no_svid");
+    assert_eq!(world.fetch_file().await.unwrap_err().kind(), "no_svid");
 }
 
 #[tokio::test]
 async fn the_server_is_one_workload_and_no_other() {
     let world = Mutual::new("spiffe://example.org/ns/policy/sa/other", Some(ClientSvid::Default)).await;
-    assert_eq!(world.look().await.unwrap_err().kind(), "tls_other_workload");
+    assert_eq!(world.fetch_file().await.unwrap_err().kind(), "tls_other_workload");
     assert!(world.server.questions().is_empty());
 
     let world = Mutual::new(HOST_ID, Some(ClientSvid::Default)).await;
-    assert_eq!(world.look().await.unwrap(), Answer::Absent);
-    // Its authority is replaced: neither the kept connection nor a new one is believed.
+    assert_eq!(world.fetch_file().await.unwrap(), Answer::Absent);
+    // Its authority is replaced: neither the kept connection nor a new one is trusted.
     let other = TestAuthority::new("example.org", NOW);
     world.api.update(|identities| other.trust(identities));
-    let fault = world.look().await.unwrap_err();
+    let fault = world.fetch_file().await.unwrap_err();
     assert_eq!(fault.kind(), "tls_svid", "{fault}");
     world.api.update(|identities| identities.x509_bundles.clear());
-    assert_eq!(world.look().await.unwrap_err().kind(), "tls_svid");
+    assert_eq!(world.fetch_file().await.unwrap_err().kind(), "tls_svid");
     assert_eq!(world.server.questions().len(), 1);
 }
 
 #[tokio::test]
 async fn a_server_that_wants_a_certificate_is_told_of() {
     let world = Mutual::new(HOST_ID, None).await;
-    let fault = world.look().await.unwrap_err();
+    let fault = world.fetch_file().await.unwrap_err();
     assert_eq!(fault.kind(), "tls_alert", "{fault}");
     assert!(fault.to_string().contains("policy.client"), "{fault}");
 }
@@ -815,8 +815,8 @@ async fn a_proxy_opens_a_tunnel_and_sees_only_where_it_leads() {
         Some(&authority),
     )
     .await;
-    assert_eq!(fetch.look(FILE, LIMIT, None).await.unwrap(), body("{}", None));
-    assert_eq!(fetch.look(FILE, LIMIT, None).await.unwrap(), Answer::Absent);
+    assert_eq!(fetch.fetch_file(FILE, LIMIT, None).await.unwrap(), body("{}", None));
+    assert_eq!(fetch.fetch_file(FILE, LIMIT, None).await.unwrap(), Answer::Absent);
     let heads = proxy.heads.lock().unwrap().clone();
     assert_eq!(heads.len(), 1, "one tunnel for both");
     let head = heads[0].to_ascii_lowercase();
@@ -833,18 +833,18 @@ async fn a_proxy_that_refuses_hangs_or_is_gone_is_told_from_the_server() {
     let proxy = Server::start(&clock, None).await;
     let fetch = by_proxy(&format!("http://{}", proxy.address), "http://127.0.0.1:9/", &clock, None).await;
     proxy.answer(reply("407 Proxy Authentication Required", "", "who?"));
-    let fault = fetch.look(FILE, LIMIT, None).await.unwrap_err();
+    let fault = fetch.fetch_file(FILE, LIMIT, None).await.unwrap_err();
     assert_eq!((fault.kind(), fault.to_string().as_str()), ("proxy_refused", "policy.proxy opens no tunnel: HTTP 407"));
     proxy.answer(reply("302 Found", "Location: http://127.0.0.1:1/\r\n", ""));
-    assert_eq!(fetch.look(FILE, LIMIT, None).await.unwrap_err().kind(), "proxy_refused");
+    assert_eq!(fetch.fetch_file(FILE, LIMIT, None).await.unwrap_err().kind(), "proxy_refused");
     proxy.answer(vec![send("not HTTP at all\r\n\r\n"), Act::Close]);
-    assert_eq!(fetch.look(FILE, LIMIT, None).await.unwrap_err().kind(), "proxy_broken");
+    assert_eq!(fetch.fetch_file(FILE, LIMIT, None).await.unwrap_err().kind(), "proxy_broken");
     proxy.answer(vec![Act::Close]);
-    assert_eq!(fetch.look(FILE, LIMIT, None).await.unwrap_err().kind(), "proxy_broken");
+    assert_eq!(fetch.fetch_file(FILE, LIMIT, None).await.unwrap_err().kind(), "proxy_broken");
     proxy.answer(vec![Act::Stall]);
-    assert_eq!(drive(&clock, fetch.look(FILE, LIMIT, None)).await.unwrap_err().kind(), "slow_proxy");
+    assert_eq!(drive(&clock, fetch.fetch_file(FILE, LIMIT, None)).await.unwrap_err().kind(), "slow_proxy");
     drop(proxy);
-    let fault = drive(&clock, fetch.look(FILE, LIMIT, None)).await.unwrap_err();
+    let fault = drive(&clock, fetch.fetch_file(FILE, LIMIT, None)).await.unwrap_err();
     assert_eq!(fault.kind(), "connect");
 }
 
@@ -863,7 +863,7 @@ proptest! {
             let world = World::new().await;
             let bytes = [head.as_bytes(), &tail].concat();
             world.server.answer(vec![send(bytes), Act::Close]);
-            match world.look(Some("\"a\"")).await {
+            match world.fetch_file(Some("\"a\"")).await {
                 Ok(Answer::Body { bytes, .. }) => assert!(bytes.len() as u64 <= LIMIT),
                 Ok(_) => {}
                 Err(fault) => assert!(!fault.kind().is_empty()),
