@@ -69,7 +69,7 @@ fn a_clock_set_forward_is_in_doubt_and_what_would_have_ended_has_ended() {
 }
 
 #[test]
-fn a_small_correction_is_followed_slowly_and_believed_meanwhile() {
+fn a_small_correction_is_followed_slowly_and_trusted_meanwhile() {
     for forward in [true, false] {
         let machine = Machine::new();
         let clock = machine.start("a");

@@ -301,7 +301,7 @@ async fn a_heartbeat_renews_the_policy_and_decides_nothing_again() {
 }
 
 #[tokio::test]
-async fn what_must_not_be_believed_is_counted_apart_from_what_is_out_of_reach() {
+async fn what_must_not_be_trusted_is_counted_apart_from_what_is_out_of_reach() {
     let source = Source::new(sample());
     let cache = source.cache();
     *source.reachable.lock().unwrap() = Err(true);

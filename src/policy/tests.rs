@@ -227,7 +227,7 @@ fn an_exception_ends_at_its_instant() {
 }
 
 #[test]
-fn a_changed_scope_or_grant_suspends_its_scope_and_says_the_mend() {
+fn a_changed_scope_or_grant_suspends_its_scope_and_says_the_fix() {
     for path in ["scopes/ledger-read.toml", "grants/ledger-read-aws.toml"] {
         let text = format!("{}# a word more\n", std::str::from_utf8(&fixture().files[path]).unwrap());
         let problems = suspension(&fixture_with(&[(path, Some(&text))]), "ledger-read");

@@ -351,7 +351,7 @@ fn drill_a_stolen_key_of_an_owner_is_killed_at_once_and_then_replaced() {
 }
 
 #[test]
-fn drill_two_lost_root_keys_are_mended_by_a_new_repository_alone() {
+fn drill_two_lost_root_keys_are_fixed_by_a_new_repository_alone() {
     let lost = Repository::new(true);
     let mut sidecar = Sidecar::of(&lost);
     for (old, new) in [("root-1", "root-4"), ("root-2", "root-5")] {
@@ -693,7 +693,7 @@ fn a_publisher_who_has_not_seen_a_kill_does_not_undo_it() {
 }
 
 #[test]
-fn a_kill_is_refused_without_the_key_of_incident_or_with_a_word_that_is_none() {
+fn a_kill_is_refused_without_the_key_of_incident_or_with_an_invalid_value() {
     let repository = Repository::new(true);
     let bad = [
         "--policy",

@@ -1,4 +1,4 @@
-//! Who may serve the Workload API's socket: a stranger is told nothing, and whoever is refused says how that is mended. The
+//! Who may serve the Workload API's socket: a stranger is told nothing, and whoever is refused says how to fix that. The
 //! stranger is a real server under another user, so these need root; under another user they end at once, without a word.
 
 use std::fs;
@@ -97,7 +97,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn a_stranger_is_refused_and_the_mend_is_told() {
+fn a_stranger_is_refused_and_the_fix_is_told() {
     if !is_root() {
         return;
     }
@@ -130,7 +130,7 @@ fn a_stranger_is_refused_and_the_mend_is_told() {
 }
 
 #[test]
-fn who_was_given_the_directory_alone_is_believed() {
+fn trusts_who_was_given_the_directory_alone() {
     if !is_root() {
         return;
     }

@@ -198,7 +198,7 @@ async fn help_and_version_are_printed_and_succeed() {
 }
 
 #[tokio::test]
-async fn doctor_says_what_is_missing_and_how_to_mend_it() {
+async fn doctor_says_what_is_missing_and_how_to_fix_it() {
     let world = World::new().await;
     let outcome = world.run(&["doctor", "--workload-api", "http://wrong"]).await;
     assert!(outcome.code == 1 && outcome.stdout.contains("FAIL  configuration"), "{outcome:?}");

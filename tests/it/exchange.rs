@@ -109,7 +109,7 @@ impl Crowd {
 }
 
 #[tokio::test]
-async fn an_sts_that_hangs_is_left_alone_and_asked_by_one_at_a_time_until_it_answers() {
+async fn an_sts_that_hangs_opens_the_circuit_and_is_asked_by_one_at_a_time_until_it_answers() {
     let crowd = Crowd::new().await;
     crowd.sts.on_call(OnCall::Hang);
     // 20 at once and 5 a second, until the first have waited in vain for 8 s.
@@ -125,7 +125,7 @@ async fn an_sts_that_hangs_is_left_alone_and_asked_by_one_at_a_time_until_it_ans
 }
 
 #[tokio::test]
-async fn an_sts_that_lies_is_left_alone_and_asked_by_one_at_a_time_until_it_is_honest() {
+async fn an_sts_that_lies_opens_the_circuit_and_is_asked_by_one_at_a_time_until_it_is_honest() {
     let crowd = Crowd::new().await;
     crowd.sts.on_call(LIE);
     let calls = crowd.ask_for(60).await;

@@ -78,7 +78,7 @@ async fn a_policy_that_is_not_renewed_goes_stale_then_expires_and_ends_nothing()
 
     // A heartbeat mends it.
     w.signers.reachable(true);
-    w.signers.speaks("timestamp", w.now() + secs(600));
+    w.signers.expires("timestamp", w.now() + secs(600));
     assert_eq!(w.reload().await, RefreshOutcome::Unchanged);
     assert_eq!(state(&w).await, "fresh");
     w.clock.advance(secs(2));
@@ -112,7 +112,7 @@ async fn a_task_is_adopted_under_an_expired_policy_and_judged_by_its_rules() {
     w.clock.advance(secs(4 * 60));
     w.stop().await;
     std::fs::remove_file(w.policy_directory().join("decisions/ledger-less.toml")).unwrap();
-    w.signers.speaks("timestamp", START - secs(48 * HOUR));
+    w.signers.expires("timestamp", START - secs(48 * HOUR));
     w.start_again().await;
     assert_eq!(state(&w).await, "expired");
     assert_eq!(w.credentials(&task.token).await.status, 503);
@@ -122,7 +122,7 @@ async fn a_task_is_adopted_under_an_expired_policy_and_judged_by_its_rules() {
 }
 
 #[tokio::test]
-async fn the_status_tells_who_speaks_until_when_and_what_was_refused() {
+async fn the_status_tells_when_each_role_expires_and_what_was_refused() {
     let w = signed().await;
     let policy = async || w.ask_admin("/status").await.json()["policy"].clone();
     let before = policy().await;
@@ -145,7 +145,7 @@ async fn the_status_tells_who_speaks_until_when_and_what_was_refused() {
 #[tokio::test]
 async fn an_owner_who_leaves_stops_their_scopes_after_the_grace() {
     let w = World::with(Setup { signed: true, reaper: true, ..Setup::default() }).await;
-    w.signers.speaks("timestamp", START + secs(29 * 24 * HOUR));
+    w.signers.expires("timestamp", START + secs(29 * 24 * HOUR));
     // 2026-11-24: the day after tests begin
     let owner = "schema = 1\nname = \"T\"\nmail = \"t@example.org\"\nactive_until = 2026-11-24\n";
     assert_eq!(w.write_policy("owners/tests.toml", owner).await, RefreshOutcome::Loaded);

@@ -482,7 +482,7 @@ struct SignedState {
 }
 
 impl SignedDirectory {
-    /// Every role speaks until `end`.
+    /// Every role expires at `end`.
     pub(crate) fn new(directory: &Path, end: Timestamp) -> Arc<Self> {
         let owners = OWNERS.iter().map(|(role, _)| *role);
         let ends = TOP_ROLES.into_iter().chain(owners).map(|role| (role.into(), end)).collect();
@@ -490,8 +490,8 @@ impl SignedDirectory {
         Arc::new(Self { directory: DirectorySource::new(directory), state: Mutex::new(state) })
     }
 
-    /// Lets `role` speak until `end`, from the next look on.
-    pub(crate) fn speaks(&self, role: &str, end: Timestamp) {
+    /// Lets `role` expire at `end`, from the next refresh on.
+    pub(crate) fn expires(&self, role: &str, end: Timestamp) {
         self.state.lock().unwrap().ends.insert(role.into(), end);
     }
 

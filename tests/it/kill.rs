@@ -131,7 +131,7 @@ async fn a_task_that_ran_when_the_sidecar_stopped_is_killed_when_it_starts() {
 }
 
 #[tokio::test]
-async fn a_kill_ends_tasks_though_nothing_else_of_its_version_can_be_believed() {
+async fn a_kill_ends_tasks_though_nothing_else_of_its_version_can_be_trusted() {
     for (kind, outcome) in [
         (FaultKind::Expired, RefreshOutcome::Refused),
         (FaultKind::Missing, RefreshOutcome::Refused),
@@ -154,7 +154,7 @@ async fn a_kill_ends_tasks_though_nothing_else_of_its_version_can_be_believed() 
         assert_eq!(status["policy"]["killed"], json!(1));
         let told = status["policy"]["problems"][0]["message"].as_str().unwrap().to_owned();
         assert!(told.starts_with(&format!("{}: ", kind.as_str())), "{told}");
-        // Mended, it stays stopped; and nobody lifts it by what cannot be believed.
+        // Fixed, it stays stopped; and nobody lifts it by what cannot be trusted.
         w.write_policy(LIST, "schema = 1\n").await;
         assert_eq!(w.send(w.begin_call(&json!({ "scope": "archive" }))).await.status, 403);
         w.signers.fails(None);

@@ -84,7 +84,7 @@ async fn a_caller_waits_no_longer_than_it_may_and_the_exchange_goes_on() {
 }
 
 #[tokio::test]
-async fn a_failure_is_shared_then_left_alone_then_tried_again() {
+async fn a_failure_is_shared_then_opens_the_circuit_then_is_tried_again() {
     let w = World::new().await;
     // (failure, status, how long the provider is left alone)
     let rows: [(ExchangeError, u16, Duration); 7] = [

@@ -383,7 +383,7 @@ async fn an_identity_that_this_sidecar_has_not_is_not_served() {
 }
 
 #[tokio::test]
-async fn nobody_is_believed_before_the_workload_api_has_answered() {
+async fn nobody_is_trusted_before_the_workload_api_has_answered() {
     let w = World::with(Setup { known: false, ..Setup::default() }).await;
     let reply =
         refuses(&w, "silent", w.begin_call(&json!({ "scope": "archive" })), 503, "unavailable", Denial("not_ready"))

@@ -374,7 +374,7 @@ async fn a_vault_that_renews_nothing_for_long_is_asked_for_another_secret_in_tim
 }
 
 #[tokio::test]
-async fn a_renewal_for_longer_than_the_law_allows_is_not_believed() {
+async fn a_renewal_for_longer_than_the_law_allows_is_not_trusted() {
     for path in ["renew", "renew-self"] {
         let w = world_of(290).await;
         let task = w.begin_scope("db").await;
@@ -539,7 +539,7 @@ async fn a_lease_that_ended_by_itself_while_it_could_not_be_revoked_is_not_calle
 }
 
 #[tokio::test]
-async fn where_nobody_may_look_only_the_token_that_leased_it_is_believed() {
+async fn where_nobody_may_look_only_the_token_that_leased_it_is_trusted() {
     for crashed in [false, true] {
         let mut w = world().await;
         vault(&w).role(|role| role.may_look = false);
@@ -640,7 +640,7 @@ async fn a_vault_that_is_down_is_tried_until_it_is_not_and_nothing_is_called_rev
 }
 
 #[tokio::test]
-async fn a_vault_that_lies_about_revoking_is_not_believed() {
+async fn a_vault_that_lies_about_revoking_is_not_trusted() {
     for lie in [On::NoEffect, On::Status(404), On::Status(400), On::Status(302), On::Hang, On::Status(429)] {
         let w = world().await;
         let task = w.begin_scope("db").await;

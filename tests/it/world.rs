@@ -90,7 +90,7 @@ pub(crate) struct Setup {
     pub(crate) pod_task: Option<PodTaskSettings>,
     /// Whether the sidecar compares its clocks, as the real one does.
     pub(crate) guarded: bool,
-    /// Whether the policy is signed; its timestamp speaks for ten minutes then, everything else for thirty days.
+    /// Whether the policy is signed; its timestamp is valid for ten minutes then, everything else for thirty days.
     pub(crate) signed: bool,
     /// The STS to exchange with over the wire, instead of the cloud in memory.
     pub(crate) sts: Option<SocketAddr>,
@@ -100,7 +100,7 @@ pub(crate) struct Setup {
     pub(crate) vault: bool,
     /// The disk that the journal is on, where it is to fail.
     pub(crate) disk: Option<Disk>,
-    /// The other trust domains whose JWT-SVIDs are believed (`identity.federated`).
+    /// The other trust domains whose JWT-SVIDs are trusted (`identity.federated`).
     pub(crate) federated: &'static [&'static str],
     /// Whether the search for secrets at the end is left to others: it takes long where there are thousands.
     pub(crate) unsearched: bool,
@@ -217,7 +217,7 @@ impl World {
             policy_files::owners(&directory.path().join("policy"));
         }
         let signers = SignedDirectory::new(&directory.path().join("policy"), START + secs(30 * 24 * 3600));
-        signers.speaks("timestamp", START + secs(600));
+        signers.expires("timestamp", START + secs(600));
         let states = vec![directory.path().join("state-0")];
         let cloud = FakeCloud::new(clock.clone(), log.clone());
         let vault = match setup.vault {

@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refuses_a_root_that_did_not_sign_the_repository_and_one_that_is_none() {
+    async fn refuses_a_root_that_did_not_sign_the_repository_and_one_that_is_invalid() {
         let folder = tempfile::tempdir().unwrap();
         sample(folder.path());
         let other = Sample::new(BTreeMap::new(), &[]).unwrap().publish_root(NOW).unwrap();

@@ -439,7 +439,7 @@ fn refuses_a_token_that_would_live_too_long() {
 }
 
 #[test]
-fn the_keys_of_one_trust_domain_never_speak_for_another() {
+fn the_keys_of_one_trust_domain_never_verify_for_another() {
     let ours = SigningKey::generate("P-256", "same-kid");
     let theirs = SigningKey::generate("P-256", "same-kid");
     let mut both = bundles("example.org", &jwks([&ours]));

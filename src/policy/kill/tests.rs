@@ -78,7 +78,7 @@ fn a_scope_whose_parts_are_not_known_is_stopped_by_its_name_and_its_caller() {
 }
 
 #[test]
-fn an_entry_is_in_force_until_its_end_and_then_the_next_one_speaks() {
+fn an_entry_is_in_force_until_its_end_and_then_the_next_one_is() {
     let text = [
         entry("early", "scope = \"ledger-read\"\nuntil = 2026-11-23T17:00:00Z"),
         entry("late", "trust_domain = \"example.org\"\nuntil = 2026-11-23T18:00:00.5Z"),

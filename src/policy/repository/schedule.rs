@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_is_left_alone_as_it_asks_and_no_longer_than_ten_minutes() {
+    fn waits_as_long_as_a_source_asks_and_no_longer_than_ten_minutes() {
         let pause = |wait, fraction| {
             Schedule::new(INTERVAL).pause(Refreshed::Failed { retry_after: Some(seconds(wait)) }, NONE, fraction)
         };

@@ -426,7 +426,7 @@ async fn play_case(act: Act, concludes: Concludes, says_why: &str) -> Result<(),
 }
 
 #[tokio::test]
-async fn nothing_that_it_does_shakes_what_was_believed_and_all_of_it_mends() {
+async fn keeps_what_was_trusted_whatever_it_does_and_recovers() {
     let mut failed = Vec::new();
     for (name, act, concludes, says_why) in cases() {
         if let Err(error) = play_case(act, concludes, says_why).await {

@@ -73,7 +73,7 @@ async fn a_grant_that_business_owners_list_too_is_read_from_the_implementers() {
 }
 
 #[tokio::test]
-async fn governance_and_the_charter_cannot_speak_for_another_folder() {
+async fn governance_and_the_charter_cannot_sign_for_another_folder() {
     for role in ["governance", "targets", "incident"] {
         let files = after(|world| list(world, role, "grants/x.toml", b"evil")).await;
         assert_eq!(files.files["grants/x.toml"], "x", "{role}");
@@ -92,7 +92,7 @@ async fn a_departments_file_is_its_own_and_not_its_parents() {
 }
 
 #[tokio::test]
-async fn a_department_cannot_speak_outside_its_folder() {
+async fn a_department_cannot_sign_outside_its_folder() {
     let files = after(|world| list(world, "finance", "scopes/a.toml", b"evil")).await;
     assert_eq!(files.files["scopes/a.toml"], "a");
     assert_eq!(strays(&files), [("scopes/a.toml", kind::NOT_OWNER)]);

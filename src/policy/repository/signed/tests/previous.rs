@@ -233,7 +233,7 @@ async fn what_is_odd_and_harmless_is_told_by_status() {
 }
 
 #[tokio::test]
-async fn it_is_told_where_the_version_in_force_cannot_be_remembered_and_mended_at_the_next_look() {
+async fn reports_a_version_in_force_that_cannot_be_remembered_and_repairs_it_at_the_next_refresh() {
     let mut world = World::decided().await;
     let (source, cache) = world.restart().await;
     world.change(|sample| kill(sample, &stop()));
