@@ -20,9 +20,8 @@ use crate::broker::{BeginError, Broker, Limits, MintError, Parts, reaper};
 use crate::clock::{SharedClock, SystemClock, Timestamp, TrustedClock, within};
 use crate::config::{AtShutdown, Config, PolicyPlace, RepositoryPlace, RepositorySettings, ShutdownSettings};
 use crate::exchange::aws::{AwsSts, Settings, SettingsError};
-use crate::exchange::retry::SystemJitter;
 use crate::exchange::vault::{self, Vault};
-use crate::exchange::{Cloud, ExchangeError, Provider, Revocation};
+use crate::exchange::{Context, Exchange, ExchangeError, Provider, Revocation};
 use crate::http_client::TlsSettings;
 use crate::identity::Authenticator;
 use crate::identity::task_token::NoRandomness;
@@ -41,6 +40,7 @@ use crate::policy::repository::signed::{SignedSettings, SignedSource};
 use crate::policy::repository::trusted::MAX_ROOT;
 use crate::policy::repository::{DirectorySource, PolicySource};
 use crate::policy::{DenialReason, LoadOptions, Problem, Tier};
+use crate::retry::SystemJitter;
 use crate::server::admin::Admin;
 use crate::server::mtls::{self, Mtls};
 use crate::server::{Listener, ListenerLimits, Server, descriptors, serve};
@@ -171,13 +171,13 @@ pub async fn build(config: &Config) -> Result<Bound, StartError> {
     let identity = &config.identity;
     let workload_api = SpiffeWorkloadApi::start(&identity.workload_api, identity.workload_api_uid, machine)?;
     let policy = policy(config, &clock, Arc::clone(&workload_api) as _)?;
-    let clouds = clouds(config, &workload_api, &clock)?;
-    let abandoned = abandoned(config, &recovered.leases, &clouds, clock.earliest())?;
+    let exchanges = exchanges(config, Arc::clone(&workload_api) as _, &clock)?;
+    let abandoned = abandoned(config, &recovered.leases, &exchanges, clock.earliest())?;
     let parts = Parts {
         authenticator: Authenticator::new(Arc::clone(&workload_api) as _, config.identity.audience.clone())
             .with_federated(config.mtls.as_ref().map(|mtls| mtls.federated.clone()).unwrap_or_default())
             .with_federated_jwt(config.identity.federated.clone()),
-        clouds,
+        exchanges,
         workload_api: Arc::clone(&workload_api) as _,
         policy: Arc::clone(&policy),
         journal: Arc::new(journal),
@@ -321,20 +321,24 @@ pub fn fetch(
     Ok(Arc::new(HttpFetch::new(settings, Arc::clone(clock), workload_api)?))
 }
 
-fn clouds(
+/// The providers as configured.
+///
+/// # Errors
+/// When the settings of one cannot work.
+pub(crate) fn exchanges(
     config: &Config,
-    workload_api: &Arc<SpiffeWorkloadApi>,
+    workload_api: Arc<dyn WorkloadApi>,
     clock: &SharedClock,
-) -> Result<BTreeMap<Provider, Arc<dyn Cloud>>, StartError> {
+) -> Result<BTreeMap<Provider, Arc<dyn Exchange>>, StartError> {
     let settings = Settings { rate: config.limits.upstream(), ..config.aws.clone() };
-    let aws = AwsSts::new(settings, Arc::clone(workload_api) as Arc<dyn WorkloadApi>, Arc::clone(clock))?;
-    let mut clouds = BTreeMap::from([(Provider::Aws, Arc::new(aws) as Arc<dyn Cloud>)]);
+    let context = Context { workload_api, clock: Arc::clone(clock), jitter: Arc::new(SystemJitter) };
+    let aws = AwsSts::new(settings, context.clone())?;
+    let mut exchanges = BTreeMap::from([(Provider::Aws, Arc::new(aws) as Arc<dyn Exchange>)]);
     if let Some(settings) = &config.vault {
-        let workload_api = Arc::clone(workload_api) as Arc<dyn WorkloadApi>;
-        let vault = Vault::new(settings.clone(), workload_api, Arc::clone(clock))?;
-        clouds.insert(Provider::Vault, Arc::new(vault));
+        let vault = Vault::new(settings.clone(), context)?;
+        exchanges.insert(Provider::Vault, Arc::new(vault));
     }
-    Ok(clouds)
+    Ok(exchanges)
 }
 
 /// The live leases that no configured provider can take back, where the configuration says to leave them.
@@ -344,14 +348,14 @@ fn clouds(
 fn abandoned(
     config: &Config,
     leases: &[LeaseRecord],
-    clouds: &BTreeMap<Provider, Arc<dyn Cloud>>,
+    exchanges: &BTreeMap<Provider, Arc<dyn Exchange>>,
     now: Timestamp,
 ) -> Result<Vec<Stranded>, StartError> {
     let reached = |lease: &LeaseRecord| {
-        clouds.get(&lease.provider).is_some_and(|cloud| match &lease.upstream {
-            Some(upstream) => cloud.reaches(upstream),
+        exchanges.get(&lease.provider).is_some_and(|exchange| match &lease.upstream {
+            Some(handle) => exchange.reaches(handle),
             // Nobody answered: what it may have given is where it was asked.
-            None => lease.place.is_none() || lease.place == cloud.place(),
+            None => lease.place.is_none() || lease.place == exchange.location(),
         })
     };
     let stranded = stranded(leases, now, reached);

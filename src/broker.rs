@@ -30,8 +30,7 @@ use tokio::sync::watch;
 
 use crate::audit::Audit;
 use crate::clock::{Moment, SharedClock, Timestamp};
-use crate::exchange::retry::Jitter;
-use crate::exchange::{Cloud, Provider};
+use crate::exchange::{Exchange, Provider};
 use crate::identity::task_token::TokenHash;
 use crate::identity::workload_api::WorkloadApi;
 use crate::identity::{Authenticator, Evidence};
@@ -41,6 +40,7 @@ use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::policy::cache::PolicyCache;
 use crate::policy::kill::Subject;
+use crate::retry::Jitter;
 use crate::task::{EndReason, Ending, Task, TaskTable};
 
 pub use crate::task::MintError;
@@ -115,14 +115,14 @@ pub struct Parts {
     /// The policy in force.
     pub policy: Arc<PolicyCache>,
     /// The providers.
-    pub clouds: BTreeMap<Provider, Arc<dyn Cloud>>,
+    pub exchanges: BTreeMap<Provider, Arc<dyn Exchange>>,
     /// The durable record.
     pub journal: Arc<dyn Journal>,
     /// The audit log.
     pub audit: Arc<Audit>,
     /// The counters.
     pub metrics: Arc<Metrics>,
-    /// What spreads the tries to take a credential back.
+    /// What spreads the tries to revoke a credential.
     pub jitter: Arc<dyn Jitter>,
     /// The limits.
     pub limits: Limits,
@@ -345,12 +345,12 @@ impl Broker {
             return Some(EndReason::IdentityWithdrawn.into());
         }
         let policy = policy?;
-        if state.decided.as_ref().is_some_and(|decided| decided.version == *policy.version()) {
+        if state.decided.as_ref() == Some(policy.version()) {
             return None;
         }
         match policy.still_permits(&task.caller(), &task.begun().ask, task.id(), now) {
             Ok(kept) => {
-                state.decided = Some(kept.into());
+                state.decide(kept.into());
                 None
             }
             Err(denial) => {

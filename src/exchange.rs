@@ -1,8 +1,14 @@
-//! Swap the identity for a credential: [`MintOrder`] → [`Minted`]. One file per provider, behind the seam [`Cloud`].
+//! Swap the identity for a credential: [`MintOrder`] → [`Minted`]. One leaf per provider, behind the seam [`Exchange`].
+//!
+//! - [`attempts`]: the loop of JWT-SVID, gate, try, retry and fault, once for every provider.
+//! - [`credential`]: what a provider gives, and how its own clients read it.
+//! - [`handle`]: what it calls that, typed by provider.
 
+pub mod attempts;
 pub mod aws;
 pub mod credential;
-pub mod retry;
+mod fault;
+pub mod handle;
 pub mod vault;
 
 use std::fmt;
@@ -16,10 +22,13 @@ use crate::clock::Timestamp;
 use crate::identity::SpiffeId;
 use crate::policy::ResolvedGrant;
 
+pub use self::attempts::Context;
 pub use self::aws::AwsCredential;
 pub use self::credential::Credential;
+pub use self::handle::Handle;
 pub use self::vault::VaultSecret;
 pub use crate::policy::Provider;
+pub use crate::retry;
 
 /// How a credential can be taken back before it expires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -68,20 +77,54 @@ pub struct Minted {
     pub credential: Credential,
     /// When it stops working, UTC: the earlier of the provider's expiry and the cut that the session policy makes.
     pub usable_until: Timestamp,
-    /// How it can be taken back.
-    pub revocation: Revocation,
-    /// The provider's name for it (for AWS the assumed-role ARN): no secret, journalled, for incident work and for
-    /// [`Cloud::revoke`].
-    pub upstream: String,
+    /// How it can end before that, and the provider's name for it.
+    pub revocability: Revocability,
 }
 
-/// What to take back. Made by the broker for one lease of a task that has ended.
+/// Whether a credential can be revoked, with the provider's name for it, which is journalled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Revocability {
+    /// The provider can kill this one credential.
+    Revocable(Revocable),
+    /// It dies by itself.
+    ExpiresOnly(Handle),
+}
+
+/// A handle of what can be revoked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revocable(Handle);
+
+impl Revocable {
+    /// Only who revokes says that something can be: `_revoker` is what [`Exchange::revoker`] hands out.
+    pub fn by(_revoker: &dyn Revoke, handle: Handle) -> Self {
+        Self(handle)
+    }
+}
+
+impl Revocability {
+    /// The class that is journalled and told.
+    pub const fn class(&self) -> Revocation {
+        match self {
+            Self::Revocable(_) => Revocation::Exact,
+            Self::ExpiresOnly(_) => Revocation::Expire,
+        }
+    }
+
+    /// The provider's name for it.
+    pub const fn handle(&self) -> &Handle {
+        match self {
+            Self::Revocable(Revocable(handle)) | Self::ExpiresOnly(handle) => handle,
+        }
+    }
+}
+
+/// What to revoke. Made by the broker for one lease of a task that has ended.
 #[derive(Debug, Clone)]
 pub struct RevokeOrder {
     /// Whose identity was exchanged for it.
     pub caller: SpiffeId,
-    /// What [`Minted::upstream`] said when it was minted.
-    pub upstream: String,
+    /// The provider's name for it.
+    pub handle: Handle,
     /// When it dies by itself, UTC: what is gone by then was not necessarily revoked.
     pub usable_until: Timestamp,
     /// How long one try may take.
@@ -91,8 +134,8 @@ pub struct RevokeOrder {
 /// What is to live longer. Made by the broker for one live credential of a task that is still permitted.
 #[derive(Debug, Clone)]
 pub struct RenewOrder {
-    /// What [`Minted::upstream`] said when it was minted.
-    pub upstream: String,
+    /// The provider's name for it.
+    pub handle: Handle,
     /// What is granted now: it may be another thing than was minted for.
     pub grant: ResolvedGrant,
     /// When the credential must be dead at its provider (the law of life), UTC, whole seconds.
@@ -101,16 +144,16 @@ pub struct RenewOrder {
     pub limit: Duration,
 }
 
-/// A provider's word that a credential lives on.
+/// A provider's answer that a credential lives on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Renewed {
     /// When it stops working from now on, UTC.
     pub usable_until: Timestamp,
 }
 
-/// What a provider did when it was told to take a credential back.
+/// What a provider did when it was told to revoke a credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TakenBack {
+pub enum RevokeOutcome {
     /// It is dead, and the provider said so.
     Revoked,
     /// The provider took the order and may not say when it is carried out. There is nothing more to do: it counts as
@@ -205,45 +248,55 @@ impl ExchangeError {
     }
 }
 
-/// The seam to one provider.
+/// The seam to one provider. An ability that it lacks is one that it does not hand out.
 #[async_trait]
-pub trait Cloud: Send + Sync + fmt::Debug {
+pub trait Exchange: Send + Sync + fmt::Debug {
     /// Which provider this is.
     fn provider(&self) -> Provider;
 
     /// Exchanges an SVID of the order's caller for a credential that dies by `dead_by`.
     async fn mint(&self, order: &MintOrder) -> Result<Minted, ExchangeError>;
 
-    /// Whether it is asked for no credential now, or some of it is not, because it failed again and again.
-    fn is_left_alone(&self) -> bool {
-        false
-    }
-
-    /// Takes one credential of class [`Revocation::Exact`] back, and forgets what was kept for that. Asked again until it
-    /// answers `Ok`, so it must do no harm twice.
-    async fn revoke(&self, _order: &RevokeOrder) -> Result<TakenBack, ExchangeError> {
-        Err(ExchangeError::Inexpressible { detail: "this provider takes nothing back".to_owned() })
-    }
-
-    /// Which of several it is that could be configured under the provider's name; `None` where there is but one.
-    fn place(&self) -> Option<Arc<str>> {
+    /// What revokes its credentials; `None` where they only expire.
+    fn revoker(&self) -> Option<&dyn Revoke> {
         None
     }
 
-    /// Whether the credential that [`Minted::upstream`] names can be renewed in place, as far as is known here.
-    fn renews(&self, _upstream: &str) -> bool {
+    /// What lets its credentials live on; `None` where each is minted anew.
+    fn renewer(&self) -> Option<&dyn Renew> {
+        None
+    }
+
+    /// Whether it is asked for no credential now, or some of it is not, because it failed again and again.
+    fn circuit_open(&self) -> bool {
         false
     }
 
-    /// Lets one credential of class [`Revocation::Exact`] live on, the same secret, until `dead_by` at the latest. After an
-    /// error it may live as long all the same; where that is [`ExchangeError::Unavailable`] or [`ExchangeError::NotAsked`],
-    /// trying again may help.
-    async fn renew(&self, _order: &RenewOrder) -> Result<Renewed, ExchangeError> {
-        Err(ExchangeError::Inexpressible { detail: "this provider renews nothing".to_owned() })
+    /// Which of several it is that could be configured under the provider's name; `None` where there is but one.
+    fn location(&self) -> Option<Arc<str>> {
+        None
     }
 
-    /// Whether the credential that [`Minted::upstream`] names came from the very provider that is configured now.
-    fn reaches(&self, _upstream: &str) -> bool {
+    /// Whether the credential of `handle` came from the very provider that is configured now.
+    fn reaches(&self, _handle: &Handle) -> bool {
         true
     }
+}
+
+/// The ability to revoke one credential.
+#[async_trait]
+pub trait Revoke: Send + Sync {
+    /// Revokes the credential, and forgets what was kept for that. Asked again until it answers `Ok`, so it must do no harm twice.
+    async fn revoke(&self, order: &RevokeOrder) -> Result<RevokeOutcome, ExchangeError>;
+}
+
+/// The ability to let one revocable credential live on.
+#[async_trait]
+pub trait Renew: Send + Sync {
+    /// Whether the credential of `handle` can be renewed in place, as far as is known here.
+    fn can_renew(&self, handle: &Handle) -> bool;
+
+    /// Lets it live on, the same secret, until `dead_by` at the latest. After an error it may live as long all the same; where that
+    /// is [`ExchangeError::Unavailable`] or [`ExchangeError::NotAsked`], trying again may help.
+    async fn renew(&self, order: &RenewOrder) -> Result<Renewed, ExchangeError>;
 }

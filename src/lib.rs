@@ -74,6 +74,7 @@ pub mod lease;
 pub mod metrics;
 pub mod pod_task;
 pub mod policy;
+pub mod retry;
 pub mod secret;
 pub mod server;
 pub mod task;

@@ -64,8 +64,12 @@ pub struct TaskState {
     pub token: TokenHash,
     /// Set once, when it ends.
     pub ending: Option<Box<Ending>>,
-    /// The latest decision; `None` after a restart, until the first use decides again.
-    pub decided: Option<Decided>,
+    /// The policy version of the latest decision; `None` after a restart, until the first use decides again.
+    pub decided: Option<PolicyVersion>,
+    /// Idle time after which the task ends, where that decision sets one.
+    pub idle: Option<Duration>,
+    /// Where its scope grants something, by that decision.
+    pub providers: ProviderSet,
     /// The credentials, by provider.
     pub slots: Slots,
     /// Every lease that is not forgotten.
@@ -85,6 +89,11 @@ pub struct TaskState {
 }
 
 impl TaskState {
+    /// Keeps what a decision said.
+    pub fn decide(&mut self, Decided { version, idle, providers }: Decided) {
+        (self.decided, self.idle, self.providers) = (Some(version), idle, providers);
+    }
+
     /// Notes that the journal is behind now.
     pub fn touch(&mut self) {
         self.journalled = false;
@@ -151,10 +160,12 @@ impl Task {
         now: Timestamp,
         boot: Duration,
     ) -> Self {
-        let state = TaskState {
+        let mut state = TaskState {
             token: record.token,
             ending: record.ending.clone(),
-            decided,
+            decided: None,
+            idle: None,
+            providers: ProviderSet::default(),
             slots: Slots::default(),
             leases,
             last_used: boot,
@@ -164,6 +175,9 @@ impl Task {
             end_recorded: record.ending.is_some(),
             changes: 0,
         };
+        if let Some(decided) = decided {
+            state.decide(decided);
+        }
         Self {
             session_name: session_name(&record).into(),
             // After a restart on a clock that shows a time before it began, its whole life at most.
@@ -211,7 +225,7 @@ impl Task {
 
     /// Where its scope grants something, by the latest decision; none where nobody has decided since a restart.
     pub fn providers(&self) -> ProviderSet {
-        self.state().decided.as_ref().map_or_else(ProviderSet::default, |decided| decided.providers)
+        self.state().providers
     }
 
     /// The record as it should be in the journal now.
@@ -282,8 +296,7 @@ impl Task {
 
     /// A held task is never idle.
     fn idle_limit(&self, state: &TaskState) -> Option<Duration> {
-        let idle = state.decided.as_ref()?.idle?;
-        (state.holders == 0).then_some(idle)
+        state.idle.filter(|_| state.holders == 0)
     }
 }
 

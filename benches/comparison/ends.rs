@@ -12,7 +12,8 @@ use sidemint::audit::{Audit, Output, Settings as AuditSettings};
 use sidemint::broker::{BeginRequest, Broker, Claimant, CredentialsError, Limits, Parts, reaper};
 use sidemint::clock::{Clock as _, SharedClock, SystemClock, Timestamp};
 use sidemint::exchange::{
-    AwsCredential, Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, Revocation, RevokeOrder, TakenBack,
+    AwsCredential, Credential, Exchange, ExchangeError, Handle, MintOrder, Minted, Provider, Revocability, Revocable,
+    Revocation, Revoke, RevokeOrder, RevokeOutcome,
 };
 use sidemint::identity::task_token::TokenHash;
 use sidemint::identity::workload_api::WorkloadApi as _;
@@ -49,13 +50,15 @@ const REVOKING: Duration = Duration::from_millis(5);
 struct AtOnce(Revocation);
 
 #[async_trait]
-impl Cloud for AtOnce {
+impl Exchange for AtOnce {
     fn provider(&self) -> Provider {
         Provider::Aws
     }
 
     async fn mint(&self, order: &MintOrder) -> Result<Minted, ExchangeError> {
         let part = |name: &str| Secret::new(format!("{name}-{}", order.session_name));
+        let arn = format!("arn:aws:sts::111122223333:assumed-role/ledger/{}", order.session_name);
+        let handle = Handle::read(Provider::Aws, &arn);
         Ok(Minted {
             credential: Credential::Aws(AwsCredential {
                 access_key_id: part("id"),
@@ -64,14 +67,23 @@ impl Cloud for AtOnce {
                 account_id: None,
             }),
             usable_until: order.dead_by,
-            revocation: self.0,
-            upstream: format!("arn:aws:sts::111122223333:assumed-role/ledger/{}", order.session_name),
+            revocability: match self.0 {
+                Revocation::Exact => Revocability::Revocable(Revocable::by(self, handle)),
+                Revocation::Expire => Revocability::ExpiresOnly(handle),
+            },
         })
     }
 
-    async fn revoke(&self, _: &RevokeOrder) -> Result<TakenBack, ExchangeError> {
+    fn revoker(&self) -> Option<&dyn Revoke> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Revoke for AtOnce {
+    async fn revoke(&self, _: &RevokeOrder) -> Result<RevokeOutcome, ExchangeError> {
         SystemClock.sleep(REVOKING).await;
-        Ok(TakenBack::Revoked)
+        Ok(RevokeOutcome::Revoked)
     }
 }
 
@@ -116,7 +128,7 @@ impl House {
             workload_api: Arc::clone(&api) as _,
             authenticator: Authenticator::new(Arc::clone(&api) as _, "sidemint".into()),
             policy: Arc::clone(&policy),
-            clouds: BTreeMap::from([(Provider::Aws, Arc::new(AtOnce(class)) as Arc<dyn Cloud>)]),
+            exchanges: BTreeMap::from([(Provider::Aws, Arc::new(AtOnce(class)) as Arc<dyn Exchange>)]),
             journal: Arc::new(journal),
             audit: Arc::new(Audit::start(&audit, &state, clock.now())?),
             metrics: Arc::new(sidemint::app::metrics()?),
@@ -129,7 +141,7 @@ impl House {
                 ..Limits::default()
             },
             clock,
-            jitter: Arc::new(sidemint::exchange::retry::SystemJitter),
+            jitter: Arc::new(sidemint::retry::SystemJitter),
         };
         let broker = Broker::new(parts, recovered);
         let reaper = tokio::spawn(reaper::run(Arc::clone(&broker), api.watch(), policy.subscribe()));

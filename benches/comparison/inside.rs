@@ -15,7 +15,7 @@ use cedar_policy::{
 };
 use redb::{Database, TableDefinition};
 use sidemint::clock::{Clock as _, SharedClock, SystemClock, Timestamp};
-use sidemint::exchange::{Provider, Revocation};
+use sidemint::exchange::{Handle, Provider, Revocation};
 use sidemint::id::{LeaseId, TaskId};
 use sidemint::identity::workload_api::testing::{FakeWorkloadApi, SigningKey, claims, jwks};
 use sidemint::identity::{Authenticator, Caller, Evidence, jwt_svid::JwtBundle};
@@ -333,7 +333,7 @@ fn a_lease() -> Fallible<LeaseFacts> {
         usable_until: now + Duration::from_secs(900),
         open_ended: false,
         place: None,
-        upstream: Some("ASIAQWERTYUIOPASDFGH".into()),
+        upstream: Some(Handle::read(Provider::Aws, "ASIAQWERTYUIOPASDFGH")),
         requested: false,
     })
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use sidemint::clock::{Clock as _, SystemClock, Timestamp};
-use sidemint::exchange::{Provider, Revocation};
+use sidemint::exchange::{Handle, Provider, Revocation};
 use sidemint::id::{LeaseId, TaskId};
 use sidemint::identity::{Proof, task_token};
 use sidemint::lease::journal::{Change, DiskJournal, record};
@@ -82,7 +82,10 @@ fn task_and_lease(end: Timestamp) -> Fallible<[Change; 2]> {
         opened_at: begun_at,
         usable_until: end,
         open_ended: false,
-        upstream: Some(format!("arn:aws:sts::111122223333:assumed-role/ledger/{session_name}")),
+        upstream: Some(Handle::read(
+            Provider::Aws,
+            &format!("arn:aws:sts::111122223333:assumed-role/ledger/{session_name}"),
+        )),
         place: None,
         requested: false,
         session_name,

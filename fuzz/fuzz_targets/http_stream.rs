@@ -12,12 +12,12 @@ use sidemint::audit::Audit;
 use sidemint::broker::{Broker, Parts};
 use sidemint::clock::{ManualClock, SharedClock};
 use sidemint::config::Config;
-use sidemint::exchange::retry::SystemJitter;
 use sidemint::identity::Authenticator;
 use sidemint::lease::journal::DiskJournal;
 use sidemint::policy::LoadOptions;
 use sidemint::policy::cache::PolicyCache;
 use sidemint::policy::repository::DirectorySource;
+use sidemint::retry::SystemJitter;
 use sidemint::server::{Listener, ListenerLimits, Server, serve};
 use sidemint_fuzz::{AUDIENCE, FixedWorkloadApi, NOW};
 use tempfile::TempDir;
@@ -54,7 +54,7 @@ impl Stage {
                 authenticator: Authenticator::new(workload_api.clone(), AUDIENCE.into()),
                 workload_api,
                 policy: Arc::new(PolicyCache::new(source, LoadOptions::default())),
-                clouds: BTreeMap::new(),
+                exchanges: BTreeMap::new(),
                 journal: Arc::new(journal),
                 audit: Arc::new(Audit::off()),
                 metrics: Arc::new(sidemint::app::metrics().unwrap()),

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use sidemint::exchange::aws::{AwsSts, Settings};
-use sidemint::exchange::retry::Rate;
-use sidemint::exchange::{Cloud as _, MintOrder};
+use sidemint::exchange::{Context, Exchange as _, MintOrder};
 use sidemint::policy::{AwsGrant, ProviderGrant, ResolvedGrant};
+use sidemint::retry::Rate;
 use sidemint_fuzz::{AtOnce, FixedWorkloadApi, NOW, REPORT, Still, next_input, serve_http};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -38,8 +38,9 @@ impl Stage {
         };
         let shared = Arc::clone(&answer);
         runtime.spawn(serve_http(listener, move || shared.lock().unwrap().clone()));
-        let sts =
-            AwsSts::new(settings, FixedWorkloadApi::new(), Arc::new(Still)).unwrap().with_jitter(Arc::new(AtOnce));
+        let context =
+            Context { workload_api: FixedWorkloadApi::new(), clock: Arc::new(Still), jitter: Arc::new(AtOnce) };
+        let sts = AwsSts::new(settings, context).unwrap();
         Self { runtime, sts, answer }
     }
 }
@@ -75,7 +76,7 @@ fuzz_target!(|data: &[u8]| {
             limit: Duration::from_secs(15),
         };
         let Ok(minted) = stage.runtime.block_on(stage.sts.mint(&order)) else { return };
-        assert_eq!((status, minted.upstream.as_str()), (200, UPSTREAM));
+        assert_eq!((status, minted.revocability.handle().to_string().as_str()), (200, UPSTREAM));
         assert!(minted.usable_until > NOW && minted.usable_until <= NOW + Duration::from_secs(1185 + 30));
         let sidemint::exchange::Credential::Aws(aws) = &minted.credential else { panic!("from AWS") };
         for secret in [&aws.access_key_id, &aws.secret_access_key, &aws.session_token] {

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
-use sidemint::exchange::retry::Rate;
 use sidemint::exchange::vault::{Settings, Vault};
-use sidemint::exchange::{Cloud as _, Credential, MintOrder};
+use sidemint::exchange::{Context, Credential, Exchange as _, MintOrder};
 use sidemint::policy::{ProviderGrant, ResolvedGrant, VaultGrant};
+use sidemint::retry::Rate;
 use sidemint_fuzz::{AtOnce, FixedWorkloadApi, NOW, REPORT, Still, next_input, serve_http};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -46,8 +46,9 @@ impl Stage {
         runtime.spawn(serve_http(listener, move || {
             shared.lock().unwrap().pop_front().unwrap_or_else(|| b"HTTP/1.1 204 X\r\n\r\n".to_vec())
         }));
-        let vault = Vault::new(settings, FixedWorkloadApi::new(), Arc::new(Still)).unwrap();
-        Self { runtime, vault: vault.with_jitter(Arc::new(AtOnce)), answers }
+        let context =
+            Context { workload_api: FixedWorkloadApi::new(), clock: Arc::new(Still), jitter: Arc::new(AtOnce) };
+        Self { runtime, vault: Vault::new(settings, context).unwrap(), answers }
     }
 }
 

@@ -114,7 +114,8 @@ impl Broker {
         self.still_open()?;
         let policy = self.parts.policy.current().ok_or(BeginError::NoPolicy)?;
         let permit = policy.decide(caller, &request.ask, now).map_err(BeginError::Denied)?;
-        if let Some(grant) = permit.grants().iter().find(|g| !self.parts.clouds.contains_key(&g.provider.provider())) {
+        if let Some(grant) = permit.grants().iter().find(|g| !self.parts.exchanges.contains_key(&g.provider.provider()))
+        {
             return Err(BeginError::NoProvider(grant.provider.provider()));
         }
         let (_opening, opening) = self.callers.open(caller.spiffe_id());

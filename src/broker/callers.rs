@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Broker;
-use crate::exchange::retry::{Rate, TokenBucket};
 use crate::identity::SpiffeId;
 use crate::metrics::Limit;
+use crate::retry::{Rate, TokenBucket};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// So many callers are remembered before those are forgotten about whom there is nothing to remember. A sidecar serves a

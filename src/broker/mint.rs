@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::{Broker, CredentialsError, MintError, renew};
 use crate::audit::{Event, Kind};
 use crate::clock::{Timestamp, within};
-use crate::exchange::{Cloud, ExchangeError, MintOrder, Provider, Revocation, RevokeOrder};
+use crate::exchange::{Exchange, ExchangeError, Handle, MintOrder, Provider, Revocation, RevokeOrder};
 use crate::lease::journal::{self, Change, Receipt};
 use crate::lease::life::{Event as Happened, Word};
 use crate::lease::{Issued, LeaseEnding, LeaseFacts, LeaseId, LeaseRecord, LeaseState};
@@ -192,7 +192,7 @@ impl Broker {
             }
         };
         let grant = grant_at(&permit, provider).ok_or(MintError::NoGrant(provider))?;
-        let cloud = self.parts.clouds.get(&provider).ok_or(MintError::NoGrant(provider))?;
+        let cloud = self.parts.exchanges.get(&provider).ok_or(MintError::NoGrant(provider))?;
         let left = task.left(now, self.parts.clock.boot());
         let max_session = grant.max_session;
         let dead_by = dead_by(&permit, &grant, left, self.parts.clock.earliest()).ok_or(MintError::TooLate)?;
@@ -207,8 +207,8 @@ impl Broker {
 
         let of = MintFor { permit: &permit, provider, request_id };
         let renewal = self.renewal(&task.state(), provider);
-        if let Some(renewal) = renewal {
-            if let Some(issued) = self.renew(task, renewal, &order, &**cloud, &of).await? {
+        if let Some((renewal, renewer)) = renewal.zip(cloud.renewer()) {
+            if let Some(issued) = self.renew(task, renewal, &order, renewer, &of).await? {
                 return Ok((issued, "renewed"));
             }
             // Counted, and not refused: one for each life that ends.
@@ -225,12 +225,12 @@ impl Broker {
             }
         };
         let word = Word {
-            revocation: minted.revocation,
+            revocation: minted.revocability.class(),
             usable_until: minted.usable_until + order.grant.outlives.lasts,
-            upstream: minted.upstream.clone(),
+            handle: minted.revocability.handle().clone(),
         };
         let receipt = self.record_issued(task, &lease, &word, &**cloud).await?;
-        self.audit_given(task, &lease, (&word.upstream, word.usable_until), "minted", &of).await?;
+        self.audit_given(task, &lease, (&word.handle, word.usable_until), "minted", &of).await?;
         self.look_again(task, request_id).await?;
         let (now, boot) = (self.now(), self.parts.clock.boot());
         let issued = Issued::new(lease, minted, task.deadline(), (now, boot), &receipt);
@@ -272,7 +272,7 @@ impl Broker {
             opened_at: now,
             usable_until: order.dead_by + outlives.lasts,
             open_ended: outlives.open_ended,
-            place: self.parts.clouds.get(&provider).and_then(|cloud| cloud.place()),
+            place: self.parts.exchanges.get(&provider).and_then(|exchange| exchange.location()),
             upstream: None,
             requested: false,
         });
@@ -329,7 +329,7 @@ impl Broker {
         task: &Task,
         id: &LeaseId,
         word: &Word,
-        cloud: &dyn Cloud,
+        cloud: &dyn Exchange,
     ) -> Result<Receipt, MintError> {
         let Noted { record, ended_at, change, .. } = match happened(task, id, &Happened::Issued(word.clone())) {
             Ok(noted) => noted,
@@ -369,16 +369,18 @@ impl Broker {
     }
 
     /// A credential came after its intent had been given up: once more than it was asked for, a provider kept its own time.
-    async fn take_back_unlisted(&self, task: &Task, id: &LeaseId, word: &Word, cloud: &dyn Cloud) {
+    async fn take_back_unlisted(&self, task: &Task, id: &LeaseId, word: &Word, cloud: &dyn Exchange) {
         tracing::error!(task = %task.id(), lease = %id, usable_until = %word.usable_until, "a credential came too late; dropped");
-        if word.revocation == Revocation::Exact {
+        if word.revocation == Revocation::Exact
+            && let Some(revoker) = cloud.revoker()
+        {
             let order = RevokeOrder {
                 caller: task.owner().clone(),
-                upstream: word.upstream.clone(),
+                handle: word.handle.clone(),
                 usable_until: word.usable_until,
                 limit: self.parts.limits.mint,
             };
-            if let Err(error) = cloud.revoke(&order).await {
+            if let Err(error) = revoker.revoke(&order).await {
                 tracing::error!(task = %task.id(), lease = %id, %error, "and was not revoked");
             }
         }
@@ -389,11 +391,11 @@ impl Broker {
         &self,
         task: &Task,
         lease: &LeaseId,
-        (upstream, usable_until): (&str, Timestamp),
+        (handle, usable_until): (&Handle, Timestamp),
         outcome: &'static str,
         MintFor { permit, provider, request_id }: &MintFor<'_>,
     ) -> Result<(), MintError> {
-        let record = task.begun();
+        let (record, upstream) = (task.begun(), handle.to_string());
         let event = Event {
             request_id: *request_id,
             task: Some(task.id()),
@@ -407,7 +409,7 @@ impl Broker {
             provider: Some(*provider),
             lease: Some(lease),
             session_name: Some(task.session_name()),
-            upstream: Some(upstream),
+            upstream: Some(&upstream),
             usable_until: Some(usable_until),
             ..Event::new(self.now(), Kind::Mint, outcome)
         };

@@ -93,7 +93,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::exchange::{Provider, Revocation};
+    use crate::exchange::{Handle, Provider, Revocation};
     use crate::lease::revoke::is_owed;
     use crate::lease::{LeaseFacts, LeaseId};
 
@@ -111,7 +111,7 @@ mod tests {
             opened_at: NOW,
             usable_until: NOW + Duration::from_secs(300),
             place: None,
-            upstream: Some("database/creds/ro/x".into()),
+            upstream: Some(Handle::read(Provider::Vault, "database/creds/ro/x")),
             requested: false,
             open_ended: false,
         })

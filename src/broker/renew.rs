@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::mint::{MintFor, SHORTEST_LIFE, happened};
 use super::{Broker, MintError};
 use crate::clock::Timestamp;
-use crate::exchange::{Cloud, ExchangeError, MintOrder, Provider, RenewOrder, Revocation};
+use crate::exchange::{ExchangeError, Handle, MintOrder, Provider, Renew, RenewOrder, Revocation};
 use crate::lease::journal::Receipt;
 use crate::lease::life::Event as Happened;
 use crate::lease::{Issued, LeaseId, LeaseState};
@@ -17,7 +17,7 @@ use crate::task::{Task, TaskState};
 pub(super) struct Renewal {
     live: Arc<Issued>,
     /// The provider's name for it.
-    upstream: String,
+    handle: Handle,
 }
 
 impl Broker {
@@ -26,11 +26,11 @@ impl Broker {
         let (now, boot) = (self.now(), self.parts.clock.boot());
         let live = state.slots.get(provider)?.live.as_ref().filter(|live| live.is_live(now, boot))?;
         let lease = state.leases.iter().find(|lease| lease.id == *live.lease())?;
-        let upstream = lease.upstream.as_ref()?;
+        let handle = lease.upstream.as_ref()?;
         let renews = lease.state == LeaseState::Issued
             && lease.revocation == Revocation::Exact
-            && self.parts.clouds.get(&provider)?.renews(upstream);
-        renews.then(|| Renewal { live: Arc::clone(live), upstream: upstream.clone() })
+            && self.parts.exchanges.get(&provider)?.renewer()?.can_renew(handle);
+        renews.then(|| Renewal { live: Arc::clone(live), handle: handle.clone() })
     }
 
     /// Where a renewal of a running task is due that no request has asked for.
@@ -50,9 +50,9 @@ impl Broker {
     pub(super) async fn renew(
         self: &Arc<Self>,
         task: &Arc<Task>,
-        Renewal { live, upstream }: Renewal,
+        Renewal { live, handle }: Renewal,
         order: &MintOrder,
-        cloud: &dyn Cloud,
+        renewer: &dyn Renew,
         of: &MintFor<'_>,
     ) -> Result<Option<Arc<Issued>>, MintError> {
         let (lease, lasts) = (live.lease(), order.grant.outlives.lasts);
@@ -62,8 +62,8 @@ impl Broker {
             return Err(MintError::TaskEnded(reason));
         }
         let grant = order.grant.clone();
-        let asked = RenewOrder { upstream: upstream.clone(), grant, dead_by: order.dead_by, limit: order.limit };
-        let usable_until = match cloud.renew(&asked).await {
+        let asked = RenewOrder { handle: handle.clone(), grant, dead_by: order.dead_by, limit: order.limit };
+        let usable_until = match renewer.renew(&asked).await {
             Ok(renewed) => renewed.usable_until,
             Err(error) => return self.not_renewed(task, &live, error),
         };
@@ -74,7 +74,7 @@ impl Broker {
         // Of a task that ended meanwhile this says what is left; its lease is taken back like any other.
         let end = (usable_until + lasts).max(before);
         let (_, receipt) = self.amend_lease(task, lease, &Happened::Renewed(end)).await?;
-        self.audit_given(task, lease, (&upstream, end), "renewed", of).await?;
+        self.audit_given(task, lease, (&handle, end), "renewed", of).await?;
         self.look_again(task, of.request_id).await?;
         if usable_until > order.dead_by {
             tracing::error!(task = %task.id(), %lease, %usable_until, "renewed for longer than the law of life allows");

@@ -12,7 +12,8 @@ use super::Broker;
 use super::end::is_unanswered;
 use crate::audit::{Event, Kind};
 use crate::clock::within;
-use crate::exchange::{ExchangeError, Provider, RevokeOrder, TakenBack};
+use crate::exchange::{ExchangeError, Provider, RevokeOrder, RevokeOutcome};
+use crate::identity::SpiffeId;
 use crate::lease::life::Event as Happened;
 use crate::lease::revoke::{Queue, Tried, is_owed};
 use crate::lease::{LeaseEnding, LeaseFacts, LeaseId};
@@ -99,22 +100,7 @@ impl Broker {
     async fn take_back(&self, task: &Arc<Task>, id: &LeaseId, first: bool) -> Tried {
         let lease = task.state().leases.iter().find(|lease| lease.id == *id && is_owed(lease)).cloned();
         let Some(lease) = lease else { return Tried::Over };
-        let provider = lease.provider;
-        let order = RevokeOrder {
-            caller: task.owner().clone(),
-            upstream: lease.upstream.clone().unwrap_or_default(),
-            usable_until: lease.usable_until,
-            limit: self.parts.limits.mint,
-        };
-        let outcome = match self.parts.clouds.get(&provider) {
-            Some(cloud) => cloud.revoke(&order).await,
-            None => Err(ExchangeError::Inexpressible {
-                detail: format!(
-                    "the provider {provider} is not configured any more: configure it until {}",
-                    lease.usable_until
-                ),
-            }),
-        };
+        let outcome = self.revoke_at(&lease, task.owner()).await;
         match outcome {
             Ok(taken) => {
                 self.taken_back(task, id, taken).await;
@@ -132,16 +118,31 @@ impl Broker {
         }
     }
 
+    /// Tells the provider of `lease` to revoke it.
+    async fn revoke_at(&self, lease: &LeaseFacts, owner: &SpiffeId) -> Result<RevokeOutcome, ExchangeError> {
+        let inexpressible = |detail: String| ExchangeError::Inexpressible { detail };
+        let provider = lease.provider;
+        let exchange = self.parts.exchanges.get(&provider).ok_or_else(|| {
+            let until = lease.usable_until;
+            inexpressible(format!("the provider {provider} is not configured any more: configure it until {until}"))
+        })?;
+        let revoker = exchange.revoker().ok_or_else(|| inexpressible("this provider takes nothing back".to_owned()))?;
+        let handle = lease.upstream.clone();
+        let handle = handle.ok_or_else(|| inexpressible("the journal does not say which lease it is".to_owned()))?;
+        let (caller, usable_until) = (owner.clone(), lease.usable_until);
+        revoker.revoke(&RevokeOrder { caller, handle, usable_until, limit: self.parts.limits.mint }).await
+    }
+
     /// The provider did what it was told: the report says so from now on.
-    async fn taken_back(&self, task: &Arc<Task>, id: &LeaseId, taken: TakenBack) {
+    async fn taken_back(&self, task: &Arc<Task>, id: &LeaseId, taken: RevokeOutcome) {
         let now = self.now();
         let (lease, ended_at) = {
             let mut state = task.state();
             let ended_at = state.ending.as_ref().map_or(now, |ending| ending.ended_at);
             let Some(lease) = state.leases.iter_mut().find(|lease| lease.id == *id) else { return };
             let event = match taken {
-                TakenBack::Revoked => Happened::Revoked(now),
-                TakenBack::Requested => Happened::Requested,
+                RevokeOutcome::Revoked => Happened::Revoked(now),
+                RevokeOutcome::Requested => Happened::Requested,
             };
             if let Err(refused) = lease.apply(&event) {
                 // It died while its provider was asked: that stands in the report, and is counted, already.
@@ -156,12 +157,12 @@ impl Broker {
             (lease, ended_at)
         };
         let outcome = match taken {
-            TakenBack::Revoked => "revoked",
-            TakenBack::Requested => "requested",
+            RevokeOutcome::Revoked => "revoked",
+            RevokeOutcome::Requested => "requested",
         };
         let provider = lease.provider.as_str();
         self.parts.metrics.revocation(provider, outcome);
-        if taken == TakenBack::Revoked {
+        if taken == RevokeOutcome::Revoked {
             self.parts.metrics.revoked_after(provider, now.since(ended_at));
         }
         self.parts.metrics.residual(provider, LeaseEnding::from(&*lease).residual(ended_at));
@@ -201,6 +202,7 @@ impl Broker {
         error: Option<&ExchangeError>,
     ) {
         let record = task.begun();
+        let upstream = lease.upstream.as_ref().map(ToString::to_string);
         let event = Event {
             reason: error.map(ExchangeError::kind),
             detail: error.map(ToString::to_string),
@@ -212,7 +214,7 @@ impl Broker {
             provider: Some(lease.provider),
             lease: Some(&lease.id),
             session_name: Some(task.session_name()),
-            upstream: lease.upstream.as_deref(),
+            upstream: upstream.as_deref(),
             usable_until: Some(lease.usable_until),
             ..Event::new(self.now(), Kind::Revocation, outcome)
         };

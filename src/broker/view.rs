@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::Broker;
 use crate::clock::Timestamp;
-use crate::exchange::{Provider, Revocation};
+use crate::exchange::{Handle, Provider, Revocation};
 use crate::identity::SpiffeId;
 use crate::lease::revoke::is_owed;
 use crate::lease::{LeaseFacts, LeaseId, LeaseState};
@@ -68,9 +68,19 @@ pub struct LeaseView {
     pub session_name: String,
     /// The grant it implements.
     pub grant: GrantId,
-    /// AWS's name for the session (its ARN), once known: what an operator needs to deny it there.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub assumed_role: Option<String>,
+    /// What its provider calls it, once known and where an operator needs it there, as the provider names the member.
+    #[serde(flatten)]
+    pub handle: Option<ShownHandle>,
+}
+
+/// A handle as one member: its name and value are those of [`Handle::shown`].
+#[derive(Debug, Clone)]
+pub struct ShownHandle(Handle);
+
+impl Serialize for ShownHandle {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.shown())
+    }
 }
 
 impl From<&LeaseFacts> for LeaseView {
@@ -84,7 +94,7 @@ impl From<&LeaseFacts> for LeaseView {
             open_ended: lease.open_ended,
             session_name: lease.session_name.to_string(),
             grant: lease.grant.clone(),
-            assumed_role: lease.upstream.clone().filter(|_| lease.provider == Provider::Aws),
+            handle: lease.upstream.clone().map(ShownHandle),
         }
     }
 }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::section::complete_as_read;
 use super::values;
-use crate::exchange::retry::Rate;
+use crate::retry::Rate;
 
 /// `[limits]`
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -18,6 +18,7 @@
 mod answer;
 mod credential;
 mod fault;
+mod session;
 pub mod session_policy;
 pub(crate) mod settings;
 #[cfg(test)]
@@ -47,14 +48,16 @@ use tracing::subscriber::NoSubscriber;
 
 use self::answer::{Asked, Role, accept};
 pub use self::credential::AwsCredential;
-use self::fault::{Fault, Remedy};
-use super::retry::{Backoff, Gate, Jitter, MAX_RETRY_AFTER, Rate, SystemJitter};
-use super::{Cloud, ExchangeError, MintOrder, Minted, Provider};
-use crate::clock::{SharedClock, Timestamp, within};
+use self::fault::Fault;
+pub use self::session::AssumedRole;
+use super::attempts::{self, Attempt};
+use super::{Context, Exchange, ExchangeError, MintOrder, Minted, Provider};
+use crate::clock::{Timestamp, within};
 use crate::http_client::{Origin, OriginError};
 use crate::identity::SpiffeId;
-use crate::identity::workload_api::{JwtSvid, WorkloadApi, WorkloadApiError};
+use crate::identity::workload_api::JwtSvid;
 use crate::policy::{AwsGrant, ProviderGrant};
+use crate::retry::{Gate, Rate};
 
 /// The shortest session that STS gives.
 pub const MIN_SESSION: Duration = Duration::from_secs(900);
@@ -69,9 +72,6 @@ const MAX_TOKEN: usize = 20_000;
 /// How long one try may take; STS asks our issuer for its keys meanwhile.
 const TRY_LIMIT: Duration = Duration::from_secs(8);
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
-const TRIES: u32 = 4;
-const BACKOFF_BASE: Duration = Duration::from_millis(200);
-const BACKOFF_CAP: Duration = Duration::from_secs(5);
 /// Regions come from policy files, which are few; more than this many clients is a mistake somewhere.
 const MAX_UPSTREAMS: usize = 64;
 
@@ -99,7 +99,7 @@ impl Default for Settings {
     }
 }
 
-/// Settings that cannot work, each with its mend.
+/// Settings that cannot work, each with its fix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
     /// Not `https://HOST[:PORT]` or `http://HOST[:PORT]`.
@@ -123,9 +123,7 @@ pub enum SettingsError {
 #[derive(Debug)]
 pub struct AwsSts {
     settings: Settings,
-    workload_api: Arc<dyn WorkloadApi>,
-    clock: SharedClock,
-    jitter: Arc<dyn Jitter>,
+    context: Context,
     http_client: SharedHttpClient,
     upstreams: Mutex<BTreeMap<String, Arc<Upstream>>>,
 }
@@ -181,11 +179,7 @@ impl AwsSts {
     ///
     /// # Errors
     /// Refuses settings that cannot work or would send the token in the clear.
-    pub fn new(
-        settings: Settings,
-        workload_api: Arc<dyn WorkloadApi>,
-        clock: SharedClock,
-    ) -> Result<Self, SettingsError> {
+    pub fn new(settings: Settings, context: Context) -> Result<Self, SettingsError> {
         let tls = settings.sts_endpoint.as_deref().map_or(Ok(true), check_endpoint)?;
         if !is_region(&settings.region) {
             return Err(SettingsError::Region);
@@ -195,13 +189,7 @@ impl AwsSts {
         }
         // Without TLS (plain http on loopback) the machine's roots are not even read, so that it works in a container that has none.
         let http_client = http_client(TrustStore::empty().with_native_roots(tls))?;
-        let jitter = Arc::new(SystemJitter);
-        Ok(Self { settings, workload_api, clock, jitter, http_client, upstreams: Mutex::default() })
-    }
-
-    /// The same with another source of randomness for its backoff.
-    pub fn with_jitter(self, jitter: Arc<dyn Jitter>) -> Self {
-        Self { jitter, ..self }
+        Ok(Self { settings, context, http_client, upstreams: Mutex::default() })
     }
 
     /// Checks all of the order that can be checked before anything is asked for.
@@ -219,7 +207,7 @@ impl AwsSts {
         if audience.is_empty() {
             return Err(inexpressible("the grant's audience is empty".into()));
         }
-        let now = self.clock.now();
+        let now = self.context.clock.now();
         let life = Life::plan(order.dead_by, now, order.limit)
             .ok_or_else(|| inexpressible(format!("less than {} s of life are left", MIN_LIFE.as_secs())))?;
         let policy = session_policy::compile(grant.session_policy.as_ref(), life.cut)
@@ -234,63 +222,6 @@ impl AwsSts {
             life,
             policy,
         })
-    }
-
-    async fn exchange(&self, request: &Request<'_>, limit: Duration) -> Result<Minted, ExchangeError> {
-        let mut may_have_minted = false;
-        let outcome = self.tries(request, limit, &mut may_have_minted).await;
-        outcome.map_err(|error| if may_have_minted { error.after_uncertain_try() } else { error })
-    }
-
-    /// Tries until there is a credential, a final refusal, or no time left; says of all tries together whether one that
-    /// failed may have minted.
-    async fn tries(
-        &self,
-        request: &Request<'_>,
-        limit: Duration,
-        may_have_minted: &mut bool,
-    ) -> Result<Minted, ExchangeError> {
-        let upstream = self.upstream(request.region);
-        let deadline = self.clock.boot().saturating_add(limit);
-        let remaining = || deadline.saturating_sub(self.clock.boot());
-        let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_CAP, TRIES);
-        let mut fresh_svid_left = true;
-        loop {
-            let turn = upstream.gate.turn(&*self.clock, remaining()).await.map_err(|shut| shut.error("STS"))?;
-            let svid = self.svid(request, remaining()).await?;
-            let sent = self.clock.now();
-            let answer = self.try_once(&upstream.client, request, &svid, remaining()).await;
-            let fault = match answer.and_then(|answer| self.judge(answer, request, sent)) {
-                Ok(minted) => {
-                    turn.answered();
-                    return Ok(minted);
-                }
-                Err(fault) => fault,
-            };
-            match fault.is_outage() {
-                true => turn.failed(fault.retry_after, self.jitter.fraction()),
-                false => turn.answered(),
-            }
-            *may_have_minted |= fault.may_have_minted;
-            if let Some(wait) = fault.retry_after {
-                upstream.gate.hold(&*self.clock, wait);
-            }
-            match fault.remedy {
-                Remedy::Retry | Remedy::Throttled => {
-                    match backoff.next(self.jitter.fraction(), fault.retry_after, remaining()) {
-                        Some(wait) => {
-                            tracing::debug!(detail = fault.detail, ?wait, "STS will be tried again");
-                            self.clock.sleep(wait).await;
-                        }
-                        None => return Err(unavailable(fault)),
-                    }
-                }
-                Remedy::FreshSvid if fresh_svid_left => fresh_svid_left = false,
-                Remedy::FreshSvid | Remedy::Refuse => return Err(ExchangeError::Refused { detail: fault.detail }),
-                Remedy::Mend => return Err(ExchangeError::Inexpressible { detail: fault.detail }),
-                Remedy::Distrust => return Err(ExchangeError::Unusable { detail: fault.detail }),
-            }
-        }
     }
 
     fn judge(
@@ -308,28 +239,7 @@ impl AwsSts {
             cut: request.life.cut,
             sent,
         };
-        accept(answer, &asked, self.clock.now()).map_err(Fault::distrust)
-    }
-
-    /// A JWT-SVID of the caller, never of anyone else, that STS can take.
-    async fn svid(&self, request: &Request<'_>, limit: Duration) -> Result<JwtSvid, ExchangeError> {
-        let no_svid = |detail: String, passing: bool| ExchangeError::NoSvid { detail, passing };
-        let svid =
-            self.workload_api.fetch_jwt_svid(request.caller, request.audience, limit).await.map_err(|error| {
-                let passing = !matches!(error, WorkloadApiError::Denied(_));
-                no_svid(error.to_string(), passing)
-            })?;
-        if svid.spiffe_id != *request.caller {
-            return Err(no_svid("the Workload API gave a JWT-SVID of another identity".to_owned(), false));
-        }
-        if svid.expires_at <= self.clock.now() {
-            return Err(no_svid("the Workload API gave an expired JWT-SVID".to_owned(), true));
-        }
-        // exposed: only its length is looked at
-        if !(4..=MAX_TOKEN).contains(&svid.token.expose().len()) {
-            return Err(no_svid("the JWT-SVID is longer than the 20,000 bytes that STS takes".to_owned(), false));
-        }
-        Ok(svid)
+        accept(answer, &asked, self.context.clock.now()).map_err(Fault::distrust)
     }
 
     /// One call of STS within `limit` and [`TRY_LIMIT`].
@@ -351,9 +261,9 @@ impl AwsSts {
             .set_policy(request.policy.clone());
         // At TRACE the SDK logs the message of an error, which may echo the token: what it logs goes nowhere.
         let send = call.send().with_subscriber(NoSubscriber::default());
-        match within(&*self.clock, limit.min(TRY_LIMIT), send).await {
+        match within(&*self.context.clock, limit.min(TRY_LIMIT), send).await {
             Some(Ok(answer)) => Ok(answer),
-            Some(Err(error)) => Err(fault(&error, self.clock.now())),
+            Some(Err(error)) => Err(fault(&error, self.context.clock.now())),
             None => Err(Fault::passing("STS did not answer in time")),
         }
     }
@@ -378,13 +288,48 @@ impl AwsSts {
     }
 }
 
+/// One order at one STS.
+struct Order<'a> {
+    sts: &'a AwsSts,
+    client: &'a aws_sdk_sts::Client,
+    request: &'a Request<'a>,
+}
+
+impl Attempt for Order<'_> {
+    const UPSTREAM: &'static str = "STS";
+    const TRIES: u32 = 4;
+
+    fn caller(&self) -> &SpiffeId {
+        self.request.caller
+    }
+
+    fn audience(&self) -> &str {
+        self.request.audience
+    }
+
+    fn check_svid(&self, svid: &JwtSvid) -> Result<(), String> {
+        // exposed: only its length is looked at
+        match (4..=MAX_TOKEN).contains(&svid.token.expose().len()) {
+            true => Ok(()),
+            false => Err("the JWT-SVID is longer than the 20,000 bytes that STS takes".to_owned()),
+        }
+    }
+
+    async fn attempt(&self, svid: &JwtSvid, deadline: Duration) -> Result<Minted, Fault> {
+        let Self { sts, client, request } = self;
+        let sent = sts.context.clock.now();
+        let answer = sts.try_once(client, request, svid, sts.context.remaining(deadline)).await?;
+        sts.judge(answer, request, sent)
+    }
+}
+
 #[async_trait]
-impl Cloud for AwsSts {
+impl Exchange for AwsSts {
     fn provider(&self) -> Provider {
         Provider::Aws
     }
 
-    fn is_left_alone(&self) -> bool {
+    fn circuit_open(&self) -> bool {
         let upstreams = self.upstreams.lock().unwrap_or_else(PoisonError::into_inner);
         upstreams.values().any(|upstream| upstream.gate.is_broken())
     }
@@ -394,14 +339,12 @@ impl Cloud for AwsSts {
             return Err(ExchangeError::Inexpressible { detail: "the grant is not for AWS".to_owned() });
         };
         let request = self.request(order, grant)?;
-        let minted = within(&*self.clock, order.limit, self.exchange(&request, order.limit)).await;
-        minted.unwrap_or_else(|| Err(unavailable(Fault::passing("no credential within the time that was given"))))
+        let upstream = self.upstream(request.region);
+        let one = Order { sts: self, client: &upstream.client, request: &request };
+        let minted = attempts::mint(&self.context, &upstream.gate, &one, order.limit);
+        let minted = within(&*self.context.clock, order.limit, minted).await;
+        minted.unwrap_or_else(|| Err(Fault::passing("no credential within the time that was given").into()))
     }
-}
-
-fn unavailable(fault: Fault) -> ExchangeError {
-    let retry_after = fault.retry_after.map(|wait| wait.min(MAX_RETRY_AFTER));
-    ExchangeError::Unavailable { detail: fault.detail, retry_after }
 }
 
 /// A client that sends what it is told and nothing else: no credentials, no retries of its own, no stored settings.
@@ -425,7 +368,7 @@ fn client(region: &str, endpoint: Option<&str>, http_client: SharedHttpClient) -
     aws_sdk_sts::Client::from_conf(config.build())
 }
 
-/// rustls on AWS-LC, which believes these roots.
+/// rustls on AWS-LC, which trusts these roots.
 fn http_client(roots: TrustStore) -> Result<SharedHttpClient, SettingsError> {
     let context = TlsContext::builder().with_trust_store(roots).build();
     let context = context.map_err(|error| SettingsError::Tls(error.to_string()))?;
@@ -465,7 +408,7 @@ fn fault(error: &SdkError<AssumeRoleWithWebIdentityError>, now: Timestamp) -> Fa
                 return Fault::distrust(format!("HTTP {status} with something that is not an answer of STS"));
             }
             let body = raw.body().bytes().unwrap_or_default();
-            Fault::answered(status, body, raw.headers().get("retry-after"), now)
+            Fault::of_sts(status, body, raw.headers().get("retry-after"), now)
         }
         SdkError::ResponseError(_) if cause::<LengthLimitError>(error).is_some() => {
             Fault::distrust("an answer longer than 64 KiB")

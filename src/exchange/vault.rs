@@ -25,6 +25,7 @@
 
 mod answer;
 mod fault;
+mod handle;
 mod http;
 mod secret;
 pub(crate) mod settings;
@@ -37,20 +38,22 @@ use std::time::Duration;
 
 use ::http::Method;
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use self::answer::{BadLogin, Leased, Login, leased, login, renewed};
 use self::fault::{Fault, Remedy, Step};
+pub use self::handle::LeaseHandle;
 use self::http::{Call, Client, Reply};
-use super::retry::{Backoff, Gate, Jitter, MAX_RETRY_AFTER, Rate, SystemJitter};
+use super::attempts::{self, Attempt, not_asked};
 use super::{
-    Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, RenewOrder, Renewed, Revocation, RevokeOrder,
-    TakenBack,
+    Context, Credential, Exchange, ExchangeError, Handle, MintOrder, Minted, Provider, Renew, RenewOrder, Renewed,
+    Revocability, Revocable, Revoke, RevokeOrder, RevokeOutcome,
 };
-use crate::clock::{SharedClock, Timestamp};
+use crate::clock::Timestamp;
 use crate::identity::SpiffeId;
-use crate::identity::workload_api::{JwtSvid, WorkloadApi, WorkloadApiError};
+use crate::identity::workload_api::JwtSvid;
 use crate::policy::{ProviderGrant, VaultGrant};
+use crate::retry::{Gate, Rate};
 use crate::secret::{Secret, SecretBytes};
 
 pub use self::http::MAX_ANSWER;
@@ -60,9 +63,6 @@ pub use self::secret::VaultSecret;
 const SLACK: Duration = Duration::from_secs(2);
 /// A credential that lives shorter would be dead before it is used.
 const MIN_LIFE: Duration = Duration::from_secs(5);
-const TRIES: u32 = 3;
-const BACKOFF_BASE: Duration = Duration::from_millis(200);
-const BACKOFF_CAP: Duration = Duration::from_secs(5);
 /// How long revoking the token of a failed mint may take: whoever waits has waited long enough.
 const CLEAN_UP: Duration = Duration::from_secs(2);
 /// The most tokens that are kept at a time.
@@ -85,7 +85,7 @@ pub struct Settings {
     pub revocation_rate: Rate,
 }
 
-/// Settings that cannot work, each with its mend.
+/// Settings that cannot work, each with its fix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
     /// Not `https://HOST[:PORT]` or `http://HOST[:PORT]`.
@@ -107,15 +107,13 @@ pub enum SettingsError {
 pub struct Vault {
     settings: Settings,
     client: Client,
-    workload_api: Arc<dyn WorkloadApi>,
-    clock: SharedClock,
-    jitter: Arc<dyn Jitter>,
+    context: Context,
     mints: Gate,
     /// Apart from the mints, so that neither ever waits for the other.
     revocations: Gate,
-    held: Mutex<BTreeMap<String, Arc<Held>>>,
+    held: Mutex<BTreeMap<Arc<LeaseHandle>, Arc<Held>>>,
     /// The leases that were there when we told Vault to revoke them, and whose end it has not confirmed yet.
-    ordered: Mutex<BTreeSet<String>>,
+    ordered: Mutex<BTreeSet<LeaseHandle>>,
 }
 
 /// The token by which a lease can be renewed and taken back.
@@ -143,14 +141,6 @@ impl Held {
     }
 }
 
-/// A failed try to mint.
-#[derive(Debug)]
-struct Failed {
-    fault: Fault,
-    /// Whether a secret may have been leased that was not certainly taken back.
-    uncertain: bool,
-}
-
 /// What may have been leased when reading a secret failed.
 #[derive(Debug)]
 enum Left {
@@ -160,19 +150,6 @@ enum Left {
     Perhaps,
     /// The lease of this id.
     Lease(String),
-}
-
-/// The name of a lease that is journalled ([`Minted::upstream`]): enough to log in again and revoke it. No secret.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Handle {
-    lease: String,
-    accessor: String,
-    address: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    namespace: Option<String>,
-    mount: String,
-    role: String,
-    audience: String,
 }
 
 /// Where to log in.
@@ -190,17 +167,11 @@ impl Vault {
     ///
     /// # Errors
     /// Refuses settings that cannot work or would send tokens in the clear.
-    pub fn new(
-        settings: Settings,
-        workload_api: Arc<dyn WorkloadApi>,
-        clock: SharedClock,
-    ) -> Result<Self, SettingsError> {
-        let client = Client::new(&settings.address, settings.ca.as_deref(), Arc::clone(&clock))?;
+    pub fn new(settings: Settings, context: Context) -> Result<Self, SettingsError> {
+        let client = Client::new(&settings.address, settings.ca.as_deref(), Arc::clone(&context.clock))?;
         Ok(Self {
             client,
-            workload_api,
-            clock,
-            jitter: Arc::new(SystemJitter),
+            context,
             mints: Gate::new(settings.rate),
             revocations: Gate::new(settings.revocation_rate),
             settings,
@@ -209,24 +180,19 @@ impl Vault {
         })
     }
 
-    /// The same with another source of randomness for its backoff.
-    pub fn with_jitter(self, jitter: Arc<dyn Jitter>) -> Self {
-        Self { jitter, ..self }
-    }
-
-    fn held(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Held>>> {
+    fn held(&self) -> MutexGuard<'_, BTreeMap<Arc<LeaseHandle>, Arc<Held>>> {
         // The map is whole between any two lines: a panic elsewhere cannot have torn it.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ordered(&self) -> MutexGuard<'_, BTreeSet<String>> {
+    fn ordered(&self) -> MutexGuard<'_, BTreeSet<LeaseHandle>> {
         // Likewise.
         self.ordered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets the tokens that are surely dead, and says how many are left. A clock that was set forward kills none.
     fn purge(&self) -> usize {
-        let surely = self.clock.earliest();
+        let surely = self.context.clock.earliest();
         let mut all = self.held();
         all.retain(|_, held| held.known().until > surely);
         all.len()
@@ -245,22 +211,6 @@ impl Vault {
         let method = if body.is_some() || step != Step::Read { Method::POST } else { Method::GET };
         let call = Call { step, method, path, token, namespace, body };
         self.client.send(call, limit.min(self.settings.timeout)).await
-    }
-
-    /// A JWT-SVID of the caller, never of anyone else.
-    async fn svid(&self, place: Place<'_>, limit: Duration) -> Result<JwtSvid, ExchangeError> {
-        let no_svid = |detail: String, passing: bool| ExchangeError::NoSvid { detail, passing };
-        let svid = self.workload_api.fetch_jwt_svid(place.caller, place.audience, limit).await.map_err(|error| {
-            let passing = !matches!(error, WorkloadApiError::Denied(_));
-            no_svid(error.to_string(), passing)
-        })?;
-        if svid.spiffe_id != *place.caller {
-            return Err(no_svid("the Workload API gave a JWT-SVID of another identity".to_owned(), false));
-        }
-        if svid.expires_at <= self.clock.now() {
-            return Err(no_svid("the Workload API gave an expired JWT-SVID".to_owned(), true));
-        }
-        Ok(svid)
     }
 
     /// Logs in. A token that is not taken is revoked before this returns.
@@ -299,94 +249,6 @@ impl Vault {
         grant.namespace.as_deref().or(self.settings.namespace.as_deref())
     }
 
-    /// Tries until there is a credential, a final refusal, or no time left.
-    async fn exchange(&self, order: &MintOrder, grant: &VaultGrant) -> Result<Minted, ExchangeError> {
-        let place = Place {
-            mount: &grant.mount,
-            role: &grant.role,
-            namespace: self.namespace(grant),
-            audience: &grant.audience,
-            caller: &order.caller,
-        };
-        let deadline = self.clock.boot().saturating_add(order.limit);
-        let remaining = || deadline.saturating_sub(self.clock.boot());
-        let mut backoff = Backoff::new(BACKOFF_BASE, BACKOFF_CAP, TRIES);
-        let (mut fresh_svid_left, mut uncertain) = (true, false);
-        loop {
-            let told = |error: ExchangeError| if uncertain { error.after_uncertain_try() } else { error };
-            let turn = self.mints.turn(&*self.clock, remaining()).await.map_err(|shut| told(shut.error("Vault")))?;
-            let svid = self.svid(place, remaining()).await.map_err(told)?;
-            let fault = match self.attempt(order, grant, place, &svid, deadline).await {
-                Ok(minted) => {
-                    turn.answered();
-                    return Ok(minted);
-                }
-                Err(failed) => {
-                    uncertain |= failed.uncertain;
-                    failed.fault
-                }
-            };
-            match fault.is_outage() {
-                true => turn.failed(fault.retry_after, self.jitter.fraction()),
-                false => turn.answered(),
-            }
-            let told = |fault: Fault| match uncertain {
-                true => ExchangeError::from(fault).after_uncertain_try(),
-                false => fault.into(),
-            };
-            if let Some(wait) = fault.retry_after {
-                self.mints.hold(&*self.clock, wait);
-            }
-            match fault.remedy {
-                Remedy::Retry => match backoff.next(self.jitter.fraction(), fault.retry_after, remaining()) {
-                    Some(wait) => {
-                        tracing::debug!(detail = fault.detail, ?wait, "Vault will be tried again");
-                        self.clock.sleep(wait).await;
-                    }
-                    None => return Err(told(fault)),
-                },
-                Remedy::FreshSvid if fresh_svid_left => fresh_svid_left = false,
-                _ => return Err(told(fault)),
-            }
-        }
-    }
-
-    /// One login and one secret; whatever goes wrong after the login, what it leased and its token are revoked.
-    async fn attempt(
-        &self,
-        order: &MintOrder,
-        grant: &VaultGrant,
-        place: Place<'_>,
-        svid: &JwtSvid,
-        deadline: Duration,
-    ) -> Result<Minted, Failed> {
-        // Nothing is leased before there is a token that somebody has.
-        let nothing = |fault| Failed { fault, uncertain: false };
-        let login = self.login(place, svid, deadline.saturating_sub(self.clock.boot())).await.map_err(nothing)?;
-        let (fault, left) = match self.token_in_time(order, place, &login, deadline).await {
-            Err(fault) => (fault, Left::Nothing),
-            Ok(token_end) => match self.read(order, grant, place, (&login, token_end), deadline).await {
-                Ok((leased, usable_until)) => {
-                    return Ok(self.keep(grant, place, login, token_end, leased, usable_until));
-                }
-                Err(failed) => failed,
-            },
-        };
-        // Vault revokes the leases of a token that is revoked some time soon: one that is known is revoked first.
-        let lease_revoked = match &left {
-            Left::Lease(id) => self.revoke_fresh(id, &login.token, place.namespace).await,
-            Left::Nothing | Left::Perhaps => false,
-        };
-        self.drop_token(&login.token, place.namespace, CLEAN_UP).await;
-        let uncertain = match left {
-            Left::Nothing => false,
-            // With its token such a lease is revoked some time soon, not at once.
-            Left::Perhaps => true,
-            Left::Lease(_) => !lease_revoked,
-        };
-        Err(Failed { fault, uncertain })
-    }
-
     /// Sees to it that the token does not outlive the law; says when it ends.
     async fn token_in_time(
         &self,
@@ -398,7 +260,7 @@ impl Vault {
         let life = Duration::from_secs(login.life);
         if life > order.max_life {
             return Err(Fault::new(
-                Remedy::Mend,
+                Remedy::Fix,
                 format!(
                     "the role's tokens live {} s, and no credential of this grant may live longer than {} s: lower token_ttl",
                     login.life,
@@ -406,14 +268,14 @@ impl Vault {
                 ),
             ));
         }
-        let token_end = self.clock.now() + life;
+        let token_end = self.context.clock.now() + life;
         if token_end <= order.dead_by {
             return Ok(token_end);
         }
         if !login.renewable {
             return Err(cannot_be_shortened());
         }
-        let limit = deadline.saturating_sub(self.clock.boot());
+        let limit = self.context.remaining(deadline);
         self.renew_token(Step::Shorten, (&login.token, place.namespace), order.dead_by, limit).await
     }
 
@@ -426,15 +288,15 @@ impl Vault {
         (login, token_end): (&Login, Timestamp),
         deadline: Duration,
     ) -> Result<(Leased, Timestamp), (Fault, Left)> {
-        let remaining = || deadline.saturating_sub(self.clock.boot());
+        let remaining = || self.context.remaining(deadline);
         let auth = (Some(&login.token), place.namespace);
         let read = self.call((Step::Read, &grant.read), auth, None::<&()>, remaining()).await;
         let read = read.and_then(|reply| leased(&reply.body, &grant.read));
         let leased = read.map_err(|fault| match fault.remedy {
-            Remedy::Refuse | Remedy::Mend | Remedy::FreshSvid => (fault, Left::Nothing),
-            Remedy::Retry | Remedy::Distrust => (fault, Left::Perhaps),
+            Remedy::Refuse | Remedy::Fix | Remedy::FreshSvid => (fault, Left::Nothing),
+            Remedy::Retry | Remedy::Throttled | Remedy::Distrust => (fault, Left::Perhaps),
         })?;
-        let lease_end = self.clock.now() + Duration::from_secs(leased.life);
+        let lease_end = self.context.clock.now() + Duration::from_secs(leased.life);
         let lease_end =
             match self.shorten_lease(&leased, lease_end, (order.dead_by, token_end), auth, remaining()).await {
                 Ok(end) => end,
@@ -442,7 +304,7 @@ impl Vault {
             };
         // A lease dies with its token.
         let usable_until = lease_end.min(token_end);
-        if usable_until <= self.clock.now() {
+        if usable_until <= self.context.clock.now() {
             let fault = Fault::nonsense(Step::Read, "it came after the end of its own life");
             return Err((fault, Left::Lease(leased.lease_id)));
         }
@@ -468,7 +330,7 @@ impl Vault {
             true => self.renew_lease((Step::Shorten, &leased.lease_id), auth, (end, dead_by), limit).await,
         };
         match shortened {
-            Err(fault) if lease_end <= dead_by && fault.remedy != Remedy::Retry => Ok(lease_end),
+            Err(fault) if lease_end <= dead_by && !fault.is_passing() => Ok(lease_end),
             other => other,
         }
     }
@@ -512,8 +374,8 @@ impl Vault {
 
     /// The seconds to ask for, so that the end comes no later than `end`.
     fn asked_for(&self, end: Timestamp) -> Result<u64, Fault> {
-        match end.since(self.clock.now()).saturating_sub(SLACK).as_secs() {
-            0 => Err(Fault::new(Remedy::Mend, "too little life is left")),
+        match end.since(self.context.clock.now()).saturating_sub(SLACK).as_secs() {
+            0 => Err(Fault::new(Remedy::Fix, "too little life is left")),
             seconds => Ok(seconds),
         }
     }
@@ -521,11 +383,11 @@ impl Vault {
     /// The end that a renewal answered, which must not be after `dead_by`. It asked for `increment` seconds.
     fn in_time(&self, step: Step, reply: &Reply, increment: u64, dead_by: Timestamp) -> Result<Timestamp, Fault> {
         let life = renewed(step, &reply.body)?;
-        let end = self.clock.now() + Duration::from_secs(life);
+        let end = self.context.clock.now() + Duration::from_secs(life);
         match end <= dead_by {
             true => Ok(end),
             false if life <= increment => Err(Fault::new(Remedy::Retry, "the answer came too late to tell its end")),
-            false => Err(Fault::new(Remedy::Mend, "it lives longer than the law of life allows and was not shortened")),
+            false => Err(Fault::new(Remedy::Fix, "it lives longer than the law of life allows and was not shortened")),
         }
     }
 
@@ -533,12 +395,12 @@ impl Vault {
     /// often its maximum life, and then nothing else has changed.
     async fn lengthen(
         &self,
-        handle: &Handle,
+        handle: &LeaseHandle,
         held: &Held,
         dead_by: Timestamp,
         deadline: Duration,
     ) -> Result<Timestamp, Fault> {
-        let remaining = || deadline.saturating_sub(self.clock.boot());
+        let remaining = || self.context.remaining(deadline);
         let namespace = handle.namespace.as_deref();
         let lease = (Step::Renew, handle.lease.as_str());
         let lease_end =
@@ -564,7 +426,7 @@ impl Vault {
         leased: Leased,
         usable_until: Timestamp,
     ) -> Minted {
-        let handle = Handle {
+        let handle = LeaseHandle {
             lease: leased.lease_id.clone(),
             accessor: login.accessor,
             address: self.settings.address.clone(),
@@ -573,18 +435,68 @@ impl Vault {
             role: grant.role.clone(),
             audience: grant.audience.clone(),
         };
-        // Texts always serialise.
-        let upstream = serde_json::to_string(&handle).unwrap_or_default();
+        let handle = Arc::new(handle);
         let renewable = login.renewable && leased.renewable;
         let known = Mutex::new(Known { until: token_end, renewable, lease_gone: false });
-        self.held().insert(upstream.clone(), Arc::new(Held { token: login.token, known }));
+        self.held().insert(Arc::clone(&handle), Arc::new(Held { token: login.token, known }));
         let credential = Credential::Vault(VaultSecret { lease_id: leased.lease_id, data: leased.data });
-        Minted { credential, usable_until, revocation: Revocation::Exact, upstream }
+        let revocability = Revocability::Revocable(Revocable::by(self, Handle::Vault(handle)));
+        Minted { credential, usable_until, revocability }
+    }
+}
+
+/// One order at one place.
+struct Order<'a> {
+    vault: &'a Vault,
+    order: &'a MintOrder,
+    grant: &'a VaultGrant,
+    place: Place<'a>,
+}
+
+impl Attempt for Order<'_> {
+    const UPSTREAM: &'static str = "Vault";
+    const TRIES: u32 = 3;
+
+    fn caller(&self) -> &SpiffeId {
+        self.place.caller
+    }
+
+    fn audience(&self) -> &str {
+        self.place.audience
+    }
+
+    /// One login and one secret; whatever goes wrong after the login, what it leased and its token are revoked.
+    async fn attempt(&self, svid: &JwtSvid, deadline: Duration) -> Result<Minted, Fault> {
+        let Self { vault, order, grant, place } = *self;
+        // Nothing is leased before there is a token that somebody has.
+        let login = vault.login(place, svid, vault.context.remaining(deadline)).await?;
+        let (fault, left) = match vault.token_in_time(order, place, &login, deadline).await {
+            Err(fault) => (fault, Left::Nothing),
+            Ok(token_end) => match vault.read(order, grant, place, (&login, token_end), deadline).await {
+                Ok((leased, usable_until)) => {
+                    return Ok(vault.keep(grant, place, login, token_end, leased, usable_until));
+                }
+                Err(failed) => failed,
+            },
+        };
+        // Vault revokes the leases of a token that is revoked some time soon: one that is known is revoked first.
+        let lease_revoked = match &left {
+            Left::Lease(id) => vault.revoke_fresh(id, &login.token, place.namespace).await,
+            Left::Nothing | Left::Perhaps => false,
+        };
+        vault.drop_token(&login.token, place.namespace, CLEAN_UP).await;
+        let may_have_minted = match left {
+            Left::Nothing => false,
+            // With its token such a lease is revoked some time soon, not at once.
+            Left::Perhaps => true,
+            Left::Lease(_) => !lease_revoked,
+        };
+        Err(Fault { may_have_minted, ..fault })
     }
 }
 
 #[async_trait]
-impl Cloud for Vault {
+impl Exchange for Vault {
     fn provider(&self) -> Provider {
         Provider::Vault
     }
@@ -592,78 +504,106 @@ impl Cloud for Vault {
     // Every wait in here is bounded by the order's limit, and the clean-up after a failure by its own: cut off from
     // outside, a token could be left behind.
     async fn mint(&self, order: &MintOrder) -> Result<Minted, ExchangeError> {
-        let inexpressible = |detail: &str| Err(ExchangeError::Inexpressible { detail: detail.to_owned() });
         let ProviderGrant::Vault(grant) = &order.grant.provider else {
             return inexpressible("the grant is not for Vault");
         };
         if !self.is_for_us(grant) {
             return inexpressible("the grant is for another Vault than vault.address names here");
         }
-        if order.dead_by.since(self.clock.now()) < MIN_LIFE {
+        if order.dead_by.since(self.context.clock.now()) < MIN_LIFE {
             return inexpressible("too little life is left");
         }
         if self.purge() >= MAX_HELD {
             let detail = "too many leases of Vault are live".to_owned();
             return Err(ExchangeError::Unavailable { detail, retry_after: None });
         }
-        self.exchange(order, grant).await
+        let place = Place {
+            mount: &grant.mount,
+            role: &grant.role,
+            namespace: self.namespace(grant),
+            audience: &grant.audience,
+            caller: &order.caller,
+        };
+        attempts::mint(&self.context, &self.mints, &Order { vault: self, order, grant, place }, order.limit).await
     }
 
-    async fn revoke(&self, order: &RevokeOrder) -> Result<TakenBack, ExchangeError> {
-        let inexpressible = |detail: &str| Err(ExchangeError::Inexpressible { detail: detail.to_owned() });
-        let Ok(handle) = serde_json::from_str::<Handle>(&order.upstream) else {
+    fn revoker(&self) -> Option<&dyn Revoke> {
+        Some(self)
+    }
+
+    fn renewer(&self) -> Option<&dyn Renew> {
+        Some(self)
+    }
+
+    fn location(&self) -> Option<Arc<str>> {
+        Some(self.settings.address.trim_end_matches('/').into())
+    }
+
+    fn circuit_open(&self) -> bool {
+        self.mints.is_broken()
+    }
+
+    fn reaches(&self, handle: &Handle) -> bool {
+        matches!(handle, Handle::Vault(handle) if self.is_ours(handle))
+    }
+}
+
+#[async_trait]
+impl Revoke for Vault {
+    async fn revoke(&self, order: &RevokeOrder) -> Result<RevokeOutcome, ExchangeError> {
+        let Handle::Vault(handle) = &order.handle else {
             return inexpressible("the journal does not say which lease it is");
         };
-        if !self.is_ours(&handle) {
+        if !self.is_ours(handle) {
             return inexpressible("the lease is of another Vault than vault.address names here");
         }
-        let deadline = self.clock.boot().saturating_add(order.limit);
-        let remaining = || deadline.saturating_sub(self.clock.boot());
-        self.revocations.pass(&*self.clock, remaining()).await.map_err(too_often)?;
-        let held = self.held().get(&order.upstream).cloned();
+        let deadline = self.context.clock.boot().saturating_add(order.limit);
+        let clock = &*self.context.clock;
+        self.revocations.pass(clock, self.context.remaining(deadline)).await.map_err(too_often)?;
+        let held = self.held().get(handle).cloned();
         let by_held = match &held {
-            Some(held) => self.revoke_held((&handle, order), held, deadline).await,
+            Some(held) => self.revoke_held((handle, order), held, deadline).await,
             None => Ok(None),
         };
         let outcome = match by_held {
-            Ok(Some(taken)) => Ok(taken),
+            Ok(Some(outcome)) => Ok(outcome),
             // Ended by its own time or by somebody at Vault: it is of no more use.
-            Ok(None) => self.revoke_anew(order, &handle, deadline).await,
+            Ok(None) => self.revoke_anew(order, handle, deadline).await,
             Err(fault) => Err(fault.into()),
         };
         match &outcome {
             Ok(_) => {
-                self.held().remove(&order.upstream);
-                self.ordered().remove(&order.upstream);
+                self.held().remove(handle);
+                self.ordered().remove(&**handle);
             }
-            Err(ExchangeError::Unavailable { retry_after: Some(wait), .. }) => {
-                self.revocations.hold(&*self.clock, *wait);
-            }
+            Err(ExchangeError::Unavailable { retry_after: Some(wait), .. }) => self.revocations.hold(clock, *wait),
             Err(_) => {}
         }
         outcome
     }
+}
 
-    fn renews(&self, upstream: &str) -> bool {
-        self.held().get(upstream).is_some_and(|held| held.known().renewable)
+#[async_trait]
+impl Renew for Vault {
+    fn can_renew(&self, handle: &Handle) -> bool {
+        matches!(handle, Handle::Vault(handle) if self.held().get(handle).is_some_and(|held| held.known().renewable))
     }
 
     async fn renew(&self, order: &RenewOrder) -> Result<Renewed, ExchangeError> {
-        let inexpressible = |detail: &str| Err(ExchangeError::Inexpressible { detail: detail.to_owned() });
-        let handle = serde_json::from_str::<Handle>(&order.upstream).ok();
-        let (Some(handle), ProviderGrant::Vault(grant)) = (handle, &order.grant.provider) else {
+        let (Handle::Vault(handle), ProviderGrant::Vault(grant)) = (&order.handle, &order.grant.provider) else {
             return inexpressible("it is no lease of Vault");
         };
-        if !self.is_ours(&handle) || !self.is_for_us(grant) || !handle.is_of(grant, self.namespace(grant)) {
+        if !self.is_ours(handle) || !self.is_for_us(grant) || !handle.is_of(grant, self.namespace(grant)) {
             return inexpressible("something else is granted now");
         }
-        let held = self.held().get(&order.upstream).cloned();
+        let held = self.held().get(handle).cloned();
         let Some(held) = held.filter(|held| held.known().renewable) else {
             return inexpressible("its token is gone, or one of both cannot be renewed");
         };
-        let deadline = self.clock.boot().saturating_add(order.limit);
-        let turn = self.mints.turn(&*self.clock, order.limit).await.map_err(|shut| shut.error("Vault"))?;
-        match self.lengthen(&handle, &held, order.dead_by, deadline).await {
+        let clock = &*self.context.clock;
+        let deadline = clock.boot().saturating_add(order.limit);
+        let turn = self.mints.turn(clock, order.limit).await.map_err(|shut| not_asked(shut, "Vault"))?;
+        match self.lengthen(handle, &held, order.dead_by, deadline).await {
             Ok(usable_until) => {
                 turn.answered();
                 Ok(Renewed { usable_until })
@@ -672,31 +612,19 @@ impl Cloud for Vault {
                 // It says nothing of logins and reads: those are what is left where nothing can be renewed.
                 drop(turn);
                 if let Some(wait) = fault.retry_after {
-                    self.mints.hold(&*self.clock, wait);
+                    self.mints.hold(clock, wait);
                 }
                 // What it refused it will refuse again.
-                held.known().renewable &= fault.remedy == Remedy::Retry;
+                held.known().renewable &= fault.is_passing();
                 Err(fault.into())
             }
         }
-    }
-
-    fn place(&self) -> Option<Arc<str>> {
-        Some(self.settings.address.trim_end_matches('/').into())
-    }
-
-    fn is_left_alone(&self) -> bool {
-        self.mints.is_broken()
-    }
-
-    fn reaches(&self, upstream: &str) -> bool {
-        serde_json::from_str::<Handle>(upstream).is_ok_and(|handle| self.is_ours(&handle))
     }
 }
 
 impl Vault {
     /// Whether `handle` is of the Vault that is configured: another one would know none of our leases.
-    fn is_ours(&self, handle: &Handle) -> bool {
+    fn is_ours(&self, handle: &LeaseHandle) -> bool {
         self.is_at(&handle.address)
     }
 
@@ -710,35 +638,16 @@ impl Vault {
     }
 }
 
-impl Handle {
-    /// Whether what `grant` gives, in this namespace, is what this lease is of.
-    fn is_of(&self, grant: &VaultGrant, namespace: Option<&str>) -> bool {
-        let place = (self.mount.as_str(), self.role.as_str(), self.audience.as_str(), self.namespace.as_deref());
-        let of_path = self.lease.strip_prefix(&grant.read).is_some_and(|rest| rest.starts_with('/'));
-        of_path && place == (&grant.mount, &grant.role, &grant.audience, namespace)
-    }
-}
-
 fn cannot_be_shortened() -> Fault {
-    Fault::new(Remedy::Mend, "it would outlive the law of life and cannot be shortened")
+    Fault::new(Remedy::Fix, "it would outlive the law of life and cannot be shortened")
 }
 
 fn too_often(wait: Duration) -> ExchangeError {
     ExchangeError::Unavailable { detail: "too many calls to Vault from here".to_owned(), retry_after: Some(wait) }
 }
 
-impl From<Fault> for ExchangeError {
-    fn from(fault: Fault) -> Self {
-        let detail = fault.detail;
-        match fault.remedy {
-            Remedy::Retry => {
-                Self::Unavailable { detail, retry_after: fault.retry_after.map(|wait| wait.min(MAX_RETRY_AFTER)) }
-            }
-            Remedy::FreshSvid | Remedy::Refuse => Self::Refused { detail },
-            Remedy::Mend => Self::Inexpressible { detail },
-            Remedy::Distrust => Self::Unusable { detail },
-        }
-    }
+fn inexpressible<T>(detail: &str) -> Result<T, ExchangeError> {
+    Err(ExchangeError::Inexpressible { detail: detail.to_owned() })
 }
 
 #[cfg(test)]
@@ -746,6 +655,7 @@ mod tests {
     use super::*;
     use crate::clock::{ManualClock, TrustedClock};
     use crate::identity::workload_api::testing::FakeWorkloadApi;
+    use crate::retry::SystemJitter;
 
     const START: Timestamp = Timestamp::from_secs(1_000_000);
 
@@ -756,17 +666,30 @@ mod tests {
         let rate = Rate::default();
         let (address, timeout) = ("http://127.0.0.1:1".to_owned(), Duration::from_secs(1));
         let settings = Settings { address, ca: None, namespace: None, timeout, rate, revocation_rate: rate };
-        let vault = Vault::new(settings, FakeWorkloadApi::new(Arc::new(machine.clone()), &[]), clock).unwrap();
+        let workload_api = FakeWorkloadApi::new(Arc::new(machine.clone()), &[]);
+        let vault = Vault::new(settings, Context { workload_api, clock, jitter: Arc::new(SystemJitter) }).unwrap();
+        let handle = |lease: u64| {
+            let text = |text: &str| text.to_owned();
+            Arc::new(LeaseHandle {
+                lease: lease.to_string(),
+                accessor: text("a"),
+                address: text("http://127.0.0.1:1"),
+                namespace: None,
+                mount: text("jwt"),
+                role: text("r"),
+                audience: text("vault"),
+            })
+        };
         for seconds in [10, 40] {
             let until = START + Duration::from_secs(seconds);
             let known = Mutex::new(Known { until, renewable: true, lease_gone: false });
             let held = Held { token: Secret::new("token".into()), known };
-            vault.held().insert(seconds.to_string(), Arc::new(held));
+            vault.held().insert(handle(seconds), Arc::new(held));
         }
         machine.set_wall(START + Duration::from_secs(20));
         assert_eq!(vault.purge(), 2);
         machine.advance(Duration::from_secs(15));
         assert_eq!(vault.purge(), 1);
-        assert!(vault.renews("40") && !vault.renews("10"));
+        assert!(vault.can_renew(&Handle::Vault(handle(40))) && !vault.can_renew(&Handle::Vault(handle(10))));
     }
 }

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::record::{LeaseFacts, LeaseState};
 use super::revoke::over_at;
 use crate::clock::Timestamp;
-use crate::exchange::Revocation;
+use crate::exchange::{Handle, Revocation};
 
 /// What happens to a lease. Each says by which clock its time is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +67,7 @@ pub struct Word {
     /// The end of its residual access, UTC: its own end, and the life of what may be made with it.
     pub usable_until: Timestamp,
     /// The provider's name for it.
-    pub upstream: String,
+    pub handle: Handle,
 }
 
 /// An event that cannot happen to a lease in this state; nothing has changed.
@@ -127,7 +127,7 @@ pub fn after(lease: &LeaseFacts, event: &Event) -> Result<LeaseFacts, Refused> {
 fn told(lease: &mut LeaseFacts, word: &Word) {
     lease.revocation = word.revocation;
     lease.usable_until = word.usable_until;
-    lease.upstream = Some(word.upstream.clone());
+    lease.upstream = Some(word.handle.clone());
 }
 
 /// The record of one credential, never the secret itself: what is known of it, to be read by everyone and changed by its
@@ -195,7 +195,7 @@ mod tests {
     }
 
     fn word(revocation: Revocation) -> Event {
-        Event::Issued(Word { revocation, usable_until: TOLD, upstream: "u".into() })
+        Event::Issued(Word { revocation, usable_until: TOLD, handle: Handle::read(Provider::Vault, "u") })
     }
 
     /// The facts of a lease of this class in this state; `Ending` of an exchange that was answered, or never.
@@ -356,7 +356,7 @@ mod tests {
         let class = prop_oneof![Just(Revocation::Exact), Just(Revocation::Expire)];
         prop_oneof![
             (class, at()).prop_map(|(revocation, usable_until)| {
-                Event::Issued(Word { revocation, usable_until, upstream: "u".into() })
+                Event::Issued(Word { revocation, usable_until, handle: Handle::read(Provider::Vault, "u") })
             }),
             at().prop_map(Event::Renewing),
             at().prop_map(Event::Renewed),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
-use crate::exchange::{Provider, Revocation};
+use crate::exchange::{Handle, Provider, Revocation};
 use crate::id::{LeaseId, TaskId};
 use crate::policy::GrantId;
 
@@ -47,6 +47,7 @@ impl LeaseState {
 /// What is known of one credential, never the secret itself. In a [`LeaseRecord`](super::LeaseRecord) it changes by
 /// the events of its life alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "StoredLease")]
 pub struct LeaseFacts {
     /// Its id.
     pub id: LeaseId,
@@ -68,17 +69,60 @@ pub struct LeaseFacts {
     /// ([`Outlives`](crate::policy::outliving::Outlives)). For an intent it is the latest that the order allows.
     pub usable_until: Timestamp,
     /// Whether it may have opened or created what has no end that anybody told (a connection, a key).
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub open_ended: bool,
-    /// Where its provider was asked, where there can be several ([`Cloud::place`](crate::exchange::Cloud::place)).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Where its provider was asked, where there can be several
+    /// ([`Exchange::location`](crate::exchange::Exchange::location)).
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub place: Option<Arc<str>>,
     /// The provider's name for it, once known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub upstream: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<Handle>,
     /// Whether the provider was told to take it back and cannot say when it will have: nothing more can be done.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub requested: bool,
+}
+
+/// [`LeaseFacts`] as they are read: which provider's the handle is stands beside it.
+#[derive(Deserialize)]
+struct StoredLease {
+    id: LeaseId,
+    task: TaskId,
+    provider: Provider,
+    grant: GrantId,
+    session_name: Arc<str>,
+    state: LeaseState,
+    revocation: Revocation,
+    opened_at: Timestamp,
+    usable_until: Timestamp,
+    #[serde(default)]
+    open_ended: bool,
+    #[serde(default)]
+    place: Option<Arc<str>>,
+    #[serde(default)]
+    upstream: Option<String>,
+    #[serde(default)]
+    requested: bool,
+}
+
+impl From<StoredLease> for LeaseFacts {
+    fn from(stored: StoredLease) -> Self {
+        Self {
+            id: stored.id,
+            task: stored.task,
+            provider: stored.provider,
+            grant: stored.grant,
+            session_name: stored.session_name,
+            state: stored.state,
+            revocation: stored.revocation,
+            opened_at: stored.opened_at,
+            usable_until: stored.usable_until,
+            open_ended: stored.open_ended,
+            place: stored.place,
+            upstream: stored.upstream.map(|text| Handle::read(stored.provider, &text)),
+            requested: stored.requested,
+        }
+    }
 }
 
 /// What became of one lease when its task ended.

@@ -10,10 +10,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::clock::Timestamp;
-use crate::exchange::retry::{Circuit, Leave, jittered};
 use crate::exchange::{Provider, Revocation};
 use crate::id::LeaseId;
 use crate::lease::record::{LeaseFacts, LeaseState};
+use crate::retry::{Circuit, Leave, jittered};
 
 /// For so long after its own end a credential is still taken for usable and tried to be revoked: the provider's clock may
 /// be behind.

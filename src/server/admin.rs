@@ -264,8 +264,8 @@ impl Admin {
     }
 
     fn left_alone(&self) -> Vec<&'static str> {
-        let clouds = self.broker.parts().clouds.values();
-        clouds.filter(|cloud| cloud.is_left_alone()).map(|cloud| cloud.provider().as_str()).collect()
+        let exchanges = self.broker.parts().exchanges.values();
+        exchanges.filter(|exchange| exchange.circuit_open()).map(|exchange| exchange.provider().as_str()).collect()
     }
 
     fn policy_refreshes(&self) -> Vec<(&'static str, u64)> {

@@ -135,7 +135,7 @@ impl Sidecar {
             let vault = lease.provider.as_str() == "vault";
             let line = LeaseLine {
                 group: if vault { vault_group(&books.tasks, &task) } else { task },
-                upstream: lease.upstream.clone().unwrap_or_default(),
+                upstream: lease.upstream.as_ref().map(ToString::to_string).unwrap_or_default(),
                 revoked: lease.state == sidemint::lease::LeaseState::Revoked,
                 open: !lease.state.is_over(),
                 issued: lease.upstream.is_some(),

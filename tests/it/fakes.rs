@@ -12,7 +12,9 @@ use redb::StorageBackend;
 use redb::backends::FileBackend;
 use serde_json::Value;
 use sidemint::clock::{ManualClock, Timestamp};
-use sidemint::exchange::{AwsCredential, Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, Revocation};
+use sidemint::exchange::{
+    AwsCredential, Credential, Exchange, ExchangeError, Handle, MintOrder, Minted, Provider, Revocability,
+};
 use sidemint::lease::LeaseState;
 use sidemint::lease::journal::{Change, DiskJournal, Journal, JournalError, Recovered};
 use sidemint::policy::PolicyVersion;
@@ -155,7 +157,7 @@ pub(crate) fn refused() -> ExchangeError {
 }
 
 #[async_trait]
-impl Cloud for FakeCloud {
+impl Exchange for FakeCloud {
     fn provider(&self) -> Provider {
         Provider::Aws
     }
@@ -186,13 +188,15 @@ impl Cloud for FakeCloud {
                 account_id: Some("111122223333".into()),
             }),
             usable_until,
-            revocation: Revocation::Expire,
-            upstream: format!("arn:aws:sts::111122223333:assumed-role/tests/{}", order.session_name),
+            revocability: Revocability::ExpiresOnly(Handle::read(
+                Provider::Aws,
+                &format!("arn:aws:sts::111122223333:assumed-role/tests/{}", order.session_name),
+            )),
         })
     }
 }
 
-/// All that a [`Cloud`] said through its seam, secrets aside: each as `Debug` and, of an error, as `Display` with its causes.
+/// All that a [`Exchange`] said through its seam, secrets aside: each as `Debug` and, of an error, as `Display` with its causes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Heard(Arc<Mutex<HeardState>>);
 
@@ -226,7 +230,7 @@ impl Heard {
     }
 }
 
-/// A real [`Cloud`] that is listened to.
+/// A real [`Exchange`] that is listened to.
 #[derive(Debug)]
 pub(crate) struct Overheard<C> {
     inner: C,
@@ -240,13 +244,13 @@ impl<C> Overheard<C> {
 }
 
 #[async_trait]
-impl<C: Cloud> Cloud for Overheard<C> {
+impl<E: Exchange> Exchange for Overheard<E> {
     fn provider(&self) -> Provider {
         self.inner.provider()
     }
 
-    fn is_left_alone(&self) -> bool {
-        self.inner.is_left_alone()
+    fn circuit_open(&self) -> bool {
+        self.inner.circuit_open()
     }
 
     async fn mint(&self, order: &MintOrder) -> Result<Minted, ExchangeError> {

@@ -18,9 +18,8 @@ use sidemint::broker::{Broker, Limits, Parts, reaper};
 use sidemint::clock::{Clock, ManualClock, Timestamp, TrustedClock};
 use sidemint::config::PodTaskSettings;
 use sidemint::exchange::aws::{AwsSts, Settings as AwsSettings};
-use sidemint::exchange::retry::{Rate, SystemJitter};
 use sidemint::exchange::vault::{Settings as VaultSettings, Vault};
-use sidemint::exchange::{Cloud, Provider};
+use sidemint::exchange::{Context, Exchange, Provider};
 use sidemint::identity::Authenticator;
 use sidemint::identity::workload_api::testing::FakeWorkloadApi;
 use sidemint::identity::workload_api::{SpiffeWorkloadApi, WorkloadApi};
@@ -30,6 +29,7 @@ use sidemint::pod_task::PodTask;
 use sidemint::policy::LoadOptions;
 use sidemint::policy::cache::{PolicyCache, RefreshOutcome};
 use sidemint::policy::repository::{DirectorySource, PolicySource};
+use sidemint::retry::{Rate, SystemJitter};
 use sidemint::server::admin::Admin;
 use sidemint::server::{Listener, ListenerLimits, Server, serve};
 use tempfile::TempDir;
@@ -264,7 +264,7 @@ impl World {
             authenticator: Authenticator::new(Arc::clone(&self.api) as _, AUDIENCE.into())
                 .with_federated_jwt(self.setup.federated.iter().map(|name| name.parse().unwrap()).collect()),
             policy: Arc::clone(&policy),
-            clouds: self.clouds(trusted.clone()),
+            exchanges: self.exchanges(trusted.clone()),
             journal: Arc::clone(&journal) as _,
             audit: Arc::new(self.open_audit(&state)),
             metrics: Arc::new(sidemint::app::metrics().unwrap()),
@@ -334,10 +334,14 @@ impl World {
         });
     }
 
-    /// The clouds of the setup.
-    fn clouds(&self, trusted: Option<Arc<TrustedClock>>) -> BTreeMap<Provider, Arc<dyn Cloud>> {
-        let clock = trusted.clone().map_or(Arc::new(self.clock.clone()) as Arc<dyn Clock>, |trusted| trusted as _);
-        let mut clouds = BTreeMap::from([(Provider::Aws, self.cloud_of(trusted))]);
+    /// The providers of the setup.
+    fn exchanges(&self, trusted: Option<Arc<TrustedClock>>) -> BTreeMap<Provider, Arc<dyn Exchange>> {
+        let context = Context {
+            workload_api: Arc::clone(&self.api) as _,
+            clock: trusted.map_or(Arc::new(self.clock.clone()) as Arc<dyn Clock>, |trusted| trusted as _),
+            jitter: Arc::new(SystemJitter),
+        };
+        let mut exchanges = BTreeMap::from([(Provider::Aws, self.aws(context.clone()))]);
         if let Some(vault) = &self.vault {
             let settings = VaultSettings {
                 address: format!("http://{}", vault.address),
@@ -347,19 +351,16 @@ impl World {
                 rate: Rate { interval: Duration::from_millis(1), burst: 1000 },
                 revocation_rate: Rate { interval: Duration::from_millis(5), burst: 200 },
             };
-            let vault = Vault::new(settings, Arc::clone(&self.api) as _, clock).unwrap();
-            clouds.insert(Provider::Vault, Arc::new(vault));
+            exchanges.insert(Provider::Vault, Arc::new(Vault::new(settings, context).unwrap()));
         }
-        clouds
+        exchanges
     }
 
-    /// The cloud of the setup.
-    fn cloud_of(&self, trusted: Option<Arc<TrustedClock>>) -> Arc<dyn Cloud> {
+    /// AWS, or the fake in its place.
+    fn aws(&self, context: Context) -> Arc<dyn Exchange> {
         let Some(address) = self.setup.sts else { return Arc::clone(&self.cloud) as _ };
         let settings = AwsSettings { sts_endpoint: Some(format!("http://{address}")), ..AwsSettings::default() };
-        let clock = trusted.map_or(Arc::new(self.clock.clone()) as Arc<dyn Clock>, |trusted| trusted as _);
-        let sts = AwsSts::new(settings, Arc::clone(&self.api) as _, clock).unwrap();
-        Arc::new(Overheard::new(sts, self.heard.clone()))
+        Arc::new(Overheard::new(AwsSts::new(settings, context).unwrap(), self.heard.clone()))
     }
 
     fn open_audit(&self, state: &Path) -> Audit {

@@ -10,10 +10,9 @@ use bytes::Bytes;
 use sidemint::audit::Audit;
 use sidemint::broker::{BeginRequest, Broker, Claimant, Limits, Parts};
 use sidemint::clock::{Clock as _, ManualClock, Timestamp};
-use sidemint::exchange::retry::SystemJitter;
 use sidemint::exchange::{
-    AwsCredential, Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, Revocation, RevokeOrder, TakenBack,
-    VaultSecret,
+    AwsCredential, Credential, Exchange, ExchangeError, Handle, MintOrder, Minted, Provider, Revocability, Revocable,
+    Revoke, RevokeOrder, RevokeOutcome, VaultSecret,
 };
 use sidemint::identity::task_token::TokenHash;
 use sidemint::identity::workload_api::testing::FakeWorkloadApi;
@@ -25,6 +24,7 @@ use sidemint::policy::cache::PolicyCache;
 use sidemint::policy::document::Digest;
 use sidemint::policy::repository::{Fetched, PolicyFiles, PolicySource, PolicySourceError};
 use sidemint::policy::{Ask, LoadOptions, PolicyVersion};
+use sidemint::retry::SystemJitter;
 use sidemint::secret::Secret;
 use sidemint::task::{Task, TaskId, TaskRecord};
 use tokio::sync::oneshot;
@@ -237,7 +237,7 @@ struct Face {
 }
 
 #[async_trait]
-impl Cloud for Face {
+impl Exchange for Face {
     fn provider(&self) -> Provider {
         self.provider
     }
@@ -271,8 +271,8 @@ impl Cloud for Face {
             // As every provider keeps it: the answer is lost.
             return Err(ExchangeError::Unavailable { detail: "too late".into(), retry_after: None });
         }
-        let upstream = key.clone();
-        let (credential, revocation) = match self.provider {
+        let handle = Handle::read(self.provider, &key);
+        let (credential, revocability) = match self.provider {
             Provider::Aws => {
                 let credential = AwsCredential {
                     access_key_id: Secret::new(key),
@@ -280,26 +280,33 @@ impl Cloud for Face {
                     session_token: Secret::new("token".into()),
                     account_id: None,
                 };
-                (Credential::Aws(credential), Revocation::Expire)
+                (Credential::Aws(credential), Revocability::ExpiresOnly(handle))
             }
             Provider::Vault => {
                 let secret = VaultSecret { lease_id: key, data: Secret::new("{}".into()) };
-                (Credential::Vault(secret), Revocation::Exact)
+                (Credential::Vault(secret), Revocability::Revocable(Revocable::by(self, handle)))
             }
         };
-        Ok(Minted { credential, usable_until: dead_by, revocation, upstream })
+        Ok(Minted { credential, usable_until: dead_by, revocability })
     }
 
-    async fn revoke(&self, order: &RevokeOrder) -> Result<TakenBack, ExchangeError> {
+    fn revoker(&self) -> Option<&dyn Revoke> {
+        (self.provider == Provider::Vault).then_some(self)
+    }
+}
+
+#[async_trait]
+impl Revoke for Face {
+    async fn revoke(&self, order: &RevokeOrder) -> Result<RevokeOutcome, ExchangeError> {
         self.seams.revocations.pass().await;
         let mut ledger = self.seams.ledger.lock().unwrap();
-        let Some(mint) = ledger.mints.iter_mut().find(|mint| mint.key == order.upstream) else {
+        let Some(mint) = ledger.mints.iter_mut().find(|mint| mint.key == order.handle.to_string()) else {
             ledger.wrong.push("to be taken back, and nobody's");
             return Err(ExchangeError::Refused { detail: "unknown".into() });
         };
         mint.revoked |= self.seams.planted != Planted::LieAboutRevoking;
         if self.seams.hears.load(std::sync::atomic::Ordering::Relaxed) {
-            Ok(TakenBack::Revoked)
+            Ok(RevokeOutcome::Revoked)
         } else {
             Err(ExchangeError::Unavailable { detail: "lost".into(), retry_after: None })
         }
@@ -352,7 +359,7 @@ fn files(permitted: usize) -> PolicyFiles {
     PolicyFiles::unsigned(files)
 }
 
-fn cloud(seams: &Arc<Seams>, provider: Provider) -> Arc<dyn Cloud> {
+fn cloud(seams: &Arc<Seams>, provider: Provider) -> Arc<dyn Exchange> {
     Arc::new(Face { seams: Arc::clone(seams), provider })
 }
 
@@ -392,7 +399,7 @@ impl Kit {
             workload_api: Arc::clone(&self.api) as _,
             authenticator: Authenticator::new(Arc::clone(&self.api) as _, "sidemint".into()),
             policy: Arc::clone(&self.policy),
-            clouds: Provider::ALL.map(|provider| (provider, cloud(seams, provider))).into(),
+            exchanges: Provider::ALL.map(|provider| (provider, cloud(seams, provider))).into(),
             journal: Arc::clone(seams) as _,
             audit: Arc::new(Audit::off()),
             metrics: Arc::clone(&self.metrics),

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use serde_json::json;
 use sidemint::clock::{Clock as _, ManualClock, Timestamp};
 use sidemint::exchange::{
-    AwsCredential, Cloud, Credential, ExchangeError, MintOrder, Minted, Provider, RenewOrder, Renewed, Revocation,
-    RevokeOrder, TakenBack, VaultSecret,
+    AwsCredential, Credential, Exchange, ExchangeError, Handle, MintOrder, Minted, Provider, Renew, RenewOrder,
+    Renewed, Revocability, Revocable, Revoke, RevokeOrder, RevokeOutcome, VaultSecret,
 };
 use sidemint::lease::{LeaseId, LeaseState};
 use sidemint::secret::Secret;
@@ -108,10 +108,17 @@ impl Mint {
     }
 }
 
+/// What the cloud gave.
+struct Given {
+    credential: Credential,
+    usable_until: Timestamp,
+    handle: Handle,
+}
+
 enum Work {
-    Mint(Box<MintOrder>, Option<LeaseId>, oneshot::Sender<Result<Minted, ExchangeError>>),
+    Mint(Box<MintOrder>, Option<LeaseId>, oneshot::Sender<Result<Given, ExchangeError>>),
     Renew(Box<RenewOrder>, oneshot::Sender<Result<Renewed, ExchangeError>>),
-    Revoke(RevokeOrder, oneshot::Sender<Result<TakenBack, ExchangeError>>),
+    Revoke(RevokeOrder, oneshot::Sender<Result<RevokeOutcome, ExchangeError>>),
 }
 
 struct Call {
@@ -165,7 +172,7 @@ impl SimCloud {
     }
 
     /// It as one of the providers.
-    pub(crate) fn face(self: &Arc<Self>, provider: Provider) -> (Provider, Arc<dyn Cloud>) {
+    pub(crate) fn face(self: &Arc<Self>, provider: Provider) -> (Provider, Arc<dyn Exchange>) {
         (provider, Arc::new(Face { cloud: Arc::clone(self), provider }))
     }
 
@@ -288,7 +295,7 @@ impl SimCloud {
         order: &MintOrder,
         intent: Option<LeaseId>,
         answer: Answer,
-    ) -> Result<Minted, ExchangeError> {
+    ) -> Result<Given, ExchangeError> {
         match answer {
             Answer::Refused => Err(ExchangeError::Refused { detail: detail() }),
             Answer::Broken => Err(unavailable(None)),
@@ -311,7 +318,8 @@ impl SimCloud {
     fn renew(&self, provider: Provider, order: &RenewOrder, answer: Answer) -> Result<Renewed, ExchangeError> {
         let (truth, wall) = (self.truth.now(), self.machine.now());
         let mut state = self.state();
-        let Some(mint) = state.mints.iter_mut().find(|m| m.upstream == order.upstream && m.provider == provider) else {
+        let name = order.handle.to_string();
+        let Some(mint) = state.mints.iter_mut().find(|m| m.upstream == name && m.provider == provider) else {
             state.odd.push(format!("{order:?}"));
             return Err(ExchangeError::Refused { detail: detail() });
         };
@@ -339,11 +347,12 @@ impl SimCloud {
         }
     }
 
-    fn take_back(&self, provider: Provider, order: &RevokeOrder, undo: Undo) -> Result<TakenBack, ExchangeError> {
+    fn take_back(&self, provider: Provider, order: &RevokeOrder, undo: Undo) -> Result<RevokeOutcome, ExchangeError> {
         let truth = self.truth.now();
         let mut state = self.state();
+        let name = order.handle.to_string();
         let own = |mint: &&mut Mint| {
-            mint.upstream == order.upstream && mint.provider == provider && mint.caller == order.caller.as_str()
+            mint.upstream == name && mint.provider == provider && mint.caller == order.caller.as_str()
         };
         let Some(mint) = state.mints.iter_mut().find(own) else {
             state.odd.push(format!("{order:?}"));
@@ -354,8 +363,8 @@ impl SimCloud {
             mint.revoked_at.get_or_insert(truth);
         }
         match undo {
-            Undo::Done => Ok(TakenBack::Revoked),
-            Undo::Taken(_) => Ok(TakenBack::Requested),
+            Undo::Done => Ok(RevokeOutcome::Revoked),
+            Undo::Taken(_) => Ok(RevokeOutcome::Requested),
             Undo::Refused => Err(ExchangeError::Refused { detail: detail() }),
             Undo::Garbled => Err(ExchangeError::Unusable { detail: detail() }),
             Undo::NoSvid => Err(ExchangeError::NoSvid { detail: detail(), passing: true }),
@@ -365,7 +374,7 @@ impl SimCloud {
     }
 
     /// Mints for the order, whoever hears of it.
-    fn mint(&self, provider: Provider, order: &MintOrder, intent: Option<LeaseId>, answer: Answer) -> Minted {
+    fn mint(&self, provider: Provider, order: &MintOrder, intent: Option<LeaseId>, answer: Answer) -> Given {
         let (truth, wall) = (self.truth.now(), self.machine.now());
         let mut state = self.state();
         let number = state.mints.len();
@@ -377,15 +386,14 @@ impl SimCloud {
             _ => order.dead_by,
         };
         let told = if answer == Answer::Dead { wall.min(truth) - Duration::from_secs(60) } else { ends_at };
-        let (key, upstream, revocation) = match provider {
+        let (key, upstream) = match provider {
             Provider::Aws => (
                 format!("ASIASIM{number:013}"),
                 format!("arn:aws:sts::111122223333:assumed-role/tests/{}#{number}", order.session_name),
-                Revocation::Expire,
             ),
             Provider::Vault => {
                 let lease = format!("database/creds/{}/{number:08}", order.grant.id);
-                (lease.clone(), lease, Revocation::Exact)
+                (lease.clone(), lease)
             }
         };
         let mint = Mint {
@@ -419,7 +427,7 @@ impl SimCloud {
                 Credential::Vault(VaultSecret { lease_id: mint.key, data })
             }
         };
-        Minted { credential, usable_until: told, revocation, upstream: mint.upstream }
+        Given { credential, usable_until: told, handle: Handle::read(provider, &mint.upstream) }
     }
 
     /// The intent that a call for a credential was made on: of its own, and durable before it.
@@ -447,7 +455,7 @@ impl SimCloud {
             .promised
             .leases
             .values()
-            .find(|lease| lease.provider == provider && lease.upstream.as_deref() == Some(order.upstream.as_str()));
+            .find(|lease| lease.provider == provider && lease.upstream.as_ref() == Some(&order.handle));
         one.is_some_and(|lease| {
             let runs = books.promised.tasks.get(&lease.task).is_some_and(|task| task.ending.is_none());
             runs && lease.state == LeaseState::Issued && lease.usable_until >= order.dead_by
@@ -484,7 +492,7 @@ async fn answer<T>(answer: oneshot::Receiver<T>) -> T {
 }
 
 #[async_trait]
-impl Cloud for Face {
+impl Exchange for Face {
     fn provider(&self) -> Provider {
         self.provider
     }
@@ -493,12 +501,28 @@ impl Cloud for Face {
         let intent = self.cloud.intent_of(self.provider, order);
         let (done, told) = oneshot::channel();
         self.cloud.call(self.provider, order.limit, Work::Mint(Box::new(order.clone()), intent, done));
-        answer(told).await
+        let Given { credential, usable_until, handle } = answer(told).await?;
+        let revocability = match self.provider {
+            Provider::Aws => Revocability::ExpiresOnly(handle),
+            Provider::Vault => Revocability::Revocable(Revocable::by(self, handle)),
+        };
+        Ok(Minted { credential, usable_until, revocability })
     }
 
-    fn renews(&self, upstream: &str) -> bool {
+    fn revoker(&self) -> Option<&dyn Revoke> {
+        (self.provider == Provider::Vault).then_some(self)
+    }
+
+    fn renewer(&self) -> Option<&dyn Renew> {
+        (self.provider == Provider::Vault).then_some(self)
+    }
+}
+
+#[async_trait]
+impl Renew for Face {
+    fn can_renew(&self, handle: &Handle) -> bool {
         // Every third has reached its maximum life.
-        self.provider == Provider::Vault && upstream.bytes().map(usize::from).sum::<usize>() % 3 != 0
+        handle.to_string().bytes().map(usize::from).sum::<usize>() % 3 != 0
     }
 
     async fn renew(&self, order: &RenewOrder) -> Result<Renewed, ExchangeError> {
@@ -509,8 +533,11 @@ impl Cloud for Face {
         self.cloud.call(self.provider, order.limit, Work::Renew(Box::new(order.clone()), done));
         answer(told).await
     }
+}
 
-    async fn revoke(&self, order: &RevokeOrder) -> Result<TakenBack, ExchangeError> {
+#[async_trait]
+impl Revoke for Face {
+    async fn revoke(&self, order: &RevokeOrder) -> Result<RevokeOutcome, ExchangeError> {
         let (done, told) = oneshot::channel();
         if self.cloud.planted == Planted::NeverRevoke {
             return answer(told).await;

@@ -24,7 +24,6 @@ use sidemint::audit::testing::{Lines, Outcome};
 use sidemint::broker::{Broker, Limits, Parts, reaper};
 use sidemint::clock::{Clock, ManualClock, Timestamp, TrustedClock};
 use sidemint::exchange::Provider;
-use sidemint::exchange::retry::Jitter;
 use sidemint::identity::Authenticator;
 use sidemint::identity::jwt_svid::JwtBundle;
 use sidemint::identity::workload_api::WorkloadApi as _;
@@ -33,6 +32,7 @@ use sidemint::lease::LeaseState;
 use sidemint::lease::journal::{DiskJournal, Journal as _};
 use sidemint::policy::LoadOptions;
 use sidemint::policy::cache::PolicyCache;
+use sidemint::retry::Jitter;
 use sidemint::server::{Peer, Server};
 use sidemint::task::EndReason;
 use tempfile::TempDir;
@@ -336,7 +336,7 @@ impl History {
             workload_api: Arc::clone(&self.api) as _,
             authenticator: Authenticator::new(Arc::clone(&self.api) as _, AUDIENCE.into()),
             policy: Arc::clone(&policy),
-            clouds: Provider::ALL.map(|provider| self.cloud.face(provider)).into(),
+            exchanges: Provider::ALL.map(|provider| self.cloud.face(provider)).into(),
             journal: Arc::clone(&journal) as _,
             audit: Arc::new(audit),
             metrics: Arc::new(sidemint::app::metrics().unwrap()),

@@ -66,7 +66,7 @@ impl Books {
     fn note(&mut self, changes: &[Change]) {
         for change in changes {
             if let Change::Lease(lease) = change {
-                self.issued.extend(lease.upstream.clone());
+                self.issued.extend(lease.upstream.as_ref().map(ToString::to_string));
                 self.last.insert(lease.id.clone(), (**lease).clone());
             }
         }

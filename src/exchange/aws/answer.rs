@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIdentityOutput;
+use aws_smithy_types::DateTime;
 
-use super::fault::timestamp;
+use super::AssumedRole;
 use crate::clock::Timestamp;
-use crate::exchange::{AwsCredential, Credential, Minted, Revocation};
+use crate::exchange::{AwsCredential, Credential, Handle, Minted, Revocability};
 use crate::identity::SpiffeId;
 use crate::secret::Secret;
 
@@ -44,8 +45,13 @@ impl<'a> Role<'a> {
     }
 }
 
+/// A point in time of the SDK as ours; `None` before 1970.
+fn timestamp(time: &DateTime) -> Option<Timestamp> {
+    time.to_millis().ok().and_then(|millis| u64::try_from(millis).ok()).map(Timestamp::from_millis)
+}
+
 /// `arn:PARTITION:SERVICE::ACCOUNT:RESOURCE` → partition, account, resource.
-fn split<'a>(arn: &'a str, service: &str) -> Option<(&'a str, &'a str, &'a str)> {
+pub(super) fn split<'a>(arn: &'a str, service: &str) -> Option<(&'a str, &'a str, &'a str)> {
     let mut parts = arn.splitn(6, ':');
     let (prefix, partition, its_service) = (parts.next()?, parts.next()?, parts.next()?);
     let (region, account, resource) = (parts.next()?, parts.next()?, parts.next()?);
@@ -78,6 +84,7 @@ pub(super) fn accept(
 ) -> Result<Minted, &'static str> {
     check_names(&answer, asked)?;
     let user = answer.assumed_role_user.ok_or("it names no assumed role")?;
+    let session = AssumedRole::read(&user.arn).ok_or("it names no assumed role")?;
     let credentials = answer.credentials.ok_or("it holds no credential")?;
     let expiration = timestamp(&credentials.expiration).ok_or("its Expiration is not a time")?;
     check_expiration(expiration, asked, received)?;
@@ -95,8 +102,7 @@ pub(super) fn accept(
     Ok(Minted {
         credential: Credential::Aws(credential),
         usable_until,
-        revocation: Revocation::Expire,
-        upstream: user.arn,
+        revocability: Revocability::ExpiresOnly(Handle::Aws(session)),
     })
 }
 

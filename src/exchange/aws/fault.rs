@@ -1,75 +1,42 @@
 //! What an answer of STS that is no credential means: one table, from HTTP status and error code to what to do.
 
-use std::time::Duration;
-
-use aws_smithy_types::DateTime;
-use aws_smithy_types::date_time::Format;
-
 use crate::clock::Timestamp;
+use crate::retry::retry_after;
+
+pub(super) use crate::exchange::fault::{Fault, Remedy};
 
 /// The longest error code that is believed and shown.
 const MAX_CODE: usize = 64;
 
-/// What to do about a failed try.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Remedy {
-    /// Passing: try again after a while. STS, or the way to it, is broken.
-    Retry,
-    /// Passing too, but STS is well: it is asked too often.
-    Throttled,
-    /// The token may be at fault: fetch a fresh JWT-SVID and try once more.
-    FreshSvid,
-    /// Final: the provider refuses this identity or this order.
-    Refuse,
-    /// Final: the order itself is wrong for STS (a fault of the grant).
-    Mend,
-    /// Final: not an answer of STS at all.
-    Distrust,
-}
-
-/// A failed try: what to do, and what may be said about it (error code and HTTP status, never the message or body).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Fault {
-    pub(super) remedy: Remedy,
-    pub(super) detail: String,
-    pub(super) retry_after: Option<Duration>,
-    /// Whether STS may have minted all the same: the request may have reached it, and no error of its own came back.
-    pub(super) may_have_minted: bool,
-}
-
 impl Fault {
     /// A fault of the way to STS: worth another try.
     pub(super) fn passing(detail: impl Into<String>) -> Self {
-        Self { remedy: Remedy::Retry, detail: detail.into(), retry_after: None, may_have_minted: true }
+        Self { may_have_minted: true, ..Self::new(Remedy::Retry, detail) }
     }
 
     /// The same before anything was sent.
     pub(super) fn not_sent(detail: impl Into<String>) -> Self {
-        Self { may_have_minted: false, ..Self::passing(detail) }
+        Self::new(Remedy::Retry, detail)
     }
 
     /// An answer that cannot be STS's, or that says nothing.
     pub(super) fn distrust(detail: impl Into<String>) -> Self {
-        Self { remedy: Remedy::Distrust, ..Self::passing(detail) }
+        Self { may_have_minted: true, ..Self::new(Remedy::Distrust, detail) }
     }
 
-    /// Whether STS, or the way to it, is at fault, and not the order, its token or how often we ask.
-    pub(super) fn is_outage(&self) -> bool {
-        matches!(self.remedy, Remedy::Retry | Remedy::Distrust)
-    }
-
-    /// An HTTP answer that is an error: `body` is searched for its code and forgotten.
-    pub(super) fn answered(status: u16, body: &[u8], retry_after: Option<&str>, now: Timestamp) -> Self {
+    /// An HTTP answer of STS that is an error: `body` is searched for its code and forgotten. `after` is its `Retry-After`.
+    pub(super) fn of_sts(status: u16, body: &[u8], after: Option<&str>, now: Timestamp) -> Self {
         let code = error_code(body);
         let detail = match code {
             Some(code) => format!("{code} (HTTP {status})"),
             None => format!("HTTP {status} without an error code"),
         };
         let remedy = remedy(status, code);
-        // Who answers for a server that failed does not know what it did; any other error is the word of STS that it refused.
+        // Who answers for a server that failed does not know what it did; any other error is STS's own answer that it refused.
         let failed = status == 408 || status >= 500;
         let may_have_minted = remedy == Remedy::Distrust || failed && remedy != Remedy::Throttled;
-        Self { remedy, detail, retry_after: retry_after.and_then(|value| wait(value, now)), may_have_minted }
+        let retry_after = after.and_then(|value| retry_after(value, now));
+        Self { retry_after, status: Some(status), may_have_minted, ..Self::new(remedy, detail) }
     }
 }
 
@@ -109,7 +76,7 @@ fn remedy(status: u16, code: Option<&str>) -> Remedy {
             | "ValidationError"
             | "InvalidArgument"
             | "InvalidParameterValue",
-        ) => Remedy::Mend,
+        ) => Remedy::Fix,
         // IDPRejectedClaim, AccessDenied, RegionDisabledException and whatever else there is: fail closed.
         _ => Remedy::Refuse,
     }
@@ -127,20 +94,6 @@ fn error_code(body: &[u8]) -> Option<&str> {
         && code.bytes().all(|b| b.is_ascii_alphabetic() || b == b'.')
         && code.len() <= MAX_CODE;
     looks_right.then_some(code)
-}
-
-/// `Retry-After` (RFC 9110 §10.2.3): seconds, or a date.
-fn wait(value: &str, now: Timestamp) -> Option<Duration> {
-    if let Ok(secs) = value.trim().parse::<u32>() {
-        return Some(Duration::from_secs(secs.into()));
-    }
-    let date = DateTime::from_str(value.trim(), Format::HttpDate).ok()?;
-    Some(timestamp(&date)?.since(now))
-}
-
-/// A point in time of the SDK as ours; `None` before 1970.
-pub(super) fn timestamp(time: &DateTime) -> Option<Timestamp> {
-    time.to_millis().ok().and_then(|millis| u64::try_from(millis).ok()).map(Timestamp::from_millis)
 }
 
 #[cfg(test)]
@@ -172,21 +125,11 @@ mod tests {
         assert_eq!(error_code(b"\xff<Code>AccessDenied</Code>"), None);
     }
 
-    #[test]
-    fn retry_after_is_seconds_or_a_date() {
-        assert_eq!(wait("120", NOW), Some(Duration::from_secs(120)));
-        assert_eq!(wait("Mon, 23 Nov 2026 16:49:33 GMT", NOW), Some(Duration::from_secs(60)));
-        assert_eq!(wait("Mon, 23 Nov 2026 16:00:00 GMT", NOW), Some(Duration::ZERO));
-        for nonsense in ["", "-1", "soon", "1.5", "99999999999999"] {
-            assert_eq!(wait(nonsense, NOW), None, "{nonsense}");
-        }
-    }
-
     proptest! {
         #[test]
         fn no_answer_says_more_than_a_code_and_a_status(status in 100_u16..600, body in prop::collection::vec(any::<u8>(), 0..200), text in ".{0,80}") {
             for body in [body, format!("<Error><Code>{text}</Code></Error>").into_bytes()] {
-                let fault = Fault::answered(status, &body, Some(&text), NOW);
+                let fault = Fault::of_sts(status, &body, Some(&text), NOW);
                 prop_assert!(fault.detail.len() < 100);
                 prop_assert!(fault.detail.chars().all(|c| c.is_ascii_alphanumeric() || " .()".contains(c)));
                 if !(400..600).contains(&status) {

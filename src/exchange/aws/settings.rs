@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::Settings;
 use crate::config::section::{Environment, Invalid, Section};
-use crate::exchange::retry::Rate;
+use crate::retry::Rate;
 
 /// `[aws]` as it is written.
 #[derive(Deserialize)]

@@ -23,8 +23,9 @@ use tokio::sync::watch;
 use super::*;
 use crate::clock::{Clock, ManualClock};
 use crate::exchange::{AwsCredential, Credential, Revocation};
-use crate::identity::workload_api::Identities;
+use crate::identity::workload_api::{Identities, WorkloadApi, WorkloadApiError};
 use crate::policy::ResolvedGrant;
+use crate::retry::Jitter;
 use crate::secret::Secret;
 
 const NOW: &str = "2026-11-23T16:00:00Z";
@@ -241,6 +242,10 @@ fn now() -> Timestamp {
     NOW.parse().unwrap()
 }
 
+fn context(agent: &Arc<Agent>, clock: &ManualClock) -> Context {
+    Context { workload_api: Arc::clone(agent) as _, clock: Arc::new(clock.clone()), jitter: Arc::new(NoJitter) }
+}
+
 struct World {
     sts: Sts,
     agent: Arc<Agent>,
@@ -261,8 +266,8 @@ impl World {
         let agent = Arc::new(Agent { asked: Mutex::default(), outcome });
         let clock = ManualClock::at(now());
         let settings = Settings { sts_endpoint: Some(format!("http://{}", sts.address)), ..Settings::default() };
-        let aws = AwsSts::new(settings, Arc::clone(&agent) as _, Arc::new(clock.clone())).unwrap();
-        Self { sts, agent, clock, aws: aws.with_jitter(Arc::new(NoJitter)) }
+        let aws = AwsSts::new(settings, context(&agent, &clock)).unwrap();
+        Self { sts, agent, clock, aws }
     }
 
     /// Mints by `order` while the clock is stepped by `step` whenever somebody sleeps on it.
@@ -369,8 +374,11 @@ async fn sends_the_callers_token_and_a_cut_compact_policy_and_nothing_else() {
 
     assert_eq!(*world.agent.asked.lock().unwrap(), [(CALLER.parse().unwrap(), "sts.amazonaws.com".to_owned())]);
     assert_eq!(minted.usable_until, order().dead_by);
-    assert_eq!(minted.revocation, Revocation::Expire);
-    assert_eq!(minted.upstream, format!("arn:aws:sts::111122223333:assumed-role/ledger/{SESSION}"));
+    assert_eq!(minted.revocability.class(), Revocation::Expire);
+    assert_eq!(
+        minted.revocability.handle().to_string(),
+        format!("arn:aws:sts::111122223333:assumed-role/ledger/{SESSION}")
+    );
     let Credential::Aws(AwsCredential { access_key_id, secret_access_key, session_token, account_id }) =
         &minted.credential
     else {
@@ -569,8 +577,8 @@ async fn nobody_listening_is_passing() {
     let world = World::new([Reply::Hang]).await;
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let settings = Settings { sts_endpoint: Some(format!("http://{free}")), ..Settings::default() };
-    let aws = AwsSts::new(settings, Arc::clone(&world.agent) as _, Arc::new(world.clock.clone())).unwrap();
-    let error = aws.with_jitter(Arc::new(NoJitter)).mint(&order()).await.unwrap_err();
+    let aws = AwsSts::new(settings, context(&world.agent, &world.clock)).unwrap();
+    let error = aws.mint(&order()).await.unwrap_err();
     assert_eq!(error.to_string(), "provider unavailable: no connection to STS (network, DNS or TLS)");
 }
 
@@ -870,7 +878,7 @@ async fn settings_that_cannot_work_are_refused_at_construction() {
         let mut settings = Settings { sts_endpoint: Some("http://127.0.0.1:9".to_owned()), ..Settings::default() };
         change(&mut settings);
         let agent = Arc::new(Agent { asked: Mutex::default(), outcome: svid_of });
-        AwsSts::new(settings, agent, Arc::new(ManualClock::at(now()))).map(|_| ()).unwrap_err()
+        AwsSts::new(settings, context(&agent, &ManualClock::at(now()))).map(|_| ()).unwrap_err()
     };
     assert_eq!(made(|s| s.sts_endpoint = Some("http://sts.example.org".to_owned())), SettingsError::PlainHttp);
     assert_eq!(made(|s| s.audience.clear()), SettingsError::Audience);

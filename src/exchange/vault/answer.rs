@@ -99,21 +99,21 @@ pub(super) fn login(body: &[u8]) -> Result<Login, BadLogin> {
 }
 
 fn flaw(auth: &Auth<'_>) -> Option<Fault> {
-    let mend = |what: &str| Some(Fault::new(Remedy::Mend, what));
+    let fix = |what: &str| Some(Fault::new(Remedy::Fix, what));
     let batch = auth.client_token.starts_with("b.") || auth.client_token.starts_with("hvb.");
     let policies = auth.policies.iter().chain(&auth.token_policies).flatten();
     if batch || auth.token_type.is_some_and(|kind| kind != "service") {
         // No accessor, no revocation, and leases that nobody can take back by it.
-        return mend("the role gives batch tokens, which cannot be revoked: set token_type=service");
+        return fix("the role gives batch tokens, which cannot be revoked: set token_type=service");
     }
     if auth.lease_duration == 0 {
-        return mend("the role's tokens never end: set token_ttl");
+        return fix("the role's tokens never end: set token_ttl");
     }
     if auth.num_uses != 0 {
-        return mend("the role's tokens can be used a few times only: set token_num_uses=0");
+        return fix("the role's tokens can be used a few times only: set token_num_uses=0");
     }
     if policies.into_iter().any(|policy| *policy == "root") {
-        return mend("the role gives the policy root");
+        return fix("the role gives the policy root");
     }
     if !is_name(auth.accessor) {
         return Some(Fault::nonsense(Step::Login, "the token has no accessor"));
@@ -127,7 +127,7 @@ pub(super) fn leased(body: &[u8], path: &str) -> Result<Leased, Fault> {
     let nonsense = |what| Fault::nonsense(Step::Read, what);
     let lease_id = found.lease_id.unwrap_or_default();
     if lease_id.is_empty() {
-        return Err(Fault::new(Remedy::Mend, "what is read there is no dynamic secret: it has no lease"));
+        return Err(Fault::new(Remedy::Fix, "what is read there is no dynamic secret: it has no lease"));
     }
     if !is_name(lease_id) || !lease_id.strip_prefix(path).is_some_and(|rest| rest.starts_with('/')) {
         return Err(nonsense("the lease is of another path than was read"));

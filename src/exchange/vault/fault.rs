@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+pub(super) use crate::exchange::fault::{Fault, Remedy};
 use crate::http_client;
 
 /// What is being done when an answer comes.
@@ -30,40 +31,11 @@ impl Step {
     }
 }
 
-/// What to do about a failed try.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Remedy {
-    /// Passing: try again after a while.
-    Retry,
-    /// The JWT-SVID may be at fault: fetch a fresh one and try once more.
-    FreshSvid,
-    /// Final: Vault refuses this identity, or its policy does.
-    Refuse,
-    /// Final: the grant, or how Vault is set up for it, does not fit the law of life or names nothing.
-    Mend,
-    /// Final: not an answer of Vault at all.
-    Distrust,
-}
-
-/// A failed try: what to do, and what may be said about it: the step and the HTTP status, never anything of a body.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Fault {
-    pub(super) remedy: Remedy,
-    pub(super) detail: String,
-    pub(super) retry_after: Option<Duration>,
-    /// The HTTP status, where there was one.
-    pub(super) status: Option<u16>,
-}
-
 impl Fault {
-    pub(super) fn new(remedy: Remedy, detail: impl Into<String>) -> Self {
-        Self { remedy, detail: detail.into(), retry_after: None, status: None }
-    }
-
-    /// An HTTP answer that is no success.
+    /// An HTTP answer of Vault that is no success.
     pub(super) fn answered(step: Step, status: u16, retry_after: Option<Duration>) -> Self {
         let detail = format!("{}: HTTP {status}", step.as_str());
-        Self { remedy: remedy(step, status), detail, retry_after, status: Some(status) }
+        Self { retry_after, status: Some(status), ..Self::new(remedy(step, status), detail) }
     }
 
     /// No HTTP answer, or none that can be read.
@@ -80,15 +52,6 @@ impl Fault {
         Self::new(Remedy::Retry, detail)
     }
 
-    /// Whether Vault, or the way to it, is at fault, and not the order, its token, how often we ask or how far a standby is.
-    pub(super) fn is_outage(&self) -> bool {
-        match self.remedy {
-            Remedy::Retry => !matches!(self.status, Some(412 | 429)),
-            Remedy::Distrust => true,
-            Remedy::FreshSvid | Remedy::Refuse | Remedy::Mend => false,
-        }
-    }
-
     /// Something that is not what Vault answers at this step.
     pub(super) fn nonsense(step: Step, what: &str) -> Self {
         Self::new(Remedy::Distrust, format!("{}: {what}", step.as_str()))
@@ -99,13 +62,14 @@ impl Fault {
 /// eventual consistency).
 fn remedy(step: Step, status: u16) -> Remedy {
     match (status, step) {
-        (408 | 412 | 429 | 472 | 473, _) => Remedy::Retry,
+        (412 | 429, _) => Remedy::Throttled,
+        (408 | 472 | 473, _) => Remedy::Retry,
         (501, _) => Remedy::Refuse,
         (500.., _) => Remedy::Retry,
         // A redirect: the token goes to the configured address or nowhere.
         (..400, _) => Remedy::Distrust,
         (400 | 401 | 403, Step::Login) => Remedy::FreshSvid,
-        (400 | 404 | 405, Step::Login | Step::Read) => Remedy::Mend,
+        (400 | 404 | 405, Step::Login | Step::Read) => Remedy::Fix,
         // Nothing that Vault says when it takes something back: what said so is not it, or not yet.
         (404 | 405, _) => Remedy::Retry,
         _ => Remedy::Refuse,
@@ -129,10 +93,10 @@ mod tests {
         let rows = [
             (Step::Login, 400, Remedy::FreshSvid),
             (Step::Login, 403, Remedy::FreshSvid),
-            (Step::Login, 404, Remedy::Mend),
-            (Step::Read, 400, Remedy::Mend),
+            (Step::Login, 404, Remedy::Fix),
+            (Step::Read, 400, Remedy::Fix),
             (Step::Read, 403, Remedy::Refuse),
-            (Step::Read, 404, Remedy::Mend),
+            (Step::Read, 404, Remedy::Fix),
             (Step::Renew, 400, Remedy::Refuse),
             (Step::Renew, 403, Remedy::Refuse),
             (Step::Revoke, 403, Remedy::Refuse),
@@ -143,8 +107,11 @@ mod tests {
         }
         for step in [Step::Login, Step::Read, Step::Shorten, Step::Renew, Step::Revoke, Step::Confirm, Step::DropToken]
         {
-            for status in [408, 412, 429, 472, 473, 500, 502, 503, 504] {
+            for status in [408, 472, 473, 500, 502, 503, 504] {
                 assert_eq!(remedy(step, status), Remedy::Retry, "{step:?} {status}");
+            }
+            for status in [412, 429] {
+                assert_eq!(remedy(step, status), Remedy::Throttled, "{step:?} {status}");
             }
             for status in [301, 302, 307, 308] {
                 assert_eq!(remedy(step, status), Remedy::Distrust, "{step:?} {status}");

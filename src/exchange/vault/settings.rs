@@ -8,8 +8,8 @@ use serde::Deserialize;
 use super::Settings;
 use crate::config::section::{Environment, Invalid, Section};
 use crate::config::values;
-use crate::exchange::retry::Rate;
 use crate::policy::secret_path::is_plain_path;
+use crate::retry::Rate;
 
 /// `[vault]` as it is written.
 #[derive(Deserialize)]

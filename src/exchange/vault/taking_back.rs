@@ -1,4 +1,4 @@
-//! Takes leases back: look, revoke, look again, then the token.
+//! Revokes leases: look, revoke, look again, then the token.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use super::answer::Login;
 use super::fault::{Fault, Remedy, Step};
-use super::{CLEAN_UP, Handle, Held, MAX_HELD, Place, Vault};
-use crate::exchange::{ExchangeError, RevokeOrder, TakenBack};
+use super::{CLEAN_UP, Held, LeaseHandle, MAX_HELD, Place, Vault};
+use crate::exchange::{ExchangeError, RevokeOrder, RevokeOutcome};
 use crate::secret::Secret;
 
 /// What became of a lease that was to be revoked.
@@ -22,7 +22,7 @@ enum Gone {
 }
 
 #[derive(Serialize)]
-struct Revoke<'a> {
+struct RevokeBody<'a> {
     lease_id: &'a str,
     sync: bool,
 }
@@ -30,7 +30,7 @@ struct Revoke<'a> {
 impl Vault {
     /// Revokes a lease that nobody was told of; says whether Vault did. Bounded by itself.
     pub(super) async fn revoke_fresh(&self, id: &str, token: &Secret, namespace: Option<&str>) -> bool {
-        let body = Revoke { lease_id: id, sync: true };
+        let body = RevokeBody { lease_id: id, sync: true };
         let revoked =
             self.call((Step::Revoke, "sys/leases/revoke"), (Some(token), namespace), Some(&body), CLEAN_UP).await;
         if let Err(fault) = &revoked {
@@ -40,7 +40,7 @@ impl Vault {
     }
 
     /// Whether Vault knows the lease of `handle`; `None` where the token may not look.
-    async fn is_there(&self, handle: &Handle, token: &Secret, limit: Duration) -> Result<Option<bool>, Fault> {
+    async fn is_there(&self, handle: &LeaseHandle, token: &Secret, limit: Duration) -> Result<Option<bool>, Fault> {
         #[derive(Serialize)]
         struct Look<'a> {
             lease_id: &'a str,
@@ -58,14 +58,14 @@ impl Vault {
     /// Takes the lease of `handle`, which `order` is about, back by `token`, which is the one that read it where `own`.
     async fn revoke_lease(
         &self,
-        (handle, order): (&Handle, &RevokeOrder),
+        (handle, order): (&LeaseHandle, &RevokeOrder),
         (token, own): (&Secret, bool),
         deadline: Duration,
     ) -> Result<Gone, Fault> {
-        let remaining = || deadline.saturating_sub(self.clock.boot());
+        let remaining = || self.context.remaining(deadline);
         let there = self.is_there(handle, token, remaining()).await?;
-        let dead_by_itself = self.clock.now() >= order.usable_until;
-        if there == Some(false) && !dead_by_itself && self.ordered().contains(&order.upstream) {
+        let dead_by_itself = self.context.clock.now() >= order.usable_until;
+        if there == Some(false) && !dead_by_itself && self.ordered().contains(handle) {
             // The answer to an earlier try was lost.
             return Ok(Gone::Revoked);
         }
@@ -75,10 +75,10 @@ impl Vault {
             if ordered.len() >= MAX_HELD {
                 ordered.clear();
             }
-            ordered.insert(order.upstream.clone());
+            ordered.insert(handle.clone());
         }
         let auth = (Some(token), handle.namespace.as_deref());
-        let body = Revoke { lease_id: &handle.lease, sync: true };
+        let body = RevokeBody { lease_id: &handle.lease, sync: true };
         match self.call((Step::Revoke, "sys/leases/revoke"), auth, Some(&body), remaining()).await {
             Ok(_) => {}
             Err(fault) if fault.status == Some(403) => return Ok(Gone::Forbidden),
@@ -100,10 +100,10 @@ impl Vault {
     /// By the token that read it; `None` where Vault does not know that token any more.
     pub(super) async fn revoke_held(
         &self,
-        (handle, order): (&Handle, &RevokeOrder),
+        (handle, order): (&LeaseHandle, &RevokeOrder),
         held: &Held,
         deadline: Duration,
-    ) -> Result<Option<TakenBack>, Fault> {
+    ) -> Result<Option<RevokeOutcome>, Fault> {
         let lease_gone = held.known().lease_gone;
         let gone = match lease_gone {
             true => Gone::Revoked,
@@ -111,7 +111,7 @@ impl Vault {
         };
         held.known().lease_gone = gone == Gone::Revoked;
         let auth = (Some(&held.token), handle.namespace.as_deref());
-        let limit = deadline.saturating_sub(self.clock.boot());
+        let limit = self.context.remaining(deadline);
         match self.call((Step::DropToken, "auth/token/revoke-self"), auth, None::<&()>, limit).await {
             Ok(_) => {}
             Err(fault) if fault.status == Some(403) => match gone {
@@ -124,9 +124,9 @@ impl Vault {
             Err(fault) => return Err(fault),
         }
         Ok(Some(match gone {
-            Gone::Revoked => TakenBack::Revoked,
+            Gone::Revoked => RevokeOutcome::Revoked,
             // Where the policy says no, Vault revokes the lease because of its token, some time soon.
-            Gone::Unknown | Gone::Forbidden => TakenBack::Requested,
+            Gone::Unknown | Gone::Forbidden => RevokeOutcome::Requested,
         }))
     }
 
@@ -134,10 +134,10 @@ impl Vault {
     pub(super) async fn revoke_anew(
         &self,
         order: &RevokeOrder,
-        handle: &Handle,
+        handle: &LeaseHandle,
         deadline: Duration,
-    ) -> Result<TakenBack, ExchangeError> {
-        let remaining = || deadline.saturating_sub(self.clock.boot());
+    ) -> Result<RevokeOutcome, ExchangeError> {
+        let remaining = || self.context.remaining(deadline);
         let place = Place {
             mount: &handle.mount,
             role: &handle.role,
@@ -145,7 +145,7 @@ impl Vault {
             audience: &handle.audience,
             caller: &order.caller,
         };
-        let svid = self.svid(place, remaining()).await?;
+        let svid = self.context.svid(place.caller, place.audience, remaining()).await?;
         let login = self.login(place, &svid, remaining()).await?;
         let outcome = self.revoke_logged_in((handle, order), &login, deadline).await;
         self.drop_token(&login.token, place.namespace, CLEAN_UP).await;
@@ -154,10 +154,10 @@ impl Vault {
 
     async fn revoke_logged_in(
         &self,
-        (handle, order): (&Handle, &RevokeOrder),
+        (handle, order): (&LeaseHandle, &RevokeOrder),
         login: &Login,
         deadline: Duration,
-    ) -> Result<TakenBack, Fault> {
+    ) -> Result<RevokeOutcome, Fault> {
         #[derive(Serialize)]
         struct Body<'a> {
             accessor: &'a str,
@@ -166,11 +166,11 @@ impl Vault {
         let auth = (Some(&login.token), handle.namespace.as_deref());
         let body = Body { accessor: &handle.accessor };
         // The lost token ends by itself and nobody has it; where the policy allows, it ends now.
-        let limit = deadline.saturating_sub(self.clock.boot());
+        let limit = self.context.remaining(deadline);
         let accessor = self.call((Step::DropToken, "auth/token/revoke-accessor"), auth, Some(&body), limit).await;
         match (revoked?, accessor) {
-            (Gone::Revoked, _) => Ok(TakenBack::Revoked),
-            (Gone::Unknown, _) | (Gone::Forbidden, Ok(_)) => Ok(TakenBack::Requested),
+            (Gone::Revoked, _) => Ok(RevokeOutcome::Revoked),
+            (Gone::Unknown, _) | (Gone::Forbidden, Ok(_)) => Ok(RevokeOutcome::Requested),
             (Gone::Forbidden, Err(_)) => {
                 let detail = "the role's policy lacks update on sys/leases/revoke";
                 Err(Fault::new(Remedy::Refuse, detail))

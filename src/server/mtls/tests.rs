@@ -19,7 +19,7 @@ use super::*;
 use crate::audit::Audit;
 use crate::broker::{Limits, Parts};
 use crate::clock::ManualClock;
-use crate::exchange::{Cloud, ExchangeError, MintOrder, Minted, Provider};
+use crate::exchange::{Exchange, ExchangeError, MintOrder, Minted, Provider};
 use crate::identity::Authenticator;
 use crate::identity::task_token::TokenHash;
 use crate::identity::workload_api::WorkloadApi;
@@ -47,10 +47,10 @@ const TASK: &str = r#"{"scope":"ledger-read","params":{"customer":"c-42"}}"#;
 
 /// No test here mints.
 #[derive(Debug)]
-struct NoCloud;
+struct NoExchange;
 
 #[async_trait]
-impl Cloud for NoCloud {
+impl Exchange for NoExchange {
     fn provider(&self) -> Provider {
         Provider::Aws
     }
@@ -115,13 +115,13 @@ impl World {
         let audit = Text::default();
         let parts = Parts {
             authenticator: Authenticator::new(api.clone(), "sidemint".into()).with_federated(federated.clone()),
-            clouds: [(Provider::Aws, Arc::new(NoCloud) as Arc<dyn Cloud>)].into(),
+            exchanges: [(Provider::Aws, Arc::new(NoExchange) as Arc<dyn Exchange>)].into(),
             workload_api: api.clone(),
             policy: Arc::new(cache),
             journal: Arc::new(journal),
             audit: Arc::new(Audit::to(Box::new(audit.clone())).unwrap()),
             metrics: Arc::new(crate::app::metrics().unwrap()),
-            jitter: Arc::new(crate::exchange::retry::SystemJitter),
+            jitter: Arc::new(crate::retry::SystemJitter),
             limits: Limits { tasks: 100, mint: HOUR, wait: HOUR, ..Limits::default() },
             clock: Arc::clone(&shared),
         };

@@ -1,13 +1,15 @@
-//! When to try again, how often at most, and when not at all: backoff, token bucket and circuit. All three are plain values:
-//! they take the time and the randomness and say how long to wait; who waits is the caller's affair. A [`Gate`] is the bucket
-//! and the circuit of one upstream, shared by all who call it.
+//! When to try again, how often at most, and when not at all: backoff, token bucket and circuit, for the whole crate. All are plain
+//! values: they take the time and the randomness and say how long to wait; who waits is the caller's affair. A [`Gate`] is the
+//! bucket and the circuit of one upstream, shared by all who call it.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::ExchangeError;
-use crate::clock::Clock;
+use aws_smithy_types::DateTime;
+use aws_smithy_types::date_time::Format;
+
+use crate::clock::{Clock, Timestamp};
 
 /// The longest wait that an upstream's `Retry-After` can make of us: a longer silence would be an outage of its own.
 pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
@@ -33,20 +35,50 @@ impl Jitter for SystemJitter {
     }
 }
 
-/// Exponential backoff with full jitter for one call: before the n-th retry a random part of `base · 2ⁿ⁻¹`, at most
-/// `cap`; never more than `attempts` tries, never beyond the time that the caller has left.
-#[derive(Debug, Clone)]
+/// Waits that double from `first` up to `most`, without jitter.
+#[derive(Debug, Clone, Copy)]
 pub struct Backoff {
-    base: Duration,
-    cap: Duration,
-    left: u32,
-    ceiling: Duration,
+    first: Duration,
+    most: Duration,
+    waits: u32,
 }
 
 impl Backoff {
+    /// No wait was taken yet.
+    pub const fn new(first: Duration, most: Duration) -> Self {
+        Self { first, most, waits: 0 }
+    }
+
+    /// The wait after `waits` others.
+    pub fn after(first: Duration, most: Duration, waits: u32) -> Duration {
+        first.saturating_mul(2_u32.saturating_pow(waits)).min(most)
+    }
+
+    /// Takes the next wait.
+    pub fn next(&mut self) -> Duration {
+        let wait = Self::after(self.first, self.most, self.waits);
+        self.waits = self.waits.saturating_add(1);
+        wait
+    }
+
+    /// Begins anew.
+    pub fn reset(&mut self) {
+        self.waits = 0;
+    }
+}
+
+/// The tries of one call, with full jitter: before the n-th retry a random part of `base · 2ⁿ⁻¹`, at most `cap`; never more than
+/// `attempts` tries, never beyond the time that the caller has left.
+#[derive(Debug, Clone)]
+pub struct Retries {
+    backoff: Backoff,
+    left: u32,
+}
+
+impl Retries {
     /// At most `attempts` tries in all, the first one included.
-    pub fn new(base: Duration, cap: Duration, attempts: u32) -> Self {
-        Self { base, cap, left: attempts.saturating_sub(1), ceiling: base.min(cap) }
+    pub const fn new(base: Duration, cap: Duration, attempts: u32) -> Self {
+        Self { backoff: Backoff::new(base, cap), left: attempts.saturating_sub(1) }
     }
 
     /// How long to wait before the next try: no less than the upstream asked for (`retry_after`). `None` when it is
@@ -55,11 +87,23 @@ impl Backoff {
     /// `fraction` is a random number in `[0, 1)`.
     pub fn next(&mut self, fraction: f64, retry_after: Option<Duration>, remaining: Duration) -> Option<Duration> {
         self.left = self.left.checked_sub(1)?;
-        let jittered = self.ceiling.mul_f64(fraction.clamp(0.0, 1.0));
-        self.ceiling = self.ceiling.saturating_mul(2).min(self.cap).max(self.base.min(self.cap));
-        let wait = jittered.max(retry_after.unwrap_or_default());
+        let wait = self.backoff.next().mul_f64(fraction.clamp(0.0, 1.0)).max(retry_after.unwrap_or_default());
         (wait < remaining).then_some(wait)
     }
+}
+
+/// Reads `Retry-After` (RFC 9110 §10.2.3): whole seconds, or a date, which counts from `now`. It is not bounded here.
+pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
+    match value.trim().parse::<u32>() {
+        Ok(seconds) => Some(Duration::from_secs(seconds.into())),
+        Err(_) => Some(http_date(value.trim())?.since(now)),
+    }
+}
+
+/// Reads an HTTP date (RFC 9110 §5.6.7); `None` before 1970 too.
+pub fn http_date(text: &str) -> Option<Timestamp> {
+    let date = DateTime::from_str(text, Format::HttpDate).ok()?;
+    u64::try_from(date.to_millis().ok()?).ok().map(Timestamp::from_millis)
 }
 
 /// How often an upstream may be called: `burst` calls at once, then one per `interval`.
@@ -271,17 +315,6 @@ pub enum Shut {
     Broken(Duration),
 }
 
-impl Shut {
-    /// The error of an exchange with `upstream`, by its name.
-    pub fn error(self, upstream: &str) -> ExchangeError {
-        let (detail, retry_after) = match self {
-            Self::TooOften(wait) => (format!("too many calls to {upstream} from here"), wait),
-            Self::Broken(wait) => (format!("{upstream} failed again and again and is left alone for a while"), wait),
-        };
-        ExchangeError::NotAsked { detail, retry_after }
-    }
-}
-
 /// One [`TokenBucket`] and one [`Circuit`], shared by all who call one upstream.
 #[derive(Debug)]
 pub struct Gate(Mutex<(TokenBucket, Circuit)>);
@@ -389,23 +422,45 @@ mod tests {
 
     #[test]
     fn backoff_doubles_up_to_its_cap_and_then_gives_up() {
-        let mut backoff = Backoff::new(millis(100), millis(300), 5);
-        let waits: Vec<_> = std::iter::from_fn(|| backoff.next(1.0, None, LONG)).collect();
+        let mut retries = Retries::new(millis(100), millis(300), 5);
+        let waits: Vec<_> = std::iter::from_fn(|| retries.next(1.0, None, LONG)).collect();
         assert_eq!(waits, [millis(100), millis(200), millis(300), millis(300)]);
     }
 
     #[test]
     fn backoff_waits_at_least_as_long_as_it_was_told() {
-        let mut backoff = Backoff::new(millis(100), millis(300), 5);
-        assert_eq!(backoff.next(0.5, Some(millis(40)), LONG), Some(millis(50)));
-        assert_eq!(backoff.next(0.5, Some(millis(7000)), LONG), Some(millis(7000)));
+        let mut retries = Retries::new(millis(100), millis(300), 5);
+        assert_eq!(retries.next(0.5, Some(millis(40)), LONG), Some(millis(50)));
+        assert_eq!(retries.next(0.5, Some(millis(7000)), LONG), Some(millis(7000)));
     }
 
     #[test]
     fn backoff_gives_up_at_once_when_the_wait_would_use_up_the_time() {
-        assert_eq!(Backoff::new(millis(100), LONG, 5).next(1.0, None, millis(100)), None);
-        assert_eq!(Backoff::new(millis(100), LONG, 5).next(0.0, Some(millis(900)), millis(800)), None);
-        assert_eq!(Backoff::new(millis(100), LONG, 1).next(0.0, None, LONG), None);
+        assert_eq!(Retries::new(millis(100), LONG, 5).next(1.0, None, millis(100)), None);
+        assert_eq!(Retries::new(millis(100), LONG, 5).next(0.0, Some(millis(900)), millis(800)), None);
+        assert_eq!(Retries::new(millis(100), LONG, 1).next(0.0, None, LONG), None);
+    }
+
+    #[test]
+    fn waits_double_up_to_the_longest_and_no_further() {
+        let mut backoff = Backoff::new(millis(100), millis(1000));
+        let waits: Vec<_> = (0..6).map(|_| backoff.next().as_millis()).collect();
+        assert_eq!(waits, [100, 200, 400, 800, 1000, 1000]);
+        backoff.reset();
+        assert_eq!(backoff.next(), millis(100));
+        assert_eq!(Backoff::after(millis(100), LONG, u32::MAX), LONG);
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        const NOW: Timestamp = Timestamp::from_secs(1_795_452_513);
+        assert_eq!(retry_after("120", NOW), Some(Duration::from_secs(120)));
+        assert_eq!(retry_after(" 7 ", NOW), Some(Duration::from_secs(7)));
+        assert_eq!(retry_after("Mon, 23 Nov 2026 16:49:33 GMT", NOW), Some(Duration::from_secs(60)));
+        assert_eq!(retry_after("Mon, 23 Nov 2026 16:00:00 GMT", NOW), Some(Duration::ZERO));
+        for nonsense in ["", "-1", "soon", "1.5", "99999999999999"] {
+            assert_eq!(retry_after(nonsense, NOW), None, "{nonsense}");
+        }
     }
 
     #[test]
@@ -645,8 +700,8 @@ mod tests {
         fn backoff_never_waits_past_the_time_that_is_left(
             fraction in 0.0..1.0, base in 1_u64..5000, cap in 1_u64..50_000, told in 0_u64..9000, left in 0_u64..20_000,
         ) {
-            let mut backoff = Backoff::new(millis(base), millis(cap), 9);
-            while let Some(wait) = backoff.next(fraction, Some(millis(told)), millis(left)) {
+            let mut retries = Retries::new(millis(base), millis(cap), 9);
+            while let Some(wait) = retries.next(fraction, Some(millis(told)), millis(left)) {
                 prop_assert!(wait < millis(left) && wait >= millis(told) && wait <= millis(cap.max(told)));
             }
         }
