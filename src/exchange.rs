@@ -18,6 +18,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use crate::check::Check;
 use crate::clock::Timestamp;
 use crate::identity::SpiffeId;
 use crate::policy::ResolvedGrant;
@@ -281,6 +282,54 @@ pub trait Exchange: Send + Sync + fmt::Debug {
     fn reaches(&self, _handle: &Handle) -> bool {
         true
     }
+
+    /// Whether the configuration says anything of it; one that it says nothing of is there for whoever is granted it.
+    fn is_configured(&self) -> bool {
+        true
+    }
+
+    /// The JWT-SVID that it exchanges where the grant says nothing else, for `doctor`; `None` where each grant does.
+    fn svid_wanted(&self) -> Option<SvidWanted<'_>> {
+        None
+    }
+
+    /// Looks, for `doctor`, whether it can be reached from here and would work. It asks for no credential.
+    async fn examine(&self) -> Vec<Check> {
+        Vec::new()
+    }
+}
+
+/// What a provider wants of JWT-SVIDs.
+#[derive(Debug, Clone, Copy)]
+pub struct SvidWanted<'a> {
+    /// The name of the check.
+    pub check: &'static str,
+    /// The audience.
+    pub audience: &'a str,
+    /// What the provider would refuse about one.
+    pub flaw: fn(&SvidFacts) -> Option<SvidFlaw>,
+}
+
+/// What a JWT-SVID says of itself, as far as a provider cares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SvidFacts {
+    /// How it is signed.
+    pub alg: String,
+    /// The key's id.
+    pub kid: Option<String>,
+    /// The issuer.
+    pub iss: Option<String>,
+    /// When it was issued, UTC.
+    pub iat: Option<Timestamp>,
+}
+
+/// What is wrong with a JWT-SVID for one provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SvidFlaw {
+    /// What to add to the facts; may be empty.
+    pub what: &'static str,
+    /// What to do about it.
+    pub fix: &'static str,
 }
 
 /// The ability to revoke one credential.

@@ -59,6 +59,7 @@ pub mod app;
 pub mod audit;
 mod background;
 pub mod broker;
+pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -1,8 +1,9 @@
-//! `sidemint doctor`: what a sidecar needs here, checked one by one, each with what mends it.
+//! `sidemint doctor`: what a sidecar needs here, checked one by one, each with its fix. Of the providers it looks at those that
+//! are configured or granted.
 
 mod host;
 mod identity;
-mod sts;
+mod providers;
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{CliError, CliResult, Exit, Output, plain, print};
+use crate::check::{Check, Level};
 use crate::clock::{SharedClock, SystemClock};
 use crate::config::{Config, PolicyPlace};
 
@@ -63,39 +65,6 @@ impl Args {
     }
 }
 
-/// How a check went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Level {
-    Ok,
-    Warn,
-    Fail,
-}
-
-/// One thing that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Check {
-    name: &'static str,
-    level: Level,
-    detail: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    mend: Option<String>,
-}
-
-impl Check {
-    fn ok(name: &'static str, detail: impl Into<String>) -> Self {
-        Self { name, level: Level::Ok, detail: detail.into(), mend: None }
-    }
-
-    fn warn(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { name, level: Level::Warn, detail: detail.into(), mend: Some(mend.into()) }
-    }
-
-    fn fail(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { name, level: Level::Fail, detail: detail.into(), mend: Some(mend.into()) }
-    }
-}
-
 /// Everything that was looked at.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -117,8 +86,8 @@ impl Report {
                 Level::Fail => "FAIL",
             };
             let _ = writeln!(text, "{level}  {:<20} {}", check.name, plain(&check.detail));
-            if let Some(mend) = &check.mend {
-                let _ = writeln!(text, "{:26} → {}", "", plain(mend));
+            if let Some(fix) = &check.fix {
+                let _ = writeln!(text, "{:26} → {}", "", plain(fix));
             }
         }
         let count = |level| self.checks.iter().filter(|check| check.level == level).count();
@@ -149,13 +118,18 @@ pub async fn run(args: Args) -> CliResult {
 }
 
 async fn examine(config: &Config, clock: SharedClock) -> Vec<Check> {
-    let mut checks = vec![Check::ok("configuration", "can be used")];
-    checks.extend(identity::examine(config, &clock).await);
-    checks.push(match &config.policy.place {
+    let (policy, granted) = match &config.policy.place {
         PolicyPlace::Unsigned(directory) => host::policy(directory),
-        PolicyPlace::Signed(repository) => host::repository(repository, &config.state.directory),
-    });
-    checks.extend(sts::examine(&config.aws, &*clock).await);
+        PolicyPlace::Signed(repository) => (host::repository(repository, &config.state.directory), None),
+    };
+    let (exchanges, missing) = providers::to_examine(config, &clock, granted);
+    let mut checks = vec![Check::ok("configuration", "can be used")];
+    checks.extend(identity::examine(config, &exchanges, &clock).await);
+    checks.push(policy);
+    checks.extend(missing);
+    for exchange in &exchanges {
+        checks.extend(exchange.examine().await);
+    }
     checks.push(host::port("port for workloads", config.server.http, &clock).await);
     checks.push(host::port("port for operators", config.admin.http, &clock).await);
     checks.push(host::state(&config.state.directory));

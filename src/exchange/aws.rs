@@ -17,6 +17,7 @@
 
 mod answer;
 mod credential;
+mod examine;
 mod fault;
 mod session;
 pub mod session_policy;
@@ -51,7 +52,8 @@ pub use self::credential::AwsCredential;
 use self::fault::Fault;
 pub use self::session::AssumedRole;
 use super::attempts::{self, Attempt};
-use super::{Context, Exchange, ExchangeError, MintOrder, Minted, Provider};
+use super::{Context, Exchange, ExchangeError, MintOrder, Minted, Provider, SvidWanted};
+use crate::check::Check;
 use crate::clock::{Timestamp, within};
 use crate::http_client::{Origin, OriginError};
 use crate::identity::SpiffeId;
@@ -327,6 +329,20 @@ impl Attempt for Order<'_> {
 impl Exchange for AwsSts {
     fn provider(&self) -> Provider {
         Provider::Aws
+    }
+
+    fn is_configured(&self) -> bool {
+        let Settings { sts_endpoint, region, audience, rate: _ } = Settings::default();
+        (&sts_endpoint, &region, &audience)
+            != (&self.settings.sts_endpoint, &self.settings.region, &self.settings.audience)
+    }
+
+    fn svid_wanted(&self) -> Option<SvidWanted<'_>> {
+        Some(SvidWanted { check: "JWT-SVID, STS", audience: &self.settings.audience, flaw: examine::svid_flaw })
+    }
+
+    async fn examine(&self) -> Vec<Check> {
+        self.look().await
     }
 
     fn circuit_open(&self) -> bool {

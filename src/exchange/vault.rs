@@ -24,6 +24,7 @@
 //! where its policy has `update` on `sys/leases/revoke`; where not, nothing is called revoked.
 
 mod answer;
+mod examine;
 mod fault;
 mod handle;
 mod http;
@@ -49,6 +50,7 @@ use super::{
     Context, Credential, Exchange, ExchangeError, Handle, MintOrder, Minted, Provider, Renew, RenewOrder, Renewed,
     Revocability, Revocable, Revoke, RevokeOrder, RevokeOutcome,
 };
+use crate::check::Check;
 use crate::clock::Timestamp;
 use crate::identity::SpiffeId;
 use crate::identity::workload_api::JwtSvid;
@@ -208,7 +210,8 @@ impl Vault {
     ) -> Result<Reply, Fault> {
         // Texts and numbers always serialise.
         let body = body.map(|body| SecretBytes::new(serde_json::to_vec(body).unwrap_or_default()));
-        let method = if body.is_some() || step != Step::Read { Method::POST } else { Method::GET };
+        let reads = body.is_none() && matches!(step, Step::Read | Step::Health);
+        let method = if reads { Method::GET } else { Method::POST };
         let call = Call { step, method, path, token, namespace, body };
         self.client.send(call, limit.min(self.settings.timeout)).await
     }
@@ -545,6 +548,10 @@ impl Exchange for Vault {
 
     fn reaches(&self, handle: &Handle) -> bool {
         matches!(handle, Handle::Vault(handle) if self.is_ours(handle))
+    }
+
+    async fn examine(&self) -> Vec<Check> {
+        self.look().await
     }
 }
 

@@ -9,8 +9,8 @@ use super::rules::{self, Slice, Verdict};
 use super::snapshot::{ActiveScope, Content};
 use super::standing::{Freshness, Lapse};
 use super::{
-    Ask, AwsGrant, Denial, DenialReason, GrantId, Kept, Params, Permit, Policy, ProviderGrant, ResolvedGrant, ScopeId,
-    VaultGrant,
+    Ask, AwsGrant, Denial, DenialReason, GrantId, Kept, Params, Permit, Policy, Provider, ProviderGrant, ResolvedGrant,
+    ScopeId, VaultGrant,
 };
 use crate::clock::Timestamp;
 use crate::id::TaskId;
@@ -66,6 +66,12 @@ impl Policy {
         let (active, rule_ids) = self.judge(caller, ask, Some(task), now)?;
         let providers = active.grants.iter().map(|(_, grant)| grant.provider.provider()).collect();
         Ok(Kept { policy_version: self.version().clone(), rule_ids, idle: active.decision.caps.idle, providers })
+    }
+
+    /// Where its active scopes grant something; one is said as often as it is granted.
+    pub fn providers(&self) -> impl Iterator<Item = Provider> {
+        let grants = self.content.by_id.values().flat_map(|active| &active.grants);
+        grants.map(|(_, grant)| grant.provider.provider())
     }
 
     /// The entry of the kill list that stops `subject` at `now`.

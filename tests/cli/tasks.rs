@@ -242,3 +242,52 @@ async fn doctor_reads_the_jwt_svids_for_broker_and_sts() {
     assert!(line("clock, SPIFFE").starts_with("ok"), "{}", outcome.stdout);
     assert!(!outcome.stdout.contains(crate::fake_workload_api::SIGNATURE));
 }
+
+#[tokio::test]
+async fn doctor_with_vault_alone_says_nothing_of_aws() {
+    let world = World::new().await;
+    let mut command = world.sidemint(&["doctor", "--policy", "/nonexistent", "--state", "/nonexistent"]);
+    command.env("SIDEMINT_POLICY_TRUST", "unsigned").env("SIDEMINT_VAULT_ADDRESS", world.sidecar.tcp_url());
+    let outcome = Outcome::of(command.spawn().unwrap()).await;
+    let line = |name: &str| outcome.stdout.lines().find(|line| line.contains(name)).unwrap_or_default().to_owned();
+    // It is no Vault, and it answers.
+    assert!(line("  Vault ").starts_with("warn"), "{}", outcome.stdout);
+    assert!(line("JWT-SVID, broker").starts_with("ok"), "{}", outcome.stdout);
+    for absent in ["STS", "AWS", "aws"] {
+        assert!(!outcome.stdout.contains(absent), "{absent}: {}", outcome.stdout);
+    }
+}
+
+#[tokio::test]
+async fn doctor_looks_at_what_the_policy_grants_and_names_what_is_not_configured() {
+    let world = World::new().await;
+    let policy = world.path().join("policy");
+    let grant = "schema = 1\nprovider = \"vault\"\nrole = \"r\"\naudience = \"vault\"\nread = \"database/creds/r\"\n\
+                 accept_role_scope = true\n";
+    let scope = "schema = 1\npurpose = \"p\"\nbusiness_owner = \"o\"\njustification = \"j\"\n[params]\n";
+    let digest = |text: &str| sidemint::policy::document::Digest::of(text.as_bytes());
+    let decision = format!(
+        "schema = 1\ntier = \"baseline\"\nkind = \"machine\"\ndecision_owner = \"d\"\nreview_by = 2029-02-01\n\
+         max_task = \"1h\"\nmax_residual = \"300s\"\nscope = \"{}\"\ngrants = {{ db-vault = \"{}\" }}\n",
+        digest(scope),
+        digest(grant)
+    );
+    let rule = "@id(\"r\")\npermit (principal == Workload::\"spiffe://dev.test/report\", action == Action::\"begin\", \
+                resource == Scope::\"db\");\n";
+    for (path, text) in [
+        ("scopes/db.toml", scope),
+        ("grants/db-vault.toml", grant),
+        ("decisions/db.toml", &decision),
+        ("decisions/db.cedar", rule),
+    ] {
+        let path = policy.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let mut command = world.sidemint(&["doctor", "--state", "/nonexistent", "--policy", policy.to_str().unwrap()]);
+    command.env("SIDEMINT_POLICY_TRUST", "unsigned");
+    let outcome = Outcome::of(command.spawn().unwrap()).await;
+    assert!(outcome.stdout.contains("1 scopes active, 0 suspended"), "{}", outcome.stdout);
+    assert!(outcome.stdout.contains("grants something at vault, which is not configured"), "{}", outcome.stdout);
+    assert!(!outcome.stdout.contains("STS"), "{}", outcome.stdout);
+}

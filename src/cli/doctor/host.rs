@@ -7,8 +7,8 @@ use std::path::Path;
 
 use tokio::net::TcpListener;
 
-use super::Check;
 use crate::app::trust_anchor;
+use crate::check::Check;
 use crate::cli::client::Sidecar;
 use crate::clock::SharedClock;
 use crate::config::RepositorySettings;
@@ -16,33 +16,37 @@ use crate::policy::Policy;
 use crate::policy::repository::DirectorySource;
 use crate::policy::repository::store::Store;
 use crate::policy::repository::trusted::Roots;
+use crate::task::ProviderSet;
 
 const POLICY: &str = "policy";
 const STATE: &str = "state directory";
 
-/// Whether the policy loads, and what is suspended.
-pub(super) fn policy(directory: &Path) -> Check {
+/// Whether the policy loads, and what is suspended; and where it grants something, once it has loaded.
+pub(super) fn policy(directory: &Path) -> (Check, Option<ProviderSet>) {
     let files = match DirectorySource::new(directory).read() {
         Ok(files) => files,
-        Err(error) => return Check::fail(POLICY, error.to_string(), "check policy.directory and its permissions"),
+        Err(error) => {
+            return (Check::fail(POLICY, error.to_string(), "check policy.directory and its permissions"), None);
+        }
     };
     let lint = format!("`sidemint policy lint --policy {}` tells more", directory.display());
     let policy = match Policy::load(&files) {
         Ok(policy) => policy,
         Err(error) => {
             let first = error.problems.first().map(|problem| format!("; {}: {}", problem.file, problem.message));
-            return Check::fail(POLICY, format!("{error}{}", first.unwrap_or_default()), lint);
+            return (Check::fail(POLICY, format!("{error}{}", first.unwrap_or_default()), lint), None);
         }
     };
     let (active, suspended) = (policy.active(), policy.suspended().len());
     let detail = format!("{}: {active} scopes active, {suspended} suspended", directory.display());
-    if active == 0 {
+    let check = if active == 0 {
         Check::fail(POLICY, detail, lint)
     } else if suspended > 0 || !policy.stray().is_empty() {
         Check::warn(POLICY, detail, lint)
     } else {
         Check::ok(POLICY, detail)
-    }
+    };
+    (check, Some(policy.providers().collect()))
 }
 
 /// Whether the signed repository's trust anchor is one, and whether it is trusted here. The repository itself is the
@@ -120,8 +124,8 @@ pub(super) fn state(directory: &Path) -> Check {
 mod tests {
     use std::sync::Arc;
 
-    use super::super::Level;
     use super::*;
+    use crate::check::Level;
     use crate::clock::SystemClock;
 
     #[test]
@@ -144,8 +148,8 @@ mod tests {
     #[test]
     fn a_policy_without_an_active_scope_fails() {
         let base = tempfile::tempdir().unwrap();
-        assert_eq!(policy(&base.path().join("none")).level, Level::Fail);
-        assert_eq!(policy(base.path()).level, Level::Fail);
+        assert_eq!(policy(&base.path().join("none")).0.level, Level::Fail);
+        assert_eq!(policy(base.path()).0.level, Level::Fail);
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -10,10 +11,11 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use tokio::net::TcpStream;
 
-use super::Check;
+use crate::check::Check;
 use crate::cli::own_svid::{LIMIT, mend};
 use crate::clock::{Clock, SharedClock, Timestamp, within};
 use crate::config::Config;
+use crate::exchange::{Exchange, SvidFacts, SvidWanted};
 use crate::identity::workload_api::client::Client;
 use crate::identity::workload_api::endpoint::Endpoint;
 use crate::identity::workload_api::socket::{ConnectError, connect};
@@ -21,13 +23,13 @@ use crate::identity::workload_api::socket::{ConnectError, connect};
 const SOCKET: &str = "Workload API";
 const X509: &str = "X.509-SVIDs";
 const BROKER_JWT: &str = "JWT-SVID, broker";
-const STS_JWT: &str = "JWT-SVID, STS";
 const CLOCK: &str = "clock, SPIFFE";
 
 /// Clocks that differ by less are not worth a word.
 const SKEW: Duration = Duration::from_secs(5);
 
-pub(super) async fn examine(config: &Config, clock: &SharedClock) -> Vec<Check> {
+/// The JWT-SVIDs are asked for the broker's audience and for those of `exchanges`.
+pub(super) async fn examine(config: &Config, exchanges: &[Arc<dyn Exchange>], clock: &SharedClock) -> Vec<Check> {
     let endpoint = match config.identity.workload_api.parse::<Endpoint>() {
         Ok(endpoint) => endpoint,
         Err(error) => return vec![Check::fail(SOCKET, error.to_string(), "set SPIFFE_ENDPOINT_SOCKET")],
@@ -39,10 +41,13 @@ pub(super) async fn examine(config: &Config, clock: &SharedClock) -> Vec<Check> 
     let mut checks = vec![Check::ok(SOCKET, format!("{} accepts connections", config.identity.workload_api))];
     let client = Client::new(endpoint, agent, clock.clone());
     checks.push(x509(&client, clock.now()).await);
-    let (check, facts) = jwt(&client, BROKER_JWT, &config.identity.audience, clock.now()).await;
+    let audience = &config.identity.audience;
+    let broker = SvidWanted { check: BROKER_JWT, audience, flaw: |_| None };
+    let (check, facts) = jwt(&client, broker, clock.now()).await;
     checks.push(check);
-    let (check, _) = jwt(&client, STS_JWT, &config.aws.audience, clock.now()).await;
-    checks.push(check);
+    for wanted in exchanges.iter().filter_map(|exchange| exchange.svid_wanted()) {
+        checks.push(jwt(&client, wanted, clock.now()).await.0);
+    }
     // The agent signs, or caches, a token before we read it: one from the future means that clocks differ.
     checks.extend(facts.and_then(|facts| facts.iat).map(|iat| compare(iat, clock.now())));
     checks
@@ -101,27 +106,19 @@ async fn x509(client: &Client, now: Timestamp) -> Check {
     }
 }
 
-async fn jwt(client: &Client, name: &'static str, audience: &str, now: Timestamp) -> (Check, Option<Facts>) {
-    let svid = match client.fetch_jwt_svid(None, audience, LIMIT).await {
+async fn jwt(client: &Client, wanted: SvidWanted<'_>, now: Timestamp) -> (Check, Option<SvidFacts>) {
+    let name = wanted.check;
+    let svid = match client.fetch_jwt_svid(None, wanted.audience, LIMIT).await {
         Ok(svid) => svid,
         Err(error) => return (Check::fail(name, error.to_string(), mend(&error)), None),
     };
     // exposed: its header and claims are what is checked; nothing of the signature is kept
-    let facts = Facts::read(svid.token.expose());
+    let facts = read(svid.token.expose());
     let check = match &facts {
-        Some(facts) => facts.judge(name, name == STS_JWT, svid.expires_at.since(now)),
+        Some(facts) => judge(facts, wanted, svid.expires_at.since(now)),
         None => Check::fail(name, "cannot be read", "check the SPIFFE agent and its version"),
     };
     (check, facts)
-}
-
-/// What a JWT-SVID says of itself, as far as a provider cares.
-#[derive(Debug, PartialEq, Eq)]
-struct Facts {
-    alg: String,
-    kid: Option<String>,
-    iss: Option<String>,
-    iat: Option<Timestamp>,
 }
 
 #[derive(Deserialize)]
@@ -136,40 +133,26 @@ struct Claims {
     iat: Option<f64>,
 }
 
-impl Facts {
-    /// Reads them from a compact JWS, without any verification.
-    fn read(token: &str) -> Option<Self> {
-        let mut parts = token.split('.');
-        let mut part = || URL_SAFE_NO_PAD.decode(parts.next()?).ok();
-        let header: Header = serde_json::from_slice(&part()?).ok()?;
-        let claims: Claims = serde_json::from_slice(&part()?).ok()?;
-        let iat = claims.iat.and_then(|iat| Duration::try_from_secs_f64(iat).ok());
-        let iat = iat.map(|since| Timestamp::from_secs(since.as_secs()));
-        Some(Self { alg: header.alg, kid: header.kid, iss: claims.iss, iat })
-    }
+/// Reads the facts from a compact JWS, without any verification.
+fn read(token: &str) -> Option<SvidFacts> {
+    let mut parts = token.split('.');
+    let mut part = || URL_SAFE_NO_PAD.decode(parts.next()?).ok();
+    let header: Header = serde_json::from_slice(&part()?).ok()?;
+    let claims: Claims = serde_json::from_slice(&part()?).ok()?;
+    let iat = claims.iat.and_then(|iat| Duration::try_from_secs_f64(iat).ok());
+    let iat = iat.map(|since| Timestamp::from_secs(since.as_secs()));
+    Some(SvidFacts { alg: header.alg, kid: header.kid, iss: claims.iss, iat })
+}
 
-    fn judge(&self, name: &'static str, for_sts: bool, left: Duration) -> Check {
-        let left = humantime::format_duration(Duration::from_secs(left.as_secs()));
-        let detail = format!("{}, kid {}, {left} left", self.alg, self.kid.as_deref().unwrap_or("none"));
-        if self.kid.is_none() {
-            return Check::fail(name, detail, "the SPIFFE server must name the key (kid); see its version");
-        }
-        // cloud-exchange B1: STS takes RS256/384/512 and ES256/384/512 alone, and finds the keys by the issuer.
-        if for_sts && self.alg.starts_with("PS") {
-            return Check::warn(
-                name,
-                detail,
-                "STS refuses PS algorithms: set the SPIFFE server's JWT key type to RSA or EC",
-            );
-        }
-        if for_sts && self.iss.is_none() {
-            return Check::warn(
-                name,
-                format!("{detail}, no issuer"),
-                "AWS needs iss: set the SPIFFE server's jwt_issuer",
-            );
-        }
-        Check::ok(name, detail)
+fn judge(facts: &SvidFacts, wanted: SvidWanted<'_>, left: Duration) -> Check {
+    let left = humantime::format_duration(Duration::from_secs(left.as_secs()));
+    let detail = format!("{}, kid {}, {left} left", facts.alg, facts.kid.as_deref().unwrap_or("none"));
+    if facts.kid.is_none() {
+        return Check::fail(wanted.check, detail, "the SPIFFE server must name the key (kid); see its version");
+    }
+    match (wanted.flaw)(facts) {
+        Some(flaw) => Check::warn(wanted.check, detail + flaw.what, flaw.fix),
+        None => Check::ok(wanted.check, detail),
     }
 }
 
@@ -186,27 +169,38 @@ fn compare(iat: Timestamp, now: Timestamp) -> Check {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::Level;
+    use super::super::providers::NoWorkloadApi;
     use super::*;
+    use crate::check::Level;
+    use crate::clock::SystemClock;
+    use crate::exchange::Context;
+    use crate::exchange::aws::{AwsSts, Settings};
+    use crate::retry::SystemJitter;
 
     fn token(header: &str, claims: &str) -> String {
         format!("{}.{}.sig", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims))
     }
 
-    fn judge(header: &str, claims: &str, for_sts: bool) -> Level {
-        let facts = Facts::read(&token(header, claims)).unwrap();
-        facts.judge("t", for_sts, Duration::from_secs(60)).level
+    /// What is said of a token for STS, or for the broker.
+    fn judged(header: &str, claims: &str, for_sts: bool) -> Level {
+        let facts = read(&token(header, claims)).unwrap();
+        let settings = Settings { sts_endpoint: Some("http://127.0.0.1:1".to_owned()), ..Settings::default() };
+        let (workload_api, clock) = (Arc::new(NoWorkloadApi), Arc::new(SystemClock));
+        let sts = AwsSts::new(settings, Context { workload_api, clock, jitter: Arc::new(SystemJitter) }).unwrap();
+        let broker = SvidWanted { check: "t", audience: "t", flaw: |_| None };
+        let wanted = if for_sts { sts.svid_wanted().unwrap() } else { broker };
+        judge(&facts, wanted, Duration::from_secs(60)).level
     }
 
     #[test]
     fn what_sts_refuses_is_a_warning_for_sts_alone() {
         let (good, ps) = (r#"{"alg":"ES256","kid":"k"}"#, r#"{"alg":"PS256","kid":"k"}"#);
-        assert_eq!(judge(good, r#"{"iss":"https://i","iat":1}"#, true), Level::Ok);
-        assert_eq!(judge(ps, r#"{"iss":"https://i"}"#, true), Level::Warn);
-        assert_eq!(judge(ps, r#"{"iss":"https://i"}"#, false), Level::Ok);
-        assert_eq!(judge(good, "{}", true), Level::Warn);
-        assert_eq!(judge(good, "{}", false), Level::Ok);
-        assert_eq!(judge(r#"{"alg":"ES256"}"#, "{}", false), Level::Fail);
+        assert_eq!(judged(good, r#"{"iss":"https://i","iat":1}"#, true), Level::Ok);
+        assert_eq!(judged(ps, r#"{"iss":"https://i"}"#, true), Level::Warn);
+        assert_eq!(judged(ps, r#"{"iss":"https://i"}"#, false), Level::Ok);
+        assert_eq!(judged(good, "{}", true), Level::Warn);
+        assert_eq!(judged(good, "{}", false), Level::Ok);
+        assert_eq!(judged(r#"{"alg":"ES256"}"#, "{}", false), Level::Fail);
     }
 
     #[test]
@@ -221,7 +215,7 @@ mod tests {
     async fn a_missing_socket_and_a_file_in_its_place_are_told_apart() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("agent.sock");
-        let look = async || socket(&Endpoint::Unix(path.clone()), None, &crate::clock::SystemClock).await;
+        let look = async || socket(&Endpoint::Unix(path.clone()), None, &SystemClock).await;
         assert!(look().await.unwrap_err().detail.contains("No such file"));
         std::fs::write(&path, "").unwrap();
         assert!(look().await.unwrap_err().detail.contains("is no socket"));
@@ -235,9 +229,9 @@ mod tests {
     proptest! {
         #[test]
         fn any_token_is_read_or_refused_without_panic(text: String, header in "\\PC*", claims in "\\PC*", iat: f64) {
-            let _ = Facts::read(&text);
-            let _ = Facts::read(&token(&header, &claims));
-            let _ = Facts::read(&token(r#"{"alg":"ES256"}"#, &format!(r#"{{"iat":{iat}}}"#)));
+            let _ = read(&text);
+            let _ = read(&token(&header, &claims));
+            let _ = read(&token(r#"{"alg":"ES256"}"#, &format!(r#"{{"iat":{iat}}}"#)));
         }
     }
 }

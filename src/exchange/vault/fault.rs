@@ -15,6 +15,7 @@ pub(super) enum Step {
     Revoke,
     Confirm,
     DropToken,
+    Health,
 }
 
 impl Step {
@@ -27,6 +28,7 @@ impl Step {
             Self::Revoke => "revoking the lease",
             Self::Confirm => "looking for the lease",
             Self::DropToken => "revoking the token",
+            Self::Health => "asking how it does",
         }
     }
 }
