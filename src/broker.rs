@@ -11,9 +11,12 @@
 
 mod begin;
 mod callers;
+mod due;
 mod end;
 mod error;
+mod flight;
 mod mint;
+mod outcome;
 mod outstanding;
 pub mod reaper;
 mod recover;
@@ -387,7 +390,7 @@ impl Broker {
         let Some(issued) = slot.live.as_ref().filter(|issued| issued.is_live(now, boot)) else {
             return Ok(Served::Missing);
         };
-        let due = renew::is_to_be_replaced(task, issued, now, boot) && slot.flight.is_none();
+        let due = due::is_to_be_replaced(task, issued, now, boot) && slot.flight.is_none();
         Ok(if due { Served::Due(Arc::clone(issued)) } else { Served::Live(Arc::clone(issued)) })
     }
 

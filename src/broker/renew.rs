@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::mint::{MintFor, SHORTEST_LIFE, happened};
+use super::due::{SHORTEST_LIFE, is_to_be_replaced};
+use super::outcome::{MintFor, happened};
 use super::{Broker, MintError};
 use crate::clock::Timestamp;
 use crate::exchange::{ExchangeError, Handle, MintOrder, Provider, Renew, RenewOrder, Revocation};
@@ -123,15 +124,4 @@ fn ends_sooner(task: &Task, provider: Provider, issued: Issued) {
     {
         *live = Arc::new(issued);
     }
-}
-
-/// Whether it is time to renew `live`, a credential of `task`, or to mint its successor.
-pub(super) fn is_to_be_replaced(task: &Task, live: &Issued, now: Timestamp, boot: Duration) -> bool {
-    is_worth_more(task, live) && live.is_due(now, boot)
-}
-
-/// Whether a later end than that of `live` would be of use: no credential outlives its task. (Orders are in whole seconds,
-/// and providers are asked for a little less.)
-fn is_worth_more(task: &Task, live: &Issued) -> bool {
-    live.usable_until() + SHORTEST_LIFE <= task.deadline()
 }
