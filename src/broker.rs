@@ -37,13 +37,13 @@ use crate::exchange::{Exchange, Provider};
 use crate::identity::task_token::TokenHash;
 use crate::identity::workload_api::WorkloadApi;
 use crate::identity::{Authenticator, Evidence};
-use crate::lease::Issued;
-use crate::lease::journal::Journal;
+use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::policy::cache::PolicyCache;
 use crate::policy::kill::Subject;
 use crate::retry::Jitter;
+use crate::task::Issued;
 use crate::task::{EndReason, Ending, Task, TaskTable};
 
 pub use crate::task::MintError;
@@ -159,7 +159,7 @@ pub struct Broker {
 
 impl Broker {
     /// A broker that runs the tasks that `recovered` held, and owes what their leases owe.
-    pub fn new(parts: Parts, recovered: crate::lease::journal::Recovered) -> Arc<Self> {
+    pub fn new(parts: Parts, recovered: crate::journal::Recovered) -> Arc<Self> {
         let tasks = recover::tasks(recovered, parts.clock.now(), parts.clock.boot());
         Arc::new(Self {
             callers: callers::Callers::new(parts.limits.mints_per_caller),

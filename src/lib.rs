@@ -28,19 +28,19 @@
 //! | `dev` | an embedded SPIFFE authority and cloud for `demo` and `dev` (feature `dev`; `serve` cannot reach it) |
 //!
 //! Five seams (traits) lead outside: [`clock::Clock`], [`identity::workload_api::WorkloadApi`],
-//! [`policy::repository::PolicySource`], [`exchange::Cloud`], [`lease::journal::Journal`]. The rest is plain code. A decision is a
+//! [`policy::repository::PolicySource`], [`exchange::Exchange`], [`journal::Journal`]. The rest is plain code. A decision is a
 //! pure function of policy snapshot, caller, ask and time; a request uses one snapshot from beginning to end.
 //!
 //! # The invariants, and what keeps them
 //! - **I1. Nothing is served after its end.** Serving asks the task's state under its lock ([`broker::Broker::credentials`]);
 //!   ending sets that state and drops the credentials first, and only then records, answers and audits
-//!   ([`broker::Broker::end`]). A credential is live until [`lease::Issued::told_expiry`], judged at each request by the wall
+//!   ([`broker::Broker::end`]). A credential is live until [`task::Issued::told_expiry`], judged at each request by the wall
 //!   clock and by the time since boot, never by a timer.
 //! - **I2. A task gets what was minted for it, and nothing else.** A credential is reached through the hash of its task's own
 //!   token, and lives in that task's own slot per provider; there is no cache across tasks. The exchange shows the provider an
 //!   SVID of the task's owner ([`exchange::MintOrder`]).
-//! - **I3. Recorded before it exists, recorded before it is seen.** A [`lease::journal::Receipt`] is made only by a durable write, and
-//!   [`lease::Issued::new`] takes one. The order (decide, intent durable, exchange, outcome durable, check again, serve) stands
+//! - **I3. Recorded before it exists, recorded before it is seen.** A [`journal::Receipt`] is made only by a durable write, and
+//!   [`task::Issued::new`] takes one. The order (decide, intent durable, exchange, outcome durable, check again, serve) stands
 //!   in one function of `broker/mint.rs`.
 //! - **I4. Nothing minted is forgotten.** Every lease stays in the task's report and in the journal until its provider has let it
 //!   die; an intent whose answer was lost counts as usable until the moment it was asked to die by. Said to be
@@ -71,6 +71,7 @@ pub mod hardening;
 pub mod http_client;
 pub mod id;
 pub mod identity;
+pub mod journal;
 pub mod lease;
 pub mod metrics;
 pub mod pod_task;

@@ -1,13 +1,14 @@
 //! A task: one piece of work, begun by a caller in one scope. It owns every credential minted for it and ends once.
 //!
-//! - [`record`]: what is durable of it.
+//! - [`TaskRecord`]: what is durable of it, in the journal.
+//! - [`issued`]: a credential that may be served. `Minted` → [`Issued`].
 //! - [`flight`]: an exchange under way for it.
 //! - [`providers`]: where its scope grants something.
 //! - [`table`]: all tasks, and how to find one.
 
 pub mod flight;
+pub mod issued;
 pub mod providers;
-pub mod record;
 pub mod table;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -22,9 +23,10 @@ use crate::lease::{LeaseId, LeaseRecord};
 use crate::policy::{Kept, Permit, PolicyVersion};
 
 pub use crate::id::TaskId;
+pub use crate::journal::task_record::{EndReason, Ending, Idempotency, TaskRecord};
 pub use flight::{Flight, FlightResult, MintError, ProviderSlot, Slots};
+pub use issued::Issued;
 pub use providers::ProviderSet;
-pub use record::{EndReason, Ending, Idempotency, TaskRecord};
 pub use table::TaskTable;
 
 /// How long a held task lives on when nobody holds it.
@@ -319,7 +321,7 @@ mod tests {
     /// Ten thousand tasks are ten thousand times as much (`task_bytes` of benches/report).
     #[test]
     fn what_is_kept_of_each_task_stays_small() {
-        let sizes = [size_of::<Task>(), size_of::<crate::lease::Issued>(), size_of::<LeaseRecord>()];
+        let sizes = [size_of::<Task>(), size_of::<Issued>(), size_of::<LeaseRecord>()];
         assert!(sizes.iter().zip([536, 136, 152]).all(|(size, most)| *size <= most), "{sizes:?}: box what is rare");
     }
 }

@@ -20,7 +20,7 @@ use sidemint::identity::workload_api::WorkloadApi as _;
 use sidemint::identity::workload_api::testing::FakeWorkloadApi;
 use sidemint::identity::{Authenticator, Evidence};
 use sidemint::lease::LeaseState;
-use sidemint::lease::journal::DiskJournal;
+use sidemint::journal::DiskJournal;
 use sidemint::policy::cache::PolicyCache;
 use sidemint::policy::repository::DirectorySource;
 use sidemint::policy::{Ask, LoadOptions};

@@ -19,7 +19,7 @@ use sidemint::exchange::{Handle, Provider, Revocation};
 use sidemint::id::{LeaseId, TaskId};
 use sidemint::identity::workload_api::testing::{FakeWorkloadApi, SigningKey, claims, jwks};
 use sidemint::identity::{Authenticator, Caller, Evidence, jwt_svid::JwtBundle};
-use sidemint::lease::journal::{Change, DiskJournal, record};
+use sidemint::journal::{Change, DiskJournal, record};
 use sidemint::lease::{LeaseFacts, LeaseRecord, LeaseState};
 use sidemint::policy::repository::PolicyFiles;
 use sidemint::policy::{Ask, Policy};

@@ -9,7 +9,7 @@ use sidemint::clock::{Clock as _, SystemClock, Timestamp};
 use sidemint::exchange::{Handle, Provider, Revocation};
 use sidemint::id::{LeaseId, TaskId};
 use sidemint::identity::{Proof, task_token};
-use sidemint::lease::journal::{Change, DiskJournal, record};
+use sidemint::journal::{Change, DiskJournal, record};
 use sidemint::lease::{LeaseFacts, LeaseRecord, LeaseState};
 use sidemint::policy::{Ask, PolicyVersion, Tier};
 use sidemint::task::{Task, TaskRecord};

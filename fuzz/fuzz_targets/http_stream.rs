@@ -13,7 +13,7 @@ use sidemint::broker::{Broker, Parts};
 use sidemint::clock::{ManualClock, SharedClock};
 use sidemint::config::Config;
 use sidemint::identity::Authenticator;
-use sidemint::lease::journal::DiskJournal;
+use sidemint::journal::DiskJournal;
 use sidemint::policy::LoadOptions;
 use sidemint::policy::cache::PolicyCache;
 use sidemint::policy::repository::DirectorySource;

@@ -10,7 +10,7 @@ use crate::audit::{Event, Kind};
 use crate::clock::Timestamp;
 use crate::identity::task_token::{self, TokenHash};
 use crate::identity::{Caller, Evidence, SpiffeId};
-use crate::lease::journal::{self, Change, JournalError};
+use crate::journal::{self, Change, JournalError};
 use crate::metrics::Limit;
 use crate::policy::{Ask, Permit, PolicyVersion};
 use crate::secret::Secret;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::clock::Timestamp;
-use crate::lease::Issued;
 use crate::policy::{Permit, ResolvedGrant};
+use crate::task::Issued;
 use crate::task::Task;
 
 /// A credential that would die sooner than this is not worth asking for, nor a later end that comes no later than this.

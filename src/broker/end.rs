@@ -11,7 +11,7 @@ use super::{Broker, detached};
 use crate::audit::{Event, Kind};
 use crate::clock::SharedClock;
 use crate::exchange::Provider;
-use crate::lease::journal::{self, Change};
+use crate::journal::{self, Change};
 use crate::lease::life::Event as Happened;
 use crate::lease::record::report;
 use crate::lease::revoke::{is_owed, over_at};

@@ -5,7 +5,7 @@ use crate::clock::Distrust;
 use crate::exchange::Provider;
 use crate::identity::task_token::NoRandomness;
 use crate::identity::{AuthenticationError, SpiffeId};
-use crate::lease::journal::JournalError;
+use crate::journal::JournalError;
 use crate::policy::Denial;
 use crate::task::{EndReason, MintError, ProviderSet};
 

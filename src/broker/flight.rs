@@ -11,9 +11,9 @@ use super::{Broker, CredentialsError, MintError};
 use crate::audit::{Event, Kind};
 use crate::clock::within;
 use crate::exchange::{MintOrder, Provider};
-use crate::lease::Issued;
 use crate::metrics::Limit;
 use crate::policy::{DenialReason, Permit, ResolvedGrant};
+use crate::task::Issued;
 use crate::task::{Flight, FlightResult, Task};
 
 /// How long a provider is left alone after it refused for good.

@@ -7,10 +7,10 @@ use super::outcome::{MintFor, Noted, dead_on_arrival, happened};
 use super::{Broker, MintError};
 use crate::clock::Timestamp;
 use crate::exchange::{Exchange, ExchangeError, MintOrder, Provider, Revocation, RevokeOrder};
-use crate::lease::journal::{self, Change, Receipt};
+use crate::journal::{self, Change, Receipt};
 use crate::lease::life::{Event as Happened, Word};
-use crate::lease::{Issued, LeaseEnding, LeaseFacts, LeaseId, LeaseRecord, LeaseState};
-use crate::task::Task;
+use crate::lease::{LeaseEnding, LeaseFacts, LeaseId, LeaseRecord, LeaseState};
+use crate::task::{Issued, Task};
 
 impl Broker {
     /// Asks for another credential within `order`, and makes it one that may be served.

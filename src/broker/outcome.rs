@@ -6,7 +6,7 @@ use super::{Broker, MintError};
 use crate::audit::{Event, Kind};
 use crate::clock::Timestamp;
 use crate::exchange::{ExchangeError, Handle, Provider};
-use crate::lease::journal::{self, Change, Receipt};
+use crate::journal::{self, Change, Receipt};
 use crate::lease::life::Event as Happened;
 use crate::lease::{LeaseId, LeaseRecord};
 use crate::policy::Permit;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::clock::Timestamp;
 use crate::identity::{Proof, task_token};
-use crate::lease::journal::Recovered;
+use crate::journal::Recovered;
 use crate::lease::life::Event as Happened;
 use crate::lease::record::report;
 use crate::lease::{LeaseRecord, LeaseState};

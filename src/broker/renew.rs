@@ -9,10 +9,10 @@ use super::outcome::{MintFor, happened};
 use super::{Broker, MintError};
 use crate::clock::Timestamp;
 use crate::exchange::{ExchangeError, Handle, MintOrder, Provider, Renew, RenewOrder, Revocation};
-use crate::lease::journal::Receipt;
+use crate::journal::Receipt;
 use crate::lease::life::Event as Happened;
-use crate::lease::{Issued, LeaseId, LeaseState};
-use crate::task::{Task, TaskState};
+use crate::lease::{LeaseId, LeaseState};
+use crate::task::{Issued, Task, TaskState};
 
 /// A live credential that its provider renews.
 pub(super) struct Renewal {

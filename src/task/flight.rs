@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::record::EndReason;
+use super::Issued;
 use crate::clock::Distrust;
 use crate::exchange::{ExchangeError, Provider};
-use crate::lease::Issued;
+use crate::journal::task_record::EndReason;
 
 /// How an exchange in flight ends, for everyone who waits for it.
 pub type FlightResult = Result<Arc<Issued>, MintError>;

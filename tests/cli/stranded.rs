@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sidemint::clock::{Clock as _, SystemClock};
 use sidemint::identity::task_token;
-use sidemint::lease::journal::{Change, DiskJournal, record};
+use sidemint::journal::{Change, DiskJournal, record};
 
 use crate::descriptors::{answered, command, serve};
 

@@ -13,7 +13,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::TokioIo;
 use sidemint::cli::exec::LAUNCH;
 use sidemint::clock::{Clock as _, SystemClock, Timestamp, within};
-use sidemint::lease::journal::DiskJournal;
+use sidemint::journal::DiskJournal;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 

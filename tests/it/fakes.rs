@@ -16,7 +16,7 @@ use sidemint::exchange::{
     AwsCredential, Credential, Exchange, ExchangeError, Handle, MintOrder, Minted, Provider, Revocability,
 };
 use sidemint::lease::LeaseState;
-use sidemint::lease::journal::{Change, DiskJournal, Journal, JournalError, Recovered};
+use sidemint::journal::{Change, DiskJournal, Journal, JournalError, Recovered};
 use sidemint::policy::PolicyVersion;
 use sidemint::policy::repository::fault::{Fault, FaultKind};
 use sidemint::policy::repository::{DirectorySource, Fetched, PolicyFiles, PolicySource, PolicySourceError, Signed};

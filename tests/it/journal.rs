@@ -11,7 +11,7 @@ use proptest::test_runner::{Config, TestRunner};
 use redb::{Database, TableDefinition};
 use serde_json::json;
 use sidemint::lease::LeaseRecord;
-use sidemint::lease::journal::{DiskJournal, Journal as _, JournalError};
+use sidemint::journal::{DiskJournal, Journal as _, JournalError};
 use sidemint::task::TaskRecord;
 
 use crate::fakes::Disk;

@@ -14,7 +14,7 @@ use sidemint::identity::task_token::{self, TokenHash};
 use sidemint::identity::workload_api::WorkloadApi as _;
 use sidemint::identity::workload_api::testing::{OnFetch, claims};
 use sidemint::identity::{Evidence, TrustDomain};
-use sidemint::lease::journal::Journal as _;
+use sidemint::journal::Journal as _;
 use sidemint::policy::cache::RefreshOutcome;
 use sidemint::secret::{Secret, SecretBytes};
 

@@ -23,7 +23,7 @@ use sidemint::exchange::{Context, Exchange, Provider};
 use sidemint::identity::Authenticator;
 use sidemint::identity::workload_api::testing::FakeWorkloadApi;
 use sidemint::identity::workload_api::{SpiffeWorkloadApi, WorkloadApi};
-use sidemint::lease::journal::{JournalError, Recovered};
+use sidemint::journal::{JournalError, Recovered};
 use sidemint::metrics::Snapshot;
 use sidemint::pod_task::PodTask;
 use sidemint::policy::LoadOptions;

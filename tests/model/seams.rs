@@ -17,7 +17,7 @@ use sidemint::exchange::{
 use sidemint::identity::task_token::TokenHash;
 use sidemint::identity::workload_api::testing::FakeWorkloadApi;
 use sidemint::identity::{Authenticator, Evidence};
-use sidemint::lease::journal::{Change, Journal, JournalError, Recovered};
+use sidemint::journal::{Change, Journal, JournalError, Recovered};
 use sidemint::lease::{LeaseId, LeaseRecord, LeaseState};
 use sidemint::metrics::Metrics;
 use sidemint::policy::cache::PolicyCache;

@@ -29,7 +29,7 @@ use sidemint::identity::jwt_svid::JwtBundle;
 use sidemint::identity::workload_api::WorkloadApi as _;
 use sidemint::identity::workload_api::testing::FakeWorkloadApi;
 use sidemint::lease::LeaseState;
-use sidemint::lease::journal::{DiskJournal, Journal as _};
+use sidemint::journal::{DiskJournal, Journal as _};
 use sidemint::policy::LoadOptions;
 use sidemint::policy::cache::PolicyCache;
 use sidemint::retry::Jitter;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
-use sidemint::lease::journal::{Change, DiskJournal, Journal, JournalError, Recovered};
+use sidemint::journal::{Change, DiskJournal, Journal, JournalError, Recovered};
 use sidemint::lease::{LeaseId, LeaseRecord, LeaseState};
 use sidemint::task::{TaskId, TaskRecord};
 use tokio::sync::oneshot;

@@ -9,7 +9,7 @@ use sidemint::clock::Timestamp;
 use sidemint::exchange::Revocation;
 use sidemint::identity::Proof;
 use sidemint::identity::task_token;
-use sidemint::lease::journal::{Change, DiskJournal, Journal as _, JournalError};
+use sidemint::journal::{Change, DiskJournal, Journal as _, JournalError};
 use sidemint::lease::{LeaseFacts, LeaseId, LeaseRecord, LeaseState};
 use sidemint::policy::{Ask, PolicyVersion, Provider, Tier};
 use sidemint::task::{TaskId, TaskRecord};

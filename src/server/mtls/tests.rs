@@ -25,7 +25,7 @@ use crate::identity::task_token::TokenHash;
 use crate::identity::workload_api::WorkloadApi;
 use crate::identity::workload_api::testing::FakeWorkloadApi;
 use crate::identity::x509_svid::testing::{TestAuthority, TestSvid};
-use crate::lease::journal::DiskJournal;
+use crate::journal::DiskJournal;
 use crate::metrics::Snapshot;
 use crate::policy::LoadOptions;
 use crate::policy::cache::PolicyCache;

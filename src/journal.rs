@@ -9,6 +9,7 @@
 mod file;
 mod place;
 mod slots;
+pub mod task_record;
 
 use std::fmt;
 use std::fs::File;
@@ -27,10 +28,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::file::StoreFile;
 use self::place::{Owner, Place};
-use super::life::LeaseRecord;
+use self::task_record::TaskRecord;
 use crate::background::{self, LowPriority, Turns};
 use crate::id::{LeaseId, TaskId};
-use crate::task::record::TaskRecord;
+use crate::lease::LeaseRecord;
 
 const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 const TASKS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("tasks");

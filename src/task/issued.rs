@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::journal::Receipt;
 use crate::clock::{Deadline, Timestamp};
 use crate::exchange::credential::{NativeAnswer, Validity};
 use crate::exchange::{Credential, Minted};
 use crate::id::LeaseId;
+use crate::journal::Receipt;
 
 /// A credential that may be served: it is journalled, and its task was still permitted after the exchange.
 pub struct Issued {
