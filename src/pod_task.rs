@@ -12,6 +12,7 @@ use crate::durable_file;
 use crate::identity::task_token::TokenHash;
 use crate::identity::{Evidence, SpiffeId};
 use crate::policy::Ask;
+use crate::retry::Backoff;
 use crate::secret::Secret;
 use crate::task::{EndReason, Task};
 
@@ -54,12 +55,12 @@ impl PodTask {
     pub async fn run(self: Arc<Self>) {
         let parts = self.broker.parts();
         let (mut policy, mut identities) = (parts.policy.subscribe(), parts.workload_api.watch());
-        let mut pause = FIRST_PAUSE;
+        let mut pauses = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         let mut task = self.adopt();
         loop {
             if let Some(running) = task.take() {
                 self.say(None);
-                pause = FIRST_PAUSE;
+                pauses.reset();
                 self.attend(&running).await;
                 if !self.settings.renew && ended_by_deadline(&running) {
                     self.say(Some("its time is up and pod_task.renew is false".into()));
@@ -73,9 +74,10 @@ impl PodTask {
                 Ok(begun) => task = Some(begun),
                 Err(reason) => {
                     self.say(Some(reason));
+                    let mut longer = pauses;
                     // Whoever waits for the sidecar to be ready waits for no pause that news has ended.
                     tokio::select! {
-                        () = parts.clock.sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+                        () = parts.clock.sleep(longer.next()) => pauses = longer,
                         Ok(()) = policy.changed() => {}
                         Ok(()) = identities.changed() => {}
                     }

@@ -25,6 +25,7 @@ use super::client::{BeginRequest, Begun, ClientError, Hold, Sidecar};
 use super::{CliError, CliResult, Exit, complain, own_svid, plain, task};
 use crate::clock::{SharedClock, SystemClock, within};
 use crate::hardening;
+use crate::retry::Backoff;
 use crate::secret::Secret;
 use child::{Child, Signals};
 pub use child::{LAUNCH, LaunchArgs, launch};
@@ -87,7 +88,7 @@ pub async fn run(args: Args) -> CliResult {
 async fn begin(sidecar: &Sidecar, clock: &SharedClock, args: &Args, request: &BeginRequest) -> Result<Begun, CliError> {
     let key = task::idempotency_key()?;
     let give_up = clock.boot() + args.wait;
-    let mut pause = Backoff::default();
+    let mut pause = pauses();
     loop {
         let error = match args.svid.fetch(clock.clone()).await {
             Ok(svid) => match sidecar.begin(&svid.token, &key, request).await {
@@ -107,20 +108,8 @@ async fn begin(sidecar: &Sidecar, clock: &SharedClock, args: &Args, request: &Be
 }
 
 /// Pauses between tries: 100 ms, doubled up to 1 s.
-#[derive(Debug)]
-struct Backoff(Duration);
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self(Duration::from_millis(100))
-    }
-}
-
-impl Backoff {
-    fn next(&mut self) -> Duration {
-        let next = (self.0 * 2).min(Duration::from_secs(1));
-        std::mem::replace(&mut self.0, next)
-    }
+const fn pauses() -> Backoff {
+    Backoff::new(Duration::from_millis(100), Duration::from_secs(1))
 }
 
 /// The task that this process holds.
@@ -153,7 +142,7 @@ impl Task {
 
     async fn first_hold(&self, wait: Duration) -> Result<Hold, ClientError> {
         let give_up = self.clock.boot() + wait;
-        let mut pause = Backoff::default();
+        let mut pause = pauses();
         loop {
             let error = match self.sidecar.hold(&self.token, &self.id).await {
                 Err(error) if error.is_passing() => error,
@@ -218,17 +207,5 @@ impl Task {
             }
             None => complain(&format!("could not end task {} in time; it ends by itself in 10 s", self.id)),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_to_a_second_and_no_further() {
-        let mut pauses = Backoff::default();
-        let pauses: Vec<_> = (0..6).map(|_| pauses.next().as_millis()).collect();
-        assert_eq!(pauses, [100, 200, 400, 800, 1000, 1000]);
     }
 }

@@ -13,7 +13,7 @@ use crate::clock::Timestamp;
 use crate::exchange::{Provider, Revocation};
 use crate::id::LeaseId;
 use crate::lease::record::{LeaseFacts, LeaseState};
-use crate::retry::{Circuit, Leave, jittered};
+use crate::retry::{Backoff, Circuit, Leave, jittered};
 
 /// For so long after its own end a credential is still taken for usable and tried to be revoked: the provider's clock may
 /// be behind.
@@ -131,7 +131,7 @@ impl Queue {
                 return;
             }
         };
-        let wait = jittered(FIRST_WAIT.saturating_mul(1 << waiting.tries.min(16)).min(LONGEST_WAIT), fraction);
+        let wait = jittered(Backoff::after(FIRST_WAIT, LONGEST_WAIT, waiting.tries), fraction);
         waiting.due = now + wait.max(after.unwrap_or_default()).min(LONGEST_WAIT);
         waiting.tries = waiting.tries.saturating_add(1);
     }

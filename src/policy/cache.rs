@@ -9,11 +9,12 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::kill::KillList;
-use super::repository::schedule::{self, Refreshed, Schedule};
+use super::repository::schedule::{Refreshed, Schedule};
 use super::repository::{Fetched, PolicyFiles, PolicySource, PolicySourceError, Previous, Use};
 use super::standing::Standing;
 use super::{LoadOptions, Policy, PolicyVersion, Problem, kind, load, worker};
 use crate::clock::{SharedClock, Timestamp};
+use crate::retry::{Jitter as _, SystemJitter};
 
 /// The longest interval with which a kill works within 35 s of its publication, and what of the 35 s is left to it.
 const KILL_POLL: Duration = Duration::from_secs(30);
@@ -270,7 +271,7 @@ impl PolicyCache {
             let works = poll + KILL_REST;
             tracing::warn!(?poll, "policy.poll is longer than 30s: a kill works within {works:?} of its publication");
         }
-        self.run_by(clock, Schedule::new(poll), schedule::random).await;
+        self.run_by(clock, Schedule::new(poll), || SystemJitter.fraction()).await;
     }
 
     /// The same with another source of randomness: numbers in `[0, 1)`.

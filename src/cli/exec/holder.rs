@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::StatusCode;
 use tokio::sync::mpsc;
 
-use super::Backoff;
+use super::pauses;
 use crate::cli::client::{ClientError, Hold, HoldEvent, Sidecar};
 use crate::cli::plain;
 use crate::clock::SharedClock;
@@ -86,7 +86,7 @@ impl Holder {
     async fn hold_again(&self) -> Result<Hold, String> {
         let since = self.clock.boot();
         let mut told = false;
-        let mut pauses = Backoff::default();
+        let mut pauses = pauses();
         loop {
             // Also before the first try: a sidecar that closes at once must not be asked in a tight loop.
             self.clock.sleep(pauses.next()).await;

@@ -35,8 +35,8 @@ use super::socket::{self, ClientError};
 use super::{Identities, JwtSvid, WorkloadApi, WorkloadApiError};
 use crate::clock::{SharedClock, within};
 use crate::identity::jwt_svid::JwtBundle;
-use crate::identity::task_token::random;
 use crate::identity::{SpiffeId, TrustDomain};
+use crate::retry::{Backoff, Jitter as _, SystemJitter, jittered};
 
 /// The first wait between two attempts, after the one that is made at once.
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
@@ -235,19 +235,24 @@ struct Supervisor {
 
 impl Supervisor {
     async fn run(self) {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::new(BACKOFF_FIRST, BACKOFF_MOST);
+        let mut at_once = true;
         loop {
             let began = self.clock.boot();
             let end = self.follow().await;
             self.react(&end);
             if end.used_a_message {
                 let lived = self.clock.boot().saturating_sub(began);
-                backoff = Backoff { attempts: u32::from(lived < SHORT_LIFE) };
+                backoff.reset();
+                at_once = lived >= SHORT_LIFE;
             }
-            let wait = if end.trouble == Trouble::Rejected { REJECTED_WAIT } else { backoff.next() };
-            if !wait.is_zero() {
-                self.clock.sleep(jittered(wait)).await;
-            }
+            let wait = match end.trouble {
+                Trouble::Rejected => REJECTED_WAIT,
+                _ if std::mem::take(&mut at_once) => continue,
+                _ => backoff.next(),
+            };
+            // So that many sidecars of one agent do not ask in step.
+            self.clock.sleep(jittered(wait, SystemJitter.fraction())).await;
         }
     }
 
@@ -357,29 +362,4 @@ fn bundles(set: &spiffe::JwtBundleSet) -> BTreeMap<TrustDomain, Arc<JwtBundle>> 
         }
     }
     kept
-}
-
-/// The waits between attempts: none, then 100 ms doubling to 5 s.
-#[derive(Debug, Default)]
-struct Backoff {
-    attempts: u32,
-}
-
-impl Backoff {
-    fn next(&mut self) -> Duration {
-        let wait = match self.attempts.checked_sub(1) {
-            None => Duration::ZERO,
-            Some(doublings) => BACKOFF_FIRST.saturating_mul(2_u32.saturating_pow(doublings)).min(BACKOFF_MOST),
-        };
-        self.attempts = self.attempts.saturating_add(1);
-        wait
-    }
-}
-
-/// Between half of `wait` and all of it, so that many sidecars of one agent do not ask in step.
-fn jittered(wait: Duration) -> Duration {
-    let mut byte = [0_u8; 1];
-    // without randomness the whole wait will do
-    let share = if random(&mut byte).is_ok() { byte[0] } else { u8::MAX };
-    wait / 2 + (wait / 2).mul_f64(f64::from(share) / f64::from(u8::MAX))
 }

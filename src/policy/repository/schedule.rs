@@ -77,16 +77,6 @@ impl Schedule {
     }
 }
 
-/// A random number in `[0, 1)`, evenly spread, from the operating system by AWS-LC.
-pub fn random() -> f64 {
-    let mut bytes = [0_u8; 4];
-    // Without randomness the longest pause is the safe one, and still no longer than the interval.
-    match aws_lc_rs::rand::fill(&mut bytes) {
-        Ok(()) => f64::from(u32::from_le_bytes(bytes)) / 4_294_967_296.0,
-        Err(_) => 1.0 - f64::EPSILON,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -193,12 +183,5 @@ mod tests {
             prop_assert!(schedule.pause(Refreshed::Answered, NONE, fraction) <= INTERVAL);
             prop_assert!(schedule.pause(FAILED, NONE, fraction) <= INTERVAL);
         }
-    }
-
-    #[test]
-    fn randomness_is_a_fraction_and_varies() {
-        let drawn: Vec<_> = (0..32).map(|_| random()).collect();
-        assert!(drawn.iter().all(|fraction| (0.0..1.0).contains(fraction)));
-        assert!(drawn.iter().any(|fraction| fraction != &drawn[0]));
     }
 }
