@@ -1,7 +1,7 @@
 //! The main path. Three verbs: [`Broker::begin`], [`Broker::credentials`], [`Broker::end`].
 //!
 //! ```text
-//!            who?          may it?          mint            track, take back
+//!            who?          may it?          mint            track, revoke
 //! request → identity ───→ policy ───→ exchange ───→ lease ───→ response
 //!           Evidence       Caller       Permit       Minted     Issued
 //!           → Caller       → Permit     → Minted     → Issued
@@ -149,16 +149,16 @@ pub struct Broker {
     under_way: UnderWay,
     /// Woken when the next thing to end may have come nearer.
     pub(crate) changed: tokio::sync::Notify,
-    /// Woken when there may be more to take back.
+    /// Woken when there may be more to revoke.
     to_revoke: tokio::sync::Notify,
-    /// Woken when a lease was taken back, or will not be.
+    /// Woken when a lease was revoked, or will not be.
     revoked: tokio::sync::Notify,
-    /// How tries to take leases back went wrong, of those that are still owed.
+    /// How tries to take leases back went wrong, of those that still await revocation.
     failures: outstanding::Failures,
 }
 
 impl Broker {
-    /// A broker that runs the tasks that `recovered` held, and owes what their leases owe.
+    /// A broker that runs the tasks that `recovered` held, and revokes what their leases still await.
     pub fn new(parts: Parts, recovered: crate::journal::Recovered) -> Arc<Self> {
         let tasks = recover::tasks(recovered, parts.clock.now(), parts.clock.boot());
         Arc::new(Self {
@@ -210,9 +210,9 @@ impl Broker {
     ) -> Result<Arc<Issued>, CredentialsError> {
         let Moment { now, boot } = self.parts.clock.moment();
         let task = self.running(token, now, boot).await?;
-        match self.served(&task, provider, request_id, now, boot)? {
+        match self.serve_live(&task, provider, request_id, now, boot)? {
             Some(issued) => Ok(issued),
-            None => self.fresh(&task, provider, request_id).await,
+            None => self.wait_for_credential(&task, provider, request_id).await,
         }
     }
 
@@ -228,12 +228,12 @@ impl Broker {
         let task = self.tasks.by_token(token)?;
         match self.reason_to_end_at(&task, at.now, at.boot) {
             Some(_) => None,
-            None => self.served(&task, provider, request_id, at.now, at.boot).ok()?,
+            None => self.serve_live(&task, provider, request_id, at.now, at.boot).ok()?,
         }
     }
 
     /// The live credential of a task; where it is due it is renewed, or its successor minted, behind the request's back.
-    fn served(
+    fn serve_live(
         self: &Arc<Self>,
         task: &Arc<Task>,
         provider: Provider,
@@ -241,11 +241,11 @@ impl Broker {
         now: Timestamp,
         boot: Duration,
     ) -> Result<Option<Arc<Issued>>, CredentialsError> {
-        Ok(match self.live(task, provider, now, boot)? {
+        Ok(match self.find_live(task, provider, now, boot)? {
             Served::Live(issued) => Some(issued),
             Served::Due(issued) => {
                 // A failure leaves the live one in service.
-                let _ = self.mint(task, provider, Some(request_id));
+                let _ = self.start_exchange(task, provider, Some(request_id));
                 Some(issued)
             }
             Served::Missing => None,
@@ -374,7 +374,7 @@ impl Broker {
     }
 
     /// The credential that can be served at once, and whether its successor is due.
-    fn live(
+    fn find_live(
         &self,
         task: &Task,
         provider: Provider,

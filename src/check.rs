@@ -24,7 +24,7 @@ pub struct Check {
     /// What was found.
     pub detail: String,
     /// What to do about it, where it is not [`Level::Ok`].
-    #[serde(rename = "mend", skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<String>,
 }
 

@@ -31,7 +31,7 @@ pub use self::vault::VaultSecret;
 pub use crate::policy::Provider;
 pub use crate::retry;
 
-/// How a credential can be taken back before it expires.
+/// How a credential can be revoked before it expires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Revocation {

@@ -134,7 +134,7 @@ pub trait Journal: Send + Sync + fmt::Debug {
 
     /// Why they do not, and the mend, for operators; `None` while they do.
     fn fault(&self) -> Option<String> {
-        (!self.healthy()).then(|| "a write failed: mend the disk and start again".to_owned())
+        (!self.healthy()).then(|| "a write failed: fix the disk and start again".to_owned())
     }
 }
 
@@ -362,7 +362,7 @@ fn commit_all(database: &Database, mut writes: mpsc::Receiver<Write>, status: &S
 /// Commits, to the file that the next start will find.
 fn commit_in_place(database: &Database, batch: &[Write], status: &Status, turns: &Turns) -> Result<(), String> {
     commit(database, batch, turns)
-        .map_err(|error| format!("a write failed ({error}): mend the disk and start again"))?;
+        .map_err(|error| format!("a write failed ({error}): fix the disk and start again"))?;
     // After the commit: before it nothing would be said about where that went.
     if status.is_in_place() { Ok(()) } else { Err(GONE.to_owned()) }
 }

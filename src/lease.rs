@@ -2,8 +2,8 @@
 //!
 //! - [`record`]: what is known of a lease, never the secret.
 //! - [`life`]: what may become of it: the one place where its state changes.
-//! - [`revoke`]: what is to be taken back, and when it is tried next.
-//! - [`stranded`]: what nobody could take back, because its provider is out of reach.
+//! - [`revoke`]: what is to be revoked, and when it is tried next.
+//! - [`stranded`]: what nobody could revoke, because its provider is out of reach.
 
 pub mod life;
 pub mod record;

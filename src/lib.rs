@@ -34,7 +34,7 @@
 //! # The invariants, and what keeps them
 //! - **I1. Nothing is served after its end.** Serving asks the task's state under its lock ([`broker::Broker::credentials`]);
 //!   ending sets that state and drops the credentials first, and only then records, answers and audits
-//!   ([`broker::Broker::end`]). A credential is live until [`task::Issued::told_expiry`], judged at each request by the wall
+//!   ([`broker::Broker::end`]). A credential is live until [`task::Issued::advertised_expiry`], judged at each request by the wall
 //!   clock and by the time since boot, never by a timer.
 //! - **I2. A task gets what was minted for it, and nothing else.** A credential is reached through the hash of its task's own
 //!   token, and lives in that task's own slot per provider; there is no cache across tasks. The exchange shows the provider an

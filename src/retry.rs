@@ -184,8 +184,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// For how long at most where it did.
 const LONGEST_OPEN: Duration = Duration::from_secs(60);
 
-/// Whether an upstream is asked at all. One that fails again and again is left alone (its circuit is open), then asked once,
-/// left alone twice as long if that fails too, and so on, with jitter: an outage ends neither in a storm of calls nor in a wait
+/// Whether an upstream is asked at all. One that fails again and again is not asked for a while (its circuit is open), then asked once,
+/// then not for twice as long if that fails too, and so on, with jitter: an outage ends neither in a storm of calls nor in a wait
 /// for everyone who comes. A refusal is an answer: only what says that the upstream or the way to it is broken is a failure.
 ///
 /// Times are of a clock that never goes back ([`Clock::boot`]).
@@ -200,7 +200,7 @@ pub struct Circuit {
 enum CircuitState {
     /// With so many failures in a row.
     Closed(u32),
-    /// Left alone until then, after this pause.
+    /// Not asked until then, after this pause.
     Open(Duration, Duration),
     /// One call is under way, after this pause.
     Probing(Duration),
@@ -232,7 +232,7 @@ impl Circuit {
     ///
     /// # Errors
     /// The time to come back in.
-    pub fn look(&self, now: Duration) -> Result<(), Duration> {
+    pub fn check(&self, now: Duration) -> Result<(), Duration> {
         match self.ready_at() {
             Some(ready_at) if ready_at <= now => Ok(()),
             Some(ready_at) => Err(ready_at.saturating_sub(now)),
@@ -245,7 +245,7 @@ impl Circuit {
     /// # Errors
     /// The time to come back in.
     pub fn ask(&mut self, now: Duration) -> Result<Leave, Duration> {
-        self.look(now)?;
+        self.check(now)?;
         if let CircuitState::Open(_, pause) = self.state {
             self.state = CircuitState::Probing(pause);
         }
@@ -283,7 +283,7 @@ impl Circuit {
         }
     }
 
-    /// Whether the upstream is left alone.
+    /// Whether the upstream is not asked now.
     pub fn is_open(&self) -> bool {
         !matches!(self.state, CircuitState::Closed(_))
     }
@@ -360,9 +360,9 @@ impl Gate {
     /// Waits for a token, up to `limit`, and for leave of the circuit not at all.
     ///
     /// # Errors
-    /// At once, while the upstream is left alone, and where the wait would be longer than `limit`.
+    /// At once, while the circuit is open, and where the wait would be longer than `limit`.
     pub async fn turn<'a>(&'a self, clock: &'a dyn Clock, limit: Duration) -> Result<Turn<'a>, Shut> {
-        self.with(|_, circuit| circuit.look(clock.boot())).map_err(Shut::Broken)?;
+        self.with(|_, circuit| circuit.check(clock.boot())).map_err(Shut::Broken)?;
         self.pass(clock, limit).await.map_err(Shut::TooOften)?;
         // Again: others may have failed meanwhile.
         let leave = self.with(|_, circuit| circuit.ask(clock.boot())).map_err(Shut::Broken)?;
@@ -394,8 +394,8 @@ impl Gate {
         self.with(|bucket, _| bucket.hold(until));
     }
 
-    /// Whether the upstream is left alone because it failed again and again.
-    pub fn is_broken(&self) -> bool {
+    /// Whether the circuit is open: the upstream failed again and again.
+    pub fn circuit_open(&self) -> bool {
         self.with(|_, circuit| circuit.is_open())
     }
 
@@ -571,20 +571,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_gate_is_shut_at_once_while_its_upstream_is_left_alone() {
+    async fn a_gate_is_shut_at_once_while_its_circuit_is_open() {
         let clock = ManualClock::at(Timestamp::from_secs(10));
         let gate = Gate::new(Rate { interval: millis(100), burst: 100 });
         for _ in 0..FAILURES {
             gate.turn(&clock, LONG).await.unwrap().failed(None, 1.0);
         }
-        assert!(gate.is_broken());
+        assert!(gate.circuit_open());
         assert_eq!(gate.turn(&clock, LONG).await.unwrap_err(), Shut::Broken(FIRST_PAUSE));
         clock.advance(FIRST_PAUSE);
         drop(gate.turn(&clock, LONG).await.unwrap());
         let probe = gate.turn(&clock, LONG).await.unwrap();
         assert_eq!(gate.turn(&clock, LONG).await.unwrap_err(), Shut::Broken(FIRST_PAUSE));
         probe.answered();
-        assert!(gate.turn(&clock, LONG).await.is_ok() && !gate.is_broken());
+        assert!(gate.turn(&clock, LONG).await.is_ok() && !gate.circuit_open());
     }
 
     /// Awaits `waiting` while `meanwhile` happens, once it sleeps.

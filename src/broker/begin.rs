@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::end::LOOK_EVERY;
+use super::end::SWEEP_EVERY;
 use super::{BeginError, Broker};
 use crate::audit::{Event, Kind};
 use crate::clock::Timestamp;
@@ -110,7 +110,7 @@ impl Broker {
         if let Some(begun) = self.replay(request, caller, parent.as_deref()).await? {
             return Ok(begun);
         }
-        let _seat = Seat::take(&self.opening);
+        let _slot = OpeningSlot::take(&self.opening);
         self.still_open()?;
         let policy = self.parts.policy.current().ok_or(BeginError::NoPolicy)?;
         let permit = policy.decide(caller, &request.ask, now).map_err(BeginError::Denied)?;
@@ -162,7 +162,7 @@ impl Broker {
         self.tasks.insert(Arc::clone(&task));
         // The reaper looks at every task: not for one that it comes to in time by itself. What came to speak against this one
         // while it was written down, the reaper may have looked for already.
-        if check.is_some_and(|wait| wait < LOOK_EVERY) || self.reason_to_end(&task).is_some() {
+        if check.is_some_and(|wait| wait < SWEEP_EVERY) || self.reason_to_end(&task).is_some() {
             self.changed.notify_one();
         }
         task
@@ -297,16 +297,16 @@ impl Broker {
 }
 
 /// A place among the tasks for one that is being opened.
-struct Seat<'a>(&'a AtomicUsize);
+struct OpeningSlot<'a>(&'a AtomicUsize);
 
-impl<'a> Seat<'a> {
+impl<'a> OpeningSlot<'a> {
     fn take(count: &'a AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::AcqRel);
         Self(count)
     }
 }
 
-impl Drop for Seat<'_> {
+impl Drop for OpeningSlot<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }

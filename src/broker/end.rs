@@ -14,15 +14,15 @@ use crate::exchange::Provider;
 use crate::journal::{self, Change};
 use crate::lease::life::Event as Happened;
 use crate::lease::record::report;
-use crate::lease::revoke::{is_owed, over_at};
+use crate::lease::revoke::{awaits_revocation, over_at};
 use crate::lease::{LeaseFacts, LeaseId, LeaseRecord, LeaseState};
 use crate::policy::{Denial, DenialReason};
 use crate::task::{EndReason, Ending, REMEMBER, Task, TaskState};
 
 /// A look at all tasks at least this often, so that a clock that was set, or a policy that changed, is noticed.
-pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
+pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// So many tasks are looked at in one go: a fraction of a millisecond.
-const A_GLANCE: usize = 64;
+const BATCH: usize = 64;
 /// How many ends are written down at a time: enough to share the journal's commits, and so few that whoever asks for a
 /// credential meanwhile does not queue behind thousands.
 const AT_A_TIME: usize = 32;
@@ -64,12 +64,12 @@ impl From<Denial> for Stop {
 
 /// What a look at every task found.
 #[derive(Default)]
-pub(super) struct Look {
+pub(super) struct Sweep {
     /// How long until the next one.
     pub(super) next: Duration,
     /// Tasks that are no longer served since, which nobody wrote down yet.
     ended: Vec<(Arc<Task>, Ending, Option<String>)>,
-    /// Leases that died before they could be taken back, or before it was known whether they were given.
+    /// Leases that died before they could be revoked, or before it was known whether they were given.
     lapsed: Vec<(Arc<Task>, LeaseRecord)>,
     /// Tasks that the journal knows otherwise than they are.
     pub(super) behind: Vec<Arc<Task>>,
@@ -79,7 +79,7 @@ pub(super) struct Look {
     renew: Vec<(Arc<Task>, Provider)>,
 }
 
-impl Look {
+impl Sweep {
     /// Whether there is nothing to do.
     pub(super) fn is_empty(&self) -> bool {
         self.ended.is_empty()
@@ -93,7 +93,7 @@ impl Look {
 impl Broker {
     /// From here on nothing of the task is served. Returns its ending, and whether this call brought it.
     pub(super) fn stop_serving(&self, task: &Task, reason: EndReason) -> (Ending, bool) {
-        let (now, surely) = (self.now(), self.parts.clock.earliest());
+        let (now, earliest) = (self.now(), self.parts.clock.earliest());
         let mut state = task.state();
         if let Some(ending) = &state.ending {
             return (Ending::clone(ending), false);
@@ -102,19 +102,19 @@ impl Broker {
         state.slots.clear();
         for lease in &mut state.leases {
             // What is over stays as it is.
-            let _ = lease.apply(&Happened::Ended(surely));
+            let _ = lease.apply(&Happened::Ended(earliest));
         }
         let leases = report(state.leases.iter().map(|lease| &**lease));
         let ending = Ending { reason, ended_at: now, leases };
         state.ending = Some(Box::new(ending.clone()));
         state.decided = None;
         state.touch();
-        let owes = state.leases.iter().any(|lease| is_owed(lease));
+        let awaits = state.leases.iter().any(|lease| awaits_revocation(lease));
         drop(state);
         task.announce_end();
         self.changed.notify_one();
-        // Whoever takes back looks at every task: not for one that leaves nothing to take back.
-        if owes {
+        // Whoever revokes looks at every task: not for one that leaves nothing to revoke.
+        if awaits {
             self.to_revoke.notify_one();
         }
         (ending, true)
@@ -129,8 +129,13 @@ impl Broker {
         request_id: Option<&str>,
     ) {
         self.parts.metrics.task_ended(ending.reason.as_str());
-        let counted_later: Vec<_> =
-            task.state().leases.iter().filter(|l| is_owed(l) || is_unanswered(l)).map(|l| l.id.clone()).collect();
+        let counted_later: Vec<_> = task
+            .state()
+            .leases
+            .iter()
+            .filter(|l| awaits_revocation(l) || is_unanswered(l))
+            .map(|l| l.id.clone())
+            .collect();
         for lease in ending.leases.iter().filter(|lease| !counted_later.contains(&lease.id)) {
             self.parts.metrics.residual(lease.provider.as_str(), lease.residual(ending.ended_at));
         }
@@ -202,14 +207,14 @@ impl Broker {
     }
 
     /// Ends whatever is due now and forgets what was over long ago. Returns how long until it must be called again.
-    pub async fn sweep(self: &Arc<Self>) -> Duration {
-        let look = self.look().await;
-        let next = look.next;
+    pub async fn sweep_now(self: &Arc<Self>) -> Duration {
+        let sweep = self.sweep().await;
+        let next = sweep.next;
         // Work took time, in which more may have become due: then look again at once.
-        if self.carry_out(look).await { Duration::ZERO } else { next }
+        if self.execute(sweep).await { Duration::ZERO } else { next }
     }
 
-    /// Ends every task, lets none begin any more, and waits for what is under way to be recorded and for what can be taken back to
+    /// Ends every task, lets none begin any more, and waits for what is under way to be recorded and for what can be revoked to
     /// be: for the end of the sidecar, when the reaper is gone. Whoever waits for it says for how long.
     pub async fn close(self: &Arc<Self>) {
         self.closing.store(true, Ordering::Release);
@@ -221,27 +226,27 @@ impl Broker {
         }
         let more = async {
             while ends.join_next().await.is_some() {}
-            // An exchange under way may still give what is to be taken back.
+            // An exchange under way may still give what is to be revoked.
             self.under_way.over().await;
         };
         self.revoke_all(more).await;
     }
 
     /// Looks at every task: what is due is no longer served when this returns. What is to be written down about it stands in
-    /// the answer, for [`Broker::carry_out`], which waits for the disk.
-    pub(super) async fn look(&self) -> Look {
-        let mut look = Look { next: LOOK_EVERY, ..Look::default() };
+    /// the answer, for [`Broker::execute`], which waits for the disk.
+    pub(super) async fn sweep(&self) -> Sweep {
+        let mut sweep = Sweep { next: SWEEP_EVERY, ..Sweep::default() };
         let was_ready = self.was_ready();
         let read = || (self.now(), self.parts.clock.boot(), self.parts.clock.earliest());
         let mut clocks = read();
         for (number, task) in self.tasks.all().into_iter().enumerate() {
-            if number % A_GLANCE == A_GLANCE - 1 {
+            if number % BATCH == BATCH - 1 {
                 // Whoever asks for a credential does not wait for a look at thousands.
                 tokio::task::yield_now().await;
                 clocks = read();
             }
             // The earlier clock: one that is set forward lets nothing lapse at its provider.
-            let (now, boot, surely) = clocks;
+            let (now, boot, earliest) = clocks;
             if !was_ready {
                 // Whoever holds it may wait for that: the grace counts from then.
                 task.state().unheld_since = boot;
@@ -249,29 +254,30 @@ impl Broker {
             let reason = self.reason_to_end_at(&task, now, boot);
             let mut state = task.state();
             let (due, behind) = (state.ending.is_none().then_some(reason).flatten(), !state.journalled);
-            let over = |lease: &&LeaseRecord| over_at(lease) <= surely && (is_owed(lease) || is_unanswered(lease));
-            look.lapsed.extend(state.leases.iter().filter(over).map(|lease| (Arc::clone(&task), lease.clone())));
-            look.changes.extend(settle(&mut state, surely));
-            let owed = state.ending.as_ref().is_none_or(|ending| now.since(ending.ended_at) < REMEMBER);
-            let forget = !owed && state.is_settled();
+            let over =
+                |lease: &&LeaseRecord| over_at(lease) <= earliest && (awaits_revocation(lease) || is_unanswered(lease));
+            sweep.lapsed.extend(state.leases.iter().filter(over).map(|lease| (Arc::clone(&task), lease.clone())));
+            sweep.changes.extend(settle(&mut state, earliest));
+            let remembered = state.ending.as_ref().is_none_or(|ending| now.since(ending.ended_at) < REMEMBER);
+            let forget = !remembered && state.is_settled();
             if let Some(wait) = task.next_check(&state, now, boot) {
-                look.next = look.next.min(wait.max(Duration::from_millis(1)));
+                sweep.next = sweep.next.min(wait.max(Duration::from_millis(1)));
             }
             let renew = self.to_renew(&task, &state, now, boot);
             drop(state);
-            look.renew.extend(renew.into_iter().map(|provider| (Arc::clone(&task), provider)));
+            sweep.renew.extend(renew.into_iter().map(|provider| (Arc::clone(&task), provider)));
             if forget {
-                look.changes.extend(self.forget(&task));
+                sweep.changes.extend(self.forget(&task));
             } else if let Some(Stop { reason, detail }) = due {
                 let (ending, first) = self.stop_serving(&task, reason);
                 if first {
-                    look.ended.push((task, ending, detail));
+                    sweep.ended.push((task, ending, detail));
                 }
             } else if behind && self.parts.journal.healthy() {
-                look.behind.push(task);
+                sweep.behind.push(task);
             }
         }
-        look
+        sweep
     }
 
     /// Whether identities and a policy were known at the look before this one, or earlier.
@@ -281,16 +287,16 @@ impl Broker {
     }
 
     /// Writes down and counts what a look found; says whether anything may have become due by it.
-    pub(super) async fn carry_out(self: &Arc<Self>, look: Look) -> bool {
+    pub(super) async fn execute(self: &Arc<Self>, sweep: Sweep) -> bool {
         // A sidecar that stops waits for it: what has ended is told before.
         let _under_way = self.under_way.one();
-        for (task, provider) in look.renew {
+        for (task, provider) in sweep.renew {
             // Who cannot be renewed now is due at the next look, too.
-            let _ = self.mint(&task, provider, None);
+            let _ = self.start_exchange(&task, provider, None);
         }
-        let many = look.lapsed.len() + look.ended.len() + look.behind.len() > MANY;
-        let mut work = Work::new(many.then(|| SharedClock::clone(&self.parts.clock)), !look.changes.is_empty());
-        for (task, lease) in look.lapsed {
+        let many = sweep.lapsed.len() + sweep.ended.len() + sweep.behind.len() > MANY;
+        let mut work = Work::new(many.then(|| SharedClock::clone(&self.parts.clock)), !sweep.changes.is_empty());
+        for (task, lease) in sweep.lapsed {
             let broker = Arc::clone(self);
             let lapsed = async move {
                 broker.lapsed(&task, &lease).await;
@@ -298,7 +304,7 @@ impl Broker {
             };
             work.begin(lapsed).await;
         }
-        for (task, ending, detail) in look.ended {
+        for (task, ending, detail) in sweep.ended {
             let broker = Arc::clone(self);
             let ended = async move {
                 broker.record_end(&task, &ending, detail, None).await;
@@ -307,12 +313,12 @@ impl Broker {
             };
             work.begin(detached(ended)).await;
         }
-        for task in look.behind {
+        for task in sweep.behind {
             let broker = Arc::clone(self);
             work.begin(async move { broker.journal_task(&task).await }).await;
         }
         let again = work.done().await;
-        self.catch_up(look.changes).await;
+        self.catch_up(sweep.changes).await;
         again
     }
 

@@ -16,27 +16,27 @@ use crate::policy::{DenialReason, Permit, ResolvedGrant};
 use crate::task::Issued;
 use crate::task::{Flight, FlightResult, Task};
 
-/// How long a provider is left alone after it refused for good.
+/// How long a provider is not asked after it refused for good.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
-/// How long a provider is left alone at most after it said when to come back.
+/// How long a provider is not asked at most after it said when to come back.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 impl Broker {
     /// A credential for one who has to wait for it.
-    pub(super) async fn fresh(
+    pub(super) async fn wait_for_credential(
         self: &Arc<Self>,
         task: &Arc<Task>,
         provider: Provider,
         request_id: &str,
     ) -> Result<Arc<Issued>, CredentialsError> {
         let _place = self.let_wait(task.owner()).ok_or(MintError::TooManyWait)?;
-        let flight = self.mint(task, provider, Some(request_id))?;
-        let issued = self.await_flight(flight).await?;
+        let flight = self.start_exchange(task, provider, Some(request_id))?;
+        let issued = self.await_outcome(flight).await?;
         self.still_good(task, issued)
     }
 
     /// Joins the exchange under way for `task` at `provider`, or starts one.
-    pub(super) fn mint(
+    pub(super) fn start_exchange(
         self: &Arc<Self>,
         task: &Arc<Task>,
         provider: Provider,
@@ -76,15 +76,15 @@ impl Broker {
         let (broker, task, request_id) = (Arc::clone(self), Arc::clone(task), request_id.map(str::to_owned));
         tokio::spawn(async move {
             let _under_way = under_way;
-            let result = broker.fly(&task, provider, request_id.as_deref()).await;
-            broker.land(&task, provider, &result);
+            let result = broker.run_exchange(&task, provider, request_id.as_deref()).await;
+            broker.complete(&task, provider, &result);
             outcome.send_replace(Some(result));
         });
         Ok(flight)
     }
 
     /// Waits for an exchange under way, as long as a request may; the exchange itself goes on.
-    async fn await_flight(&self, mut flight: Flight) -> Result<Arc<Issued>, CredentialsError> {
+    async fn await_outcome(&self, mut flight: Flight) -> Result<Arc<Issued>, CredentialsError> {
         let landed = flight.wait_for(Option::is_some);
         let result = match within(&*self.parts.clock, self.parts.limits.wait, landed).await {
             Some(Ok(outcome)) => outcome.clone(),
@@ -104,7 +104,12 @@ impl Broker {
     }
 
     /// Exchange, counted and audited whatever comes of it.
-    async fn fly(self: &Arc<Self>, task: &Arc<Task>, provider: Provider, request_id: Option<&str>) -> FlightResult {
+    async fn run_exchange(
+        self: &Arc<Self>,
+        task: &Arc<Task>,
+        provider: Provider,
+        request_id: Option<&str>,
+    ) -> FlightResult {
         let started = self.parts.clock.boot();
         let result = self.exchange(task, provider, request_id).await;
         let took = self.parts.clock.boot().saturating_sub(started);
@@ -131,7 +136,7 @@ impl Broker {
     }
 
     /// Puts the outcome where the next request finds it, unless the task has ended meanwhile.
-    fn land(&self, task: &Task, provider: Provider, result: &FlightResult) {
+    fn complete(&self, task: &Task, provider: Provider, result: &FlightResult) {
         let mut state = task.state();
         if state.ending.is_some() {
             return;
@@ -147,7 +152,7 @@ impl Broker {
                 let (now, boot) = (self.now(), self.parts.clock.boot());
                 if let Some(live) = &slot.live {
                     // What is tried again though nobody waits for it must not fill the audit log in an outage.
-                    slot.quiet_until = boot + live.told_life(now, boot) / 8;
+                    slot.quiet_until = boot + live.advertised_life(now, boot) / 8;
                 }
                 let pause = error.retry_after().unwrap_or(REFUSED_PAUSE).min(LONGEST_PAUSE);
                 slot.cooling = Some(Box::new((boot + pause, error.clone())));

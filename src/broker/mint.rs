@@ -8,7 +8,7 @@ use super::{Broker, MintError};
 use crate::clock::Timestamp;
 use crate::exchange::{Exchange, ExchangeError, MintOrder, Provider, Revocation, RevokeOrder};
 use crate::journal::{self, Change, Receipt};
-use crate::lease::life::{Event as Happened, Word};
+use crate::lease::life::{Event as Happened, Given};
 use crate::lease::{LeaseEnding, LeaseFacts, LeaseId, LeaseRecord, LeaseState};
 use crate::task::{Issued, Task};
 
@@ -32,14 +32,14 @@ impl Broker {
                 return Err(MintError::Exchange(Arc::new(error)));
             }
         };
-        let word = Word {
+        let given = Given {
             revocation: minted.revocability.class(),
             usable_until: minted.usable_until + order.grant.outlives.lasts,
             handle: minted.revocability.handle().clone(),
         };
-        let receipt = self.record_issued(task, &lease, &word, exchange).await?;
-        self.audit_given(task, &lease, (&word.handle, word.usable_until), "minted", of).await?;
-        self.look_again(task, of.request_id).await?;
+        let receipt = self.record_issued(task, &lease, &given, exchange).await?;
+        self.audit_given(task, &lease, (&given.handle, given.usable_until), "minted", of).await?;
+        self.recheck(task, of.request_id).await?;
         let (now, boot) = (self.now(), self.parts.clock.boot());
         let issued = Issued::new(lease, minted, task.deadline(), (now, boot), &receipt);
         if issued.is_live(now, boot) { Ok(Arc::new(issued)) } else { Err(dead_on_arrival()) }
@@ -122,14 +122,14 @@ impl Broker {
         &self,
         task: &Task,
         id: &LeaseId,
-        word: &Word,
+        given: &Given,
         exchange: &dyn Exchange,
     ) -> Result<Receipt, MintError> {
-        let Noted { record, ended_at, change, .. } = match happened(task, id, &Happened::Issued(word.clone())) {
+        let Noted { record, ended_at, change, .. } = match happened(task, id, &Happened::Issued(given.clone())) {
             Ok(noted) => noted,
             Err(error) => {
-                // Nobody waits for it any more and nothing lists it: it is taken back here and now, or never.
-                self.take_back_unlisted(task, id, word, exchange).await;
+                // Nobody waits for it any more and nothing lists it: it is revoked here and now, or never.
+                self.revoke_unlisted(task, id, given, exchange).await;
                 return Err(error);
             }
         };
@@ -141,15 +141,15 @@ impl Broker {
     }
 
     /// A credential came after its intent had been given up: once more than it was asked for, a provider kept its own time.
-    async fn take_back_unlisted(&self, task: &Task, id: &LeaseId, word: &Word, exchange: &dyn Exchange) {
-        tracing::error!(task = %task.id(), lease = %id, usable_until = %word.usable_until, "a credential came too late; dropped");
-        if word.revocation == Revocation::Exact
+    async fn revoke_unlisted(&self, task: &Task, id: &LeaseId, given: &Given, exchange: &dyn Exchange) {
+        tracing::error!(task = %task.id(), lease = %id, usable_until = %given.usable_until, "a credential came too late; dropped");
+        if given.revocation == Revocation::Exact
             && let Some(revoker) = exchange.revoker()
         {
             let order = RevokeOrder {
                 caller: task.owner().clone(),
-                handle: word.handle.clone(),
-                usable_until: word.usable_until,
+                handle: given.handle.clone(),
+                usable_until: given.usable_until,
                 limit: self.parts.limits.mint,
             };
             if let Err(error) = revoker.revoke(&order).await {

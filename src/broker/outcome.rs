@@ -22,11 +22,7 @@ pub(super) struct MintFor<'a> {
 
 impl Broker {
     /// Looks again before what a provider gave is served: policy, task and clocks may be others than when it was asked.
-    pub(super) async fn look_again(
-        self: &Arc<Self>,
-        task: &Arc<Task>,
-        request_id: Option<&str>,
-    ) -> Result<(), MintError> {
+    pub(super) async fn recheck(self: &Arc<Self>, task: &Arc<Task>, request_id: Option<&str>) -> Result<(), MintError> {
         if let Some(stop) = self.reason_to_end(task) {
             let ending = self.end(task, stop, request_id).await;
             return Err(MintError::TaskEnded(ending.reason));
@@ -49,7 +45,7 @@ impl Broker {
         if recorded.is_err() || state.change() != change {
             state.touch();
         }
-        // The task may have ended meanwhile: then this is taken back, whether or not it is recorded.
+        // The task may have ended meanwhile: then this is revoked, whether or not it is recorded.
         if state.ending.is_some() {
             self.to_revoke.notify_one();
         }

@@ -11,7 +11,7 @@ use super::Broker;
 use crate::clock::Timestamp;
 use crate::exchange::{ExchangeError, Provider, Revocation};
 use crate::identity::SpiffeId;
-use crate::lease::revoke::is_owed;
+use crate::lease::revoke::awaits_revocation;
 use crate::lease::stranded::Stranded;
 use crate::lease::{LeaseId, LeaseState};
 use crate::policy::ScopeId;
@@ -24,7 +24,7 @@ pub struct Outstanding {
     pub id: LeaseId,
     /// Who gave it.
     pub provider: Provider,
-    /// How it can be taken back.
+    /// How it can be revoked.
     pub revocation: Revocation,
     /// Whether its revocation is still tried; else nothing more can be done, and it dies by itself.
     pub to_revoke: bool,
@@ -56,7 +56,7 @@ impl Outstanding {
     }
 }
 
-/// How tries to take leases back failed. Holds no more leases than are owed.
+/// How tries to take leases back failed. Holds no more leases than are pending.
 #[derive(Debug, Default)]
 pub(super) struct Failures(Mutex<HashMap<LeaseId, Failure>>);
 
@@ -80,9 +80,9 @@ impl Failures {
         all.insert(lease.clone(), Failure { tries, kind: error.kind(), detail: error.to_string() });
     }
 
-    /// Forgets all but those that are `owed`.
-    pub(super) fn keep(&self, owed: impl Fn(&LeaseId) -> bool) {
-        self.all().retain(|id, _| owed(id));
+    /// Forgets all but those that are `pending`.
+    pub(super) fn keep(&self, pending: impl Fn(&LeaseId) -> bool) {
+        self.all().retain(|id, _| pending(id));
     }
 }
 
@@ -90,7 +90,7 @@ impl Broker {
     /// Every credential of an ended task that can still be used: what is to be revoked first, then what lives longest.
     pub fn outstanding(&self) -> Vec<Outstanding> {
         // A clock that was set forward hides nothing that can still be used.
-        let surely = self.parts.clock.earliest();
+        let earliest = self.parts.clock.earliest();
         let mut all = Vec::new();
         for task in self.tasks.all() {
             let state = task.state();
@@ -98,12 +98,13 @@ impl Broker {
                 continue;
             }
             let over = |state: LeaseState| matches!(state, LeaseState::Revoked | LeaseState::Expired);
-            let left = state.leases.iter().filter(|l| !over(l.state) && (is_owed(l) || l.usable_until > surely));
+            let left =
+                state.leases.iter().filter(|l| !over(l.state) && (awaits_revocation(l) || l.usable_until > earliest));
             all.extend(left.map(|lease| Outstanding {
                 id: lease.id.clone(),
                 provider: lease.provider,
                 revocation: lease.revocation,
-                to_revoke: is_owed(lease),
+                to_revoke: awaits_revocation(lease),
                 usable_until: lease.usable_until,
                 tries: 0,
                 last_error: None,

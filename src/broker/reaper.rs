@@ -1,4 +1,4 @@
-//! What ends tasks and leases when their time has come, and takes back what can be. Serving never waits for it: expiry
+//! What ends tasks and leases when their time has come, and revokes what can be. Serving never waits for it: expiry
 //! is judged at each request too, so a late reaper lets nothing live longer.
 
 use std::sync::Arc;
@@ -21,16 +21,16 @@ pub async fn run(
         // What waits for the disk is apart: a slow one makes no end late.
         let mut recording = JoinSet::new();
         loop {
-            let mut look = broker.look().await;
+            let mut sweep = broker.sweep().await;
             if !recording.is_empty() {
                 // What the journal does not have yet may be on its way to it.
-                look.behind.clear();
+                sweep.behind.clear();
             }
-            let next = look.next;
-            if !look.is_empty() {
+            let next = sweep.next;
+            if !sweep.is_empty() {
                 let broker = Arc::clone(&broker);
                 // What is no longer served is written down, whatever becomes of the reaper.
-                recording.spawn(detached(async move { broker.carry_out(look).await }));
+                recording.spawn(detached(async move { broker.execute(sweep).await }));
             }
             let sleep = clock.sleep(next);
             tokio::pin!(sleep);

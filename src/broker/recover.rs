@@ -31,7 +31,7 @@ pub(super) fn tasks(recovered: Recovered, now: Timestamp, boot: std::time::Durat
         table.insert(task.into());
     }
     for (id, mut leases) in leases {
-        tracing::error!(task = %id, leases = leases.len(), "leases without their task: they are taken back, or listed until they die");
+        tracing::error!(task = %id, leases = leases.len(), "leases without their task: they are revoked, or listed until they die");
         end_what_is_open(&mut leases);
         let Some(record) = placeholder(id, &leases, now) else {
             // Without random bytes nothing else begins either, and the journal still has them for the next start.
@@ -45,7 +45,7 @@ pub(super) fn tasks(recovered: Recovered, now: Timestamp, boot: std::time::Durat
 }
 
 /// Of an ended task nothing is merely issued: a write of the lease that came after that of the end may say so, and what
-/// is not `ending` would not be taken back. Returns whether any said so.
+/// is not `ending` would not be revoked. Returns whether any said so.
 fn end_what_is_open(leases: &mut [LeaseRecord]) -> bool {
     // Ended as early as can be: whether it is dead by now, the first sweep says by its clocks.
     let open = |lease: &LeaseRecord| matches!(lease.state, LeaseState::Intent | LeaseState::Issued);
@@ -94,7 +94,7 @@ mod tests {
 
     use super::*;
     use crate::exchange::{Handle, Provider, Revocation};
-    use crate::lease::revoke::is_owed;
+    use crate::lease::revoke::awaits_revocation;
     use crate::lease::{LeaseFacts, LeaseId};
 
     const NOW: Timestamp = Timestamp::from_secs(1_795_435_200);
@@ -128,7 +128,7 @@ mod tests {
         let task = table.by_id(&id).unwrap();
         let state = task.state();
         assert!(state.ending.is_some() && !state.journalled);
-        assert_eq!(state.leases.iter().map(|lease| is_owed(lease)).collect::<Vec<_>>(), [true, false]);
+        assert_eq!(state.leases.iter().map(|lease| awaits_revocation(lease)).collect::<Vec<_>>(), [true, false]);
         assert_eq!(state.ending.as_ref().unwrap().leases.len(), 2);
     }
 
@@ -138,7 +138,7 @@ mod tests {
         let record = placeholder(id.clone(), &[], NOW).unwrap();
         let table = recovered(vec![record], vec![lease(&id, LeaseState::Issued)]);
         let task = table.by_id(&id).unwrap();
-        assert!(task.state().leases.iter().all(|lease| is_owed(lease)) && !task.state().journalled);
+        assert!(task.state().leases.iter().all(|lease| awaits_revocation(lease)) && !task.state().journalled);
     }
 
     #[test]

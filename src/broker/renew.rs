@@ -72,11 +72,11 @@ impl Broker {
             let clocks = (self.now(), self.parts.clock.boot());
             ends_sooner(task, of.provider, live.renewed(usable_until, task.deadline(), clocks, &promised));
         }
-        // Of a task that ended meanwhile this says what is left; its lease is taken back like any other.
+        // Of a task that ended meanwhile this says what is left; its lease is revoked like any other.
         let end = (usable_until + lasts).max(before);
         let (_, receipt) = self.amend_lease(task, lease, &Happened::Renewed(end)).await?;
         self.audit_given(task, lease, (&handle, end), "renewed", of).await?;
-        self.look_again(task, of.request_id).await?;
+        self.recheck(task, of.request_id).await?;
         if usable_until > order.dead_by {
             tracing::error!(task = %task.id(), %lease, %usable_until, "renewed for longer than the law of life allows");
             return Ok(None);

@@ -1,4 +1,4 @@
-//! Takes back what ended tasks left, where the provider can. Apart from serving, and until it is done or the credential has
+//! Revokes what ended tasks left, where the provider can. Apart from serving, and until it is done or the credential has
 //! died by itself. What is to be done stands in the tasks' leases (state `ending`), and so in the journal: a restart goes on
 //! where it was.
 
@@ -15,39 +15,39 @@ use crate::clock::within;
 use crate::exchange::{ExchangeError, Provider, RevokeOrder, RevokeOutcome};
 use crate::identity::SpiffeId;
 use crate::lease::life::Event as Happened;
-use crate::lease::revoke::{Queue, Tried, is_owed};
+use crate::lease::revoke::{Queue, Tried, awaits_revocation};
 use crate::lease::{LeaseEnding, LeaseFacts, LeaseId};
 use crate::task::{Ending, Task};
 
-/// How long whoever ends a task waits for its credentials to be taken back before it is told until when they work.
+/// How long whoever ends a task waits for its credentials to be revoked before it is told until when they work.
 pub const WAIT_FOR_REVOCATION: Duration = Duration::from_secs(2);
-/// How often the tasks are looked through while something is to be taken back, should a word of it have been missed.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often the tasks are looked through while something is to be revoked, should a word of it have been missed.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
-/// Takes back whatever is owed, as it comes; never returns.
+/// Revokes whatever is pending, as it comes; never returns.
 pub(super) async fn run(broker: Arc<Broker>) {
     let clock = Arc::clone(&broker.parts.clock);
     let (mut queue, mut tries) = (Queue::default(), JoinSet::new());
-    let mut owed: HashMap<LeaseId, Owed> = HashMap::new();
+    let mut pending: HashMap<LeaseId, Pending> = HashMap::new();
     let mut look_at = Duration::ZERO;
     loop {
         let now = clock.boot();
         if look_at <= now {
-            let before = std::mem::take(&mut owed);
-            for (task, provider, id) in broker.owed() {
+            let before = std::mem::take(&mut pending);
+            for (task, provider, id) in broker.pending_revocations() {
                 let failed = before.get(&id).is_some_and(|known| known.failed);
-                owed.insert(id, Owed { task, provider, failed });
+                pending.insert(id, Pending { task, provider, failed });
             }
-            broker.failures.keep(|id| owed.contains_key(id));
-            queue.sync(owed.iter().map(|(id, owed)| (owed.provider, id.clone())), now);
-            look_at = now + LOOK_EVERY;
+            broker.failures.keep(|id| pending.contains_key(id));
+            queue.sync(pending.iter().map(|(id, pending)| (pending.provider, id.clone())), now);
+            look_at = now + SWEEP_EVERY;
         }
         for (provider, id) in queue.take(now) {
-            let Some(Owed { task, failed, .. }) = owed.get(&id) else { continue };
+            let Some(Pending { task, failed, .. }) = pending.get(&id) else { continue };
             let (broker, task, first) = (Arc::clone(&broker), Arc::clone(task), !*failed);
             tries.spawn(async move {
                 let _under_way = broker.under_way.one();
-                let tried = broker.take_back(&task, &id, first).await;
+                let tried = broker.try_revoke(&task, &id, first).await;
                 (provider, id, tried)
             });
         }
@@ -63,8 +63,8 @@ pub(super) async fn run(broker: Arc<Broker>) {
             () = broker.to_revoke.notified() => look_at = Duration::ZERO,
             Some(done) = tries.join_next() => match done {
                 Ok((provider, id, tried)) => {
-                    if let Some(owed) = owed.get_mut(&id) {
-                        owed.failed = tried != Tried::Over;
+                    if let Some(pending) = pending.get_mut(&id) {
+                        pending.failed = tried != Tried::Over;
                     }
                     queue.done(provider, &id, tried, clock.boot(), broker.parts.jitter.fraction());
                 }
@@ -75,8 +75,8 @@ pub(super) async fn run(broker: Arc<Broker>) {
     }
 }
 
-/// A lease to take back.
-struct Owed {
+/// A lease to revoke.
+struct Pending {
     task: Arc<Task>,
     provider: Provider,
     /// Whether a try has failed: only the first is audited.
@@ -84,30 +84,30 @@ struct Owed {
 }
 
 impl Broker {
-    /// Every lease that is to be taken back.
-    fn owed(&self) -> impl Iterator<Item = (Arc<Task>, Provider, LeaseId)> {
+    /// Every lease that is to be revoked.
+    fn pending_revocations(&self) -> impl Iterator<Item = (Arc<Task>, Provider, LeaseId)> {
         self.tasks.all().into_iter().flat_map(|task| {
-            let owed: Vec<_> = {
+            let pending: Vec<_> = {
                 let state = task.state();
-                let owed = state.leases.iter().filter(|lease| state.ending.is_some() && is_owed(lease));
-                owed.map(|lease| (lease.provider, lease.id.clone())).collect()
+                let pending = state.leases.iter().filter(|lease| state.ending.is_some() && awaits_revocation(lease));
+                pending.map(|lease| (lease.provider, lease.id.clone())).collect()
             };
-            owed.into_iter().map(move |(provider, id)| (Arc::clone(&task), provider, id))
+            pending.into_iter().map(move |(provider, id)| (Arc::clone(&task), provider, id))
         })
     }
 
     /// One try.
-    async fn take_back(&self, task: &Arc<Task>, id: &LeaseId, first: bool) -> Tried {
-        let lease = task.state().leases.iter().find(|lease| lease.id == *id && is_owed(lease)).cloned();
+    async fn try_revoke(&self, task: &Arc<Task>, id: &LeaseId, first: bool) -> Tried {
+        let lease = task.state().leases.iter().find(|lease| lease.id == *id && awaits_revocation(lease)).cloned();
         let Some(lease) = lease else { return Tried::Over };
         let outcome = self.revoke_at(&lease, task.owner()).await;
         match outcome {
             Ok(taken) => {
-                self.taken_back(task, id, taken).await;
+                self.note_revoked(task, id, taken).await;
                 Tried::Over
             }
             Err(error) => {
-                self.not_taken_back(task, &lease, &error, first).await;
+                self.note_not_revoked(task, &lease, &error, first).await;
                 match error {
                     ExchangeError::Unavailable { retry_after, .. } => Tried::Failed(retry_after),
                     ExchangeError::NotAsked { retry_after, .. } => Tried::Failed(Some(retry_after)),
@@ -126,7 +126,7 @@ impl Broker {
             let until = lease.usable_until;
             inexpressible(format!("the provider {provider} is not configured any more: configure it until {until}"))
         })?;
-        let revoker = exchange.revoker().ok_or_else(|| inexpressible("this provider takes nothing back".to_owned()))?;
+        let revoker = exchange.revoker().ok_or_else(|| inexpressible("this provider cannot revoke".to_owned()))?;
         let handle = lease.upstream.clone();
         let handle = handle.ok_or_else(|| inexpressible("the journal does not say which lease it is".to_owned()))?;
         let (caller, usable_until) = (owner.clone(), lease.usable_until);
@@ -134,7 +134,7 @@ impl Broker {
     }
 
     /// The provider did what it was told: the report says so from now on.
-    async fn taken_back(&self, task: &Arc<Task>, id: &LeaseId, taken: RevokeOutcome) {
+    async fn note_revoked(&self, task: &Arc<Task>, id: &LeaseId, taken: RevokeOutcome) {
         let now = self.now();
         let (lease, ended_at) = {
             let mut state = task.state();
@@ -146,7 +146,7 @@ impl Broker {
             };
             if let Err(refused) = lease.apply(&event) {
                 // It died while its provider was asked: that stands in the report, and is counted, already.
-                tracing::warn!(task = %task.id(), lease = %id, %refused, "taken back too late to say so");
+                tracing::warn!(task = %task.id(), lease = %id, %refused, "revoked too late to say so");
                 return;
             }
             let lease = lease.clone();
@@ -172,7 +172,7 @@ impl Broker {
         self.audit_revocation(task, &lease, outcome, None).await;
     }
 
-    async fn not_taken_back(&self, task: &Arc<Task>, lease: &LeaseFacts, error: &ExchangeError, first: bool) {
+    async fn note_not_revoked(&self, task: &Arc<Task>, lease: &LeaseFacts, error: &ExchangeError, first: bool) {
         self.parts.metrics.revocation(lease.provider.as_str(), error.kind());
         self.failures.note(&lease.id, error);
         tracing::warn!(task = %task.id(), lease = %lease.id, provider = %lease.provider, %error, "not revoked yet");
@@ -181,7 +181,7 @@ impl Broker {
         }
     }
 
-    /// A credential has died by itself before it could be taken back, or before anyone knew whether there was one.
+    /// A credential has died by itself before it could be revoked, or before anyone knew whether there was one.
     pub(super) async fn lapsed(&self, task: &Arc<Task>, lease: &LeaseFacts) {
         let ended_at = task.state().ending.as_ref().map_or(lease.usable_until, |ending| ending.ended_at);
         if is_unanswered(lease) {
@@ -222,25 +222,25 @@ impl Broker {
         let _ = self.parts.audit.record(&event).await;
     }
 
-    /// The ending of `task`, which has ended, once what can be taken back was, or [`WAIT_FOR_REVOCATION`] has passed.
+    /// The ending of `task`, which has ended, once what can be revoked was, or [`WAIT_FOR_REVOCATION`] has passed.
     pub async fn settled_ending(&self, task: &Task, ending: Ending) -> Ending {
         let settled = async {
             // who may not wait is told how it stands
-            let place = if owes(task) { self.let_wait(task.owner()) } else { None };
+            let place = if has_pending_revocation(task) { self.let_wait(task.owner()) } else { None };
             if place.is_some() {
-                self.until_revoked(|| owes(task)).await;
+                self.until_revoked(|| has_pending_revocation(task)).await;
             }
         };
         within(&*self.parts.clock, WAIT_FOR_REVOCATION, settled).await;
         task.state().ending.as_deref().cloned().unwrap_or(ending)
     }
 
-    /// Takes back what can be, once `more` says that no more will come, for as long as whoever waits for it waits.
+    /// Revokes what can be, once `more` says that no more will come, for as long as whoever waits for it waits.
     pub(super) async fn revoke_all(self: &Arc<Self>, more: impl Future<Output = ()>) {
         let all = async {
             more.await;
-            self.until_revoked(|| self.tasks.all().iter().any(|task| owes(task))).await;
-            // What was taken back is being written down.
+            self.until_revoked(|| self.tasks.all().iter().any(|task| has_pending_revocation(task))).await;
+            // What was revoked is being written down.
             self.under_way.over().await;
         };
         tokio::select! {
@@ -263,7 +263,7 @@ impl Broker {
     }
 }
 
-fn owes(task: &Task) -> bool {
+fn has_pending_revocation(task: &Task) -> bool {
     let state = task.state();
-    state.ending.is_some() && state.leases.iter().any(|lease| is_owed(lease))
+    state.ending.is_some() && state.leases.iter().any(|lease| awaits_revocation(lease))
 }

@@ -8,7 +8,7 @@ use super::Broker;
 use crate::clock::Timestamp;
 use crate::exchange::{Handle, Provider, Revocation};
 use crate::identity::SpiffeId;
-use crate::lease::revoke::is_owed;
+use crate::lease::revoke::awaits_revocation;
 use crate::lease::{LeaseFacts, LeaseId, LeaseState};
 use crate::policy::{GrantId, ScopeId, Tier};
 use crate::task::{EndReason, Task, TaskId};
@@ -55,7 +55,7 @@ pub struct LeaseView {
     pub id: LeaseId,
     /// Who gave the credential.
     pub provider: Provider,
-    /// How it can be taken back.
+    /// How it can be revoked.
     pub revocation: Revocation,
     /// Where it is in its life.
     pub state: LeaseState,
@@ -130,7 +130,7 @@ pub struct Census {
     pub tasks: Vec<(&'static str, i64)>,
     /// Leases that are not over, by provider and class.
     pub leases: Vec<(&'static str, &'static str, i64)>,
-    /// Leases that wait to be taken back, by provider.
+    /// Leases that wait to be revoked, by provider.
     pub outstanding: Vec<(&'static str, i64)>,
     /// The earliest expiry of a credential that is served, by provider (seconds since the epoch).
     pub credential_expiry: Vec<(&'static str, f64)>,
@@ -150,7 +150,7 @@ impl Broker {
         let mut expiry: BTreeMap<&'static str, Timestamp> = BTreeMap::new();
         let (now, boot) = (self.now(), self.parts.clock.boot());
         // A clock that was set forward hides no lease that can still be used.
-        let surely = self.parts().clock.earliest();
+        let earliest = self.parts().clock.earliest();
         for task in self.tasks().all() {
             let state = task.state();
             if state.ending.is_some() {
@@ -159,16 +159,16 @@ impl Broker {
                 census.active += 1;
                 *tasks.entry(task.begun().tier.as_str()).or_default() += 1;
             }
-            for lease in state.leases.iter().filter(|lease| !lease.state.is_over() && lease.usable_until > surely) {
+            for lease in state.leases.iter().filter(|lease| !lease.state.is_over() && lease.usable_until > earliest) {
                 *leases.entry((lease.provider.as_str(), lease.revocation.as_str())).or_default() += 1;
             }
-            for lease in state.leases.iter().filter(|lease| is_owed(lease)) {
+            for lease in state.leases.iter().filter(|lease| awaits_revocation(lease)) {
                 *outstanding.entry(lease.provider.as_str()).or_default() += 1;
             }
             for (provider, slot) in state.slots.iter() {
                 if let Some(live) = slot.live.as_ref().filter(|live| live.is_live(now, boot)) {
                     let earliest = expiry.entry(provider.as_str()).or_insert(Timestamp::MAX);
-                    *earliest = live.told_expiry().min(*earliest);
+                    *earliest = live.advertised_expiry().min(*earliest);
                 }
             }
         }

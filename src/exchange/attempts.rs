@@ -144,7 +144,7 @@ async fn tries<A: Attempt>(
 pub(super) fn not_asked(shut: Shut, upstream: &str) -> ExchangeError {
     let (detail, retry_after) = match shut {
         Shut::TooOften(wait) => (format!("too many calls to {upstream} from here"), wait),
-        Shut::Broken(wait) => (format!("{upstream} failed again and again and is left alone for a while"), wait),
+        Shut::Broken(wait) => (format!("{upstream} failed again and again: it is not asked for a while"), wait),
     };
     ExchangeError::NotAsked { detail, retry_after }
 }

@@ -347,7 +347,7 @@ impl Exchange for AwsSts {
 
     fn circuit_open(&self) -> bool {
         let upstreams = self.upstreams.lock().unwrap_or_else(PoisonError::into_inner);
-        upstreams.values().any(|upstream| upstream.gate.is_broken())
+        upstreams.values().any(|upstream| upstream.gate.circuit_open())
     }
 
     async fn mint(&self, order: &MintOrder) -> Result<Minted, ExchangeError> {

@@ -1,4 +1,4 @@
-//! HashiCorp Vault and OpenBao: a JWT-SVID of the caller becomes a dynamic secret that can be taken back.
+//! HashiCorp Vault and OpenBao: a JWT-SVID of the caller becomes a dynamic secret that can be revoked.
 //!
 //! **A task has one lease and one service token at a time.** A mint logs in anew and reads one secret; its token is kept in
 //! memory until the lease is revoked. While the task lives both are renewed in place, so that a role of a database does not
@@ -16,7 +16,7 @@
 //!   themselves: nothing that lives on depends on our ending it.
 //! - Whatever is refused after a login is revoked, with its token.
 //!
-//! # Taking back
+//! # Revoking
 //! Look whether the lease is there, `sys/leases/revoke` with `sync`, look whether it is gone (success without effect is no
 //! success), then the token. Vault calls a lease that it does not know revoked: one that was gone before we told it to go may
 //! live on elsewhere (a Vault restored from a snapshot has forgotten it, and the database has not), so it is left to its own
@@ -28,9 +28,9 @@ mod examine;
 mod fault;
 mod handle;
 mod http;
+mod revoking;
 mod secret;
 pub(crate) mod settings;
-mod taking_back;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -118,7 +118,7 @@ pub struct Vault {
     ordered: Mutex<BTreeSet<LeaseHandle>>,
 }
 
-/// The token by which a lease can be renewed and taken back.
+/// The token by which a lease can be renewed and revoked.
 #[derive(Debug)]
 struct Held {
     token: Secret,
@@ -194,9 +194,9 @@ impl Vault {
 
     /// Forgets the tokens that are surely dead, and says how many are left. A clock that was set forward kills none.
     fn purge(&self) -> usize {
-        let surely = self.context.clock.earliest();
+        let earliest = self.context.clock.earliest();
         let mut all = self.held();
-        all.retain(|_, held| held.known().until > surely);
+        all.retain(|_, held| held.known().until > earliest);
         all.len()
     }
 
@@ -419,7 +419,7 @@ impl Vault {
         Ok(lease_end.min(token_end))
     }
 
-    /// Keeps the token of a lease until it is taken back.
+    /// Keeps the token of a lease until it is revoked.
     fn keep(
         &self,
         grant: &VaultGrant,
@@ -543,7 +543,7 @@ impl Exchange for Vault {
     }
 
     fn circuit_open(&self) -> bool {
-        self.mints.is_broken()
+        self.mints.circuit_open()
     }
 
     fn reaches(&self, handle: &Handle) -> bool {

@@ -3,13 +3,13 @@
 //! ```text
 //!            issued                ended
 //! Intent ────────────→ Issued ────────────→ Ending ────→ Revoked
-//!    │  ended              │    lapsed         │  │         (only `exact`, only by the provider's word)
+//!    │  ended              │    lapsed         │  │         (only `exact`, only by the provider's answer)
 //!    └─────────→ Ending    └──────→ Expired ←──┘  ↺ issued, renewed, requested
 //!                    Issued ↺ renewing, renewed
 //! ```
 //!
 //! - Nothing leaves `Revoked` or `Expired`.
-//! - Once a credential is known, the end of its residual access changes by a provider's word alone (revoked: now). An intent that
+//! - Once a credential is known, the end of its residual access changes by a provider's answer alone (revoked: now). An intent that
 //!   never heard an answer counts as usable until the latest end that its order allowed, and a lease whose renewal was never
 //!   answered until the latest end that the renewal allowed: that is recorded before the provider is asked.
 //! - `Revoked` is said only of class `exact`, and only after the task's end: nobody else may take it back.
@@ -29,7 +29,7 @@ use crate::exchange::{Handle, Revocation};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// The provider gave the credential, and said what this holds.
-    Issued(Word),
+    Issued(Given),
     /// The provider is about to be asked to let it live until then at the latest.
     Renewing(Timestamp),
     /// The provider said that the end of its residual access is now this.
@@ -61,8 +61,8 @@ impl Event {
 
 /// What a provider said about the credential that it gave.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Word {
-    /// How it can be taken back.
+pub struct Given {
+    /// How it can be revoked.
     pub revocation: Revocation,
     /// The end of its residual access, UTC: its own end, and the life of what may be made with it.
     pub usable_until: Timestamp,
@@ -91,12 +91,12 @@ pub fn after(lease: &LeaseFacts, event: &Event) -> Result<LeaseFacts, Refused> {
     let mut next = lease.clone();
     match (lease.state, event) {
         (Revoked | Expired, _) | (Issued, Event::Issued(_)) => return refused,
-        // The task may have ended while the provider was asked: then what it gave is to be taken back.
-        (Intent, Event::Issued(word)) => {
+        // The task may have ended while the provider was asked: then what it gave is to be revoked.
+        (Intent, Event::Issued(given)) => {
             next.state = Issued;
-            told(&mut next, word);
+            told(&mut next, given);
         }
-        (Ending, Event::Issued(word)) if unanswered => told(&mut next, word),
+        (Ending, Event::Issued(given)) if unanswered => told(&mut next, given),
         (Ending, Event::Issued(_)) => return refused,
         (Issued, Event::Renewing(until)) if lease.revocation == Revocation::Exact => {
             next.usable_until = lease.usable_until.max(*until);
@@ -106,7 +106,7 @@ pub fn after(lease: &LeaseFacts, event: &Event) -> Result<LeaseFacts, Refused> {
         (Intent | Issued | Ending, Event::Renewing(_) | Event::Renewed(_)) => return refused,
         (Intent | Issued, Event::Ended(at)) => {
             next.state = Ending;
-            // What can be taken back is, for as long as the provider's clock may be behind.
+            // What can be revoked is, for as long as the provider's clock may be behind.
             if over_at(&next) <= *at {
                 next.state = Expired;
             }
@@ -124,10 +124,10 @@ pub fn after(lease: &LeaseFacts, event: &Event) -> Result<LeaseFacts, Refused> {
     Ok(next)
 }
 
-fn told(lease: &mut LeaseFacts, word: &Word) {
-    lease.revocation = word.revocation;
-    lease.usable_until = word.usable_until;
-    lease.upstream = Some(word.handle.clone());
+fn told(lease: &mut LeaseFacts, given: &Given) {
+    lease.revocation = given.revocation;
+    lease.usable_until = given.usable_until;
+    lease.upstream = Some(given.handle.clone());
 }
 
 /// The record of one credential, never the secret itself: what is known of it, to be read by everyone and changed by its
@@ -194,8 +194,8 @@ mod tests {
         }
     }
 
-    fn word(revocation: Revocation) -> Event {
-        Event::Issued(Word { revocation, usable_until: TOLD, handle: Handle::read(Provider::Vault, "u") })
+    fn given(revocation: Revocation) -> Event {
+        Event::Issued(Given { revocation, usable_until: TOLD, handle: Handle::read(Provider::Vault, "u") })
     }
 
     /// The facts of a lease of this class in this state; `Ending` of an exchange that was answered, or never.
@@ -206,11 +206,11 @@ mod tests {
         let early = Event::Ended(OPENED);
         match (state, answered) {
             (LeaseState::Intent, _) => intent(),
-            (LeaseState::Issued, _) => walk(&[word(class)]),
-            (LeaseState::Ending, true) => walk(&[word(class), early]),
+            (LeaseState::Issued, _) => walk(&[given(class)]),
+            (LeaseState::Ending, true) => walk(&[given(class), early]),
             (LeaseState::Ending, false) => walk(&[early]),
-            (LeaseState::Revoked, _) => walk(&[word(Revocation::Exact), early, Event::Revoked(OPENED)]),
-            (LeaseState::Expired, _) => walk(&[word(class), Event::Lapsed(TOLD)]),
+            (LeaseState::Revoked, _) => walk(&[given(Revocation::Exact), early, Event::Revoked(OPENED)]),
+            (LeaseState::Expired, _) => walk(&[given(class), Event::Lapsed(TOLD)]),
         }
     }
 
@@ -221,7 +221,7 @@ mod tests {
         let late = TOLD + SKEW;
         let events = |class| {
             [
-                word(class),
+                given(class),
                 Event::Renewing(ALLOWED),
                 Event::Renewed(TOLD),
                 Event::Ended(OPENED),
@@ -356,7 +356,7 @@ mod tests {
         let class = prop_oneof![Just(Revocation::Exact), Just(Revocation::Expire)];
         prop_oneof![
             (class, at()).prop_map(|(revocation, usable_until)| {
-                Event::Issued(Word { revocation, usable_until, handle: Handle::read(Provider::Vault, "u") })
+                Event::Issued(Given { revocation, usable_until, handle: Handle::read(Provider::Vault, "u") })
             }),
             at().prop_map(Event::Renewing),
             at().prop_map(Event::Renewed),

@@ -61,7 +61,7 @@ pub struct LeaseFacts {
     pub session_name: Arc<str>,
     /// Where it is in its life.
     pub state: LeaseState,
-    /// How it can be taken back.
+    /// How it can be revoked.
     pub revocation: Revocation,
     /// When the intent was recorded, UTC.
     pub opened_at: Timestamp,

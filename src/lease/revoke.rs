@@ -1,9 +1,9 @@
-//! What is to be taken back, and when it is tried next: a queue apart from serving, a plain value that takes the time.
+//! What is to be revoked, and when it is tried next: a queue apart from serving, a plain value that takes the time.
 //!
 //! - Each provider has a lane of its own, so that one which hangs delays no other.
 //! - A try that fails is repeated, later each time, with jitter, up to [`LONGEST_WAIT`] apart, and without an end: who
 //!   stops is whoever fills the queue, once the credential has died by itself.
-//! - A provider that fails again and again is left alone for a while and then asked about one lease only (its circuit is
+//! - A provider that fails again and again is not asked for a while, and then asked about one lease only (its circuit is
 //!   open), so that an outage does not end in a storm.
 
 use std::collections::BTreeMap;
@@ -24,14 +24,14 @@ pub const LONGEST_WAIT: Duration = Duration::from_secs(60);
 pub const AT_A_TIME: usize = 64;
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 
-/// Whether `lease` is to be taken back: its task has ended, its provider can, and has not been told yet.
-pub fn is_owed(lease: &LeaseFacts) -> bool {
+/// Whether `lease` is to be revoked: its task has ended, its provider can, and has not been told yet.
+pub fn awaits_revocation(lease: &LeaseFacts) -> bool {
     lease.state == LeaseState::Ending && lease.revocation == Revocation::Exact && !lease.requested
 }
 
-/// When nothing more is done about `lease`, UTC: its own end, and the skew where it is still to be taken back.
+/// When nothing more is done about `lease`, UTC: its own end, and the skew where it is still to be revoked.
 pub fn over_at(lease: &LeaseFacts) -> Timestamp {
-    if is_owed(lease) { lease.usable_until + SKEW } else { lease.usable_until }
+    if awaits_revocation(lease) { lease.usable_until + SKEW } else { lease.usable_until }
 }
 
 /// How a try went.
@@ -45,7 +45,7 @@ pub enum Tried {
     Failed(Option<Duration>),
 }
 
-/// The leases to take back, by provider.
+/// The leases to revoke, by provider.
 #[derive(Debug, Default)]
 pub struct Queue {
     lanes: BTreeMap<Provider, Lane>,
@@ -64,7 +64,7 @@ struct Waiting {
     tries: u32,
     /// The leave of the try under way.
     busy: Option<Leave>,
-    /// No longer owed, while a try is under way.
+    /// No longer pending, while a try is under way.
     gone: bool,
 }
 
@@ -75,11 +75,11 @@ impl Lane {
 }
 
 impl Queue {
-    /// Makes the queue hold exactly the leases `owed`, at `now` (time since boot): new ones are due at once, those that
-    /// are no longer owed are forgotten.
-    pub fn sync(&mut self, owed: impl IntoIterator<Item = (Provider, LeaseId)>, now: Duration) {
+    /// Makes the queue hold exactly the leases `pending`, at `now` (time since boot): new ones are due at once, those that
+    /// are no longer pending are forgotten.
+    pub fn sync(&mut self, pending: impl IntoIterator<Item = (Provider, LeaseId)>, now: Duration) {
         let mut before = std::mem::take(&mut self.lanes);
-        for (provider, id) in owed {
+        for (provider, id) in pending {
             let known = before.get_mut(&provider).and_then(|lane| lane.leases.remove(&id));
             let known = known.map(|known| Waiting { gone: false, ..known });
             let lane = self.lanes.entry(provider).or_default();
@@ -255,8 +255,8 @@ mod tests {
             let (mut now, mut under_way, mut over) = (NOW, Vec::<LeaseId>::new(), Vec::<LeaseId>::new());
             for (millis, what, fraction) in steps {
                 now += Duration::from_millis(millis);
-                let owed: Vec<_> = ids.iter().filter(|id| !over.contains(id)).cloned().collect();
-                queue.sync(of(Provider::Vault, &owed), now);
+                let pending: Vec<_> = ids.iter().filter(|id| !over.contains(id)).cloned().collect();
+                queue.sync(of(Provider::Vault, &pending), now);
                 for (_, id) in queue.take(now) {
                     prop_assert!(!under_way.contains(&id) && !over.contains(&id));
                     under_way.push(id);

@@ -1,4 +1,4 @@
-//! Leases that nobody could take back: their provider is not configured any more, or the one that is configured is another.
+//! Leases that nobody could revoke: their provider is not configured any more, or the one that is configured is another.
 
 use std::collections::BTreeMap;
 use std::fmt;

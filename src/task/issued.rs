@@ -19,7 +19,7 @@ pub struct Issued {
     credential: Arc<Credential>,
     issued_at: Timestamp,
     usable_until: Deadline,
-    told_expiry: Deadline,
+    advertised_expiry: Deadline,
     /// The answer that serves it, where it stays the same.
     answer: OnceLock<Bytes>,
 }
@@ -68,7 +68,7 @@ impl Issued {
             credential,
             issued_at: now,
             usable_until: Deadline::fix(usable_until, now, boot),
-            told_expiry: Deadline::fix((end - MARGIN.min(life / 10)).floor_to_second(), now, boot),
+            advertised_expiry: Deadline::fix((end - MARGIN.min(life / 10)).floor_to_second(), now, boot),
             answer: OnceLock::new(),
         }
     }
@@ -90,18 +90,18 @@ impl Issued {
 
     /// The expiry to tell the workload, UTC, whole seconds: the earliest of the provider's, the cut and the task's end,
     /// less min(15 s, a tenth of its life). From this moment on it is not served.
-    pub fn told_expiry(&self) -> Timestamp {
-        self.told_expiry.wall()
+    pub fn advertised_expiry(&self) -> Timestamp {
+        self.advertised_expiry.wall()
     }
 
     /// Whether it may still be served: its end has come on neither clock.
     pub fn is_live(&self, now: Timestamp, boot: Duration) -> bool {
-        !self.told_expiry.has_come(now, boot)
+        !self.advertised_expiry.has_come(now, boot)
     }
 
     /// For how long it may still be served.
-    pub fn told_life(&self, now: Timestamp, boot: Duration) -> Duration {
-        self.told_expiry.left(now, boot)
+    pub fn advertised_life(&self, now: Timestamp, boot: Duration) -> Duration {
+        self.advertised_expiry.left(now, boot)
     }
 
     /// Whether it is time to renew it, or to mint its successor, in the background.
@@ -123,7 +123,7 @@ impl Issued {
         if let Some(answer) = self.answer.get() {
             return Some(answer.clone());
         }
-        let validity = Validity { expires_at: self.told_expiry(), left: self.told_life(now, boot) };
+        let validity = Validity { expires_at: self.advertised_expiry(), left: self.advertised_life(now, boot) };
         match self.credential.native_answer(validity)? {
             NativeAnswer::Constant(bytes) => Some(self.answer.get_or_init(|| bytes.into_body()).clone()),
             NativeAnswer::Momentary(bytes) => Some(bytes.into_body()),
@@ -133,6 +133,9 @@ impl Issued {
 
 impl fmt::Debug for Issued {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Issued").field("lease", &self.lease).field("told_expiry", &self.told_expiry()).finish()
+        f.debug_struct("Issued")
+            .field("lease", &self.lease)
+            .field("advertised_expiry", &self.advertised_expiry())
+            .finish()
     }
 }

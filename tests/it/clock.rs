@@ -157,14 +157,14 @@ async fn a_clock_that_jumps_forward_calls_no_lease_dead_that_lives() {
     // Past the leases' ends, and before the tasks'.
     w.clock.set_wall(START + secs(1800));
     w.end(&ended).await;
-    w.broker.sweep().await;
+    w.broker.sweep_now().await;
     assert_eq!(w.show(&ended).await["leases"][0]["state"], "ending");
     assert_eq!(w.show(&running).await["leases"][0]["state"], "issued");
     let series = "sidemint_leases_active{provider=\"aws\",revocation=\"expire\"}";
     assert_eq!(w.metric(series).await, Some(2.0), "what can still be used is to be seen");
     w.clock.set_wall(START);
     w.clock.advance(secs(1200));
-    w.broker.sweep().await;
+    w.broker.sweep_now().await;
     assert_eq!(w.show(&ended).await["leases"][0]["state"], "expired");
 }
 

@@ -68,7 +68,7 @@ async fn a_policy_that_is_not_renewed_goes_stale_then_expires_and_ends_nothing()
     let native =
         w.send(crate::http::Call::get(&format!("/v1/tasks/{}/credentials", idle.id)).bearer(&idle.token)).await;
     assert_eq!((native.status, native.code().as_str()), (503, "policy_expired"));
-    w.broker.sweep().await;
+    w.broker.sweep_now().await;
     assert!(!w.is_ended(&idle) && !w.is_ended(&last));
     let failed = "sidemint_mints_total{outcome=\"policy_expired\",provider=\"aws\",tier=\"baseline\"}";
     assert!(w.metric(failed).await.unwrap() >= 1.0);

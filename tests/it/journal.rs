@@ -332,7 +332,7 @@ async fn whatever_ails_the_disk_nothing_is_minted_what_is_live_is_served_and_wha
         let ready = w.ask_admin("/readyz").await;
         let line = ready.text().lines().find(|line| line.starts_with("journal: a write failed")).map(str::to_owned);
         let line = line.unwrap_or_else(|| panic!("{}", ready.text()));
-        assert!(line.contains(says) && line.ends_with("mend the disk and start again"), "{line}");
+        assert!(line.contains(says) && line.ends_with("fix the disk and start again"), "{line}");
         assert_eq!(ready.status, 503);
         w.served(&live.token).await;
         let told = crate::vault::passing(&w, w.end(&ends)).await;

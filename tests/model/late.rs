@@ -53,7 +53,7 @@ async fn the_end_of_a_task_that_lands_after_its_leases_death_is_written_anew() {
     // While the disk is slow, the credential dies and the reaper writes that down, which lands first.
     seams.clock.advance(LIFE);
     let b = Arc::clone(&broker);
-    let sweep = tokio::spawn(async move { b.sweep().await });
+    let sweep = tokio::spawn(async move { b.sweep_now().await });
     held(&seams, 2).await;
     while !sweep.is_finished() {
         if seams.writes.held() > 1 {
@@ -66,6 +66,6 @@ async fn the_end_of_a_task_that_lands_after_its_leases_death_is_written_anew() {
     seams.writes.release(0);
     end.await.unwrap();
     assert_eq!(state_of(&seams), Some(LeaseState::Ending), "the late write says what was");
-    in_order(&seams, broker.sweep()).await;
+    in_order(&seams, broker.sweep_now()).await;
     assert_eq!(state_of(&seams), Some(LeaseState::Expired));
 }

@@ -9,7 +9,7 @@ use sidemint::broker::Broker;
 use sidemint::clock::Clock as _;
 use sidemint::exchange::{Credential, Provider};
 use sidemint::identity::task_token::TokenHash;
-use sidemint::lease::revoke::is_owed;
+use sidemint::lease::revoke::awaits_revocation;
 use sidemint::task::{EndReason, Task};
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
@@ -169,7 +169,7 @@ impl<'a> Order<'a> {
 
     /// As a sidecar that stops does, once the task has ended: waits for what is under way, and takes back what is owed.
     fn revoke(&mut self) {
-        let owed = self.task.state().ending.is_some() && self.task.state().leases.iter().any(|lease| is_owed(lease));
+        let owed = self.task.state().ending.is_some() && self.task.state().leases.iter().any(|lease| awaits_revocation(lease));
         if owed && self.revoker.as_ref().is_none_or(JoinHandle::is_finished) {
             let broker = Arc::clone(&self.broker);
             self.revoker = Some(self.runtime.spawn(async move { broker.close().await }));
@@ -212,7 +212,7 @@ impl<'a> Order<'a> {
                 });
             }
             Op::Expire => self.seams.clock.advance(LIFE),
-            Op::Sweep => drop(self.runtime.spawn(async move { broker.sweep().await })),
+            Op::Sweep => drop(self.runtime.spawn(async move { broker.sweep_now().await })),
         }
     }
 

@@ -98,7 +98,7 @@ async fn one_round(kit: &Kit, round: usize) -> usize {
     others.spawn(async move {
         for _ in 0..8 {
             s.clock.advance(Duration::from_secs(9));
-            b.sweep().await;
+            b.sweep_now().await;
             for _ in 0..8 {
                 tokio::task::yield_now().await;
             }
@@ -126,7 +126,7 @@ async fn one_round(kit: &Kit, round: usize) -> usize {
     for _ in 0..20 {
         tokio::task::yield_now().await;
     }
-    broker.sweep().await;
+    broker.sweep_now().await;
     assert_eq!(seams.ledger.lock().unwrap().wrong, [""; 0]);
     every_lease_is_accounted_for(&seams, &task).unwrap();
     let (books, state) = (seams.books.lock().unwrap(), task.state());

@@ -52,16 +52,16 @@ pub(super) fn policy(directory: &Path) -> (Check, Option<ProviderSet>) {
 /// Whether the signed repository's trust anchor is one, and whether it is trusted here. The repository itself is the
 /// sidecar's to look at: two readers would not share one state.
 pub(super) fn repository(settings: &RepositorySettings, state: &Path) -> Check {
-    let mend = "ask the policy's publishers for the root.json to trust, and name it in policy.root";
+    let fix = "ask the policy's publishers for the root.json to trust, and name it in policy.root";
     let anchor = match trust_anchor(&settings.root).map(|bytes| Roots::anchor(&bytes)) {
-        Err(why) => return Check::fail(POLICY, why, mend),
-        Ok(Err(fault)) => return Check::fail(POLICY, format!("{}: {fault}", settings.root.display()), mend),
+        Err(why) => return Check::fail(POLICY, why, fix),
+        Ok(Err(fault)) => return Check::fail(POLICY, format!("{}: {fault}", settings.root.display()), fix),
         Ok(Ok(anchor)) => anchor,
     };
     let detail = format!("signed; trusts {} (root {})", settings.root.display(), anchor.mark().version);
     if settings.minimum_version.is_none() && !Store::is_begun(state) {
-        let mend = "run `sidemint policy trust`, or set policy.minimum_version where the state directory does not last";
-        return Check::fail(POLICY, format!("{detail}; not trusted in {} yet", state.display()), mend);
+        let fix = "run `sidemint policy trust`, or set policy.minimum_version where the state directory does not last";
+        return Check::fail(POLICY, format!("{detail}; not trusted in {} yet", state.display()), fix);
     }
     Check::ok(POLICY, detail)
 }
@@ -74,8 +74,8 @@ pub(super) async fn port(name: &'static str, address: SocketAddr, clock: &Shared
             if is_sidecar(address, clock).await {
                 Check::ok(name, format!("{address} is served by a sidecar"))
             } else {
-                let mend = "stop the other program, or set server.http or admin.http";
-                Check::fail(name, format!("{address} is taken by another program"), mend)
+                let fix = "stop the other program, or set server.http or admin.http";
+                Check::fail(name, format!("{address} is taken by another program"), fix)
             }
         }
         Err(error) => Check::fail(name, format!("{address}: {error}"), "set server.http or admin.http"),
@@ -114,8 +114,8 @@ pub(super) fn state(directory: &Path) -> Check {
     }
     let mode = metadata.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
-        let mend = format!("chmod 0700 {place}");
-        return Check::warn(STATE, format!("{place} has mode {mode:04o}: others may look into it"), mend);
+        let fix = format!("chmod 0700 {place}");
+        return Check::warn(STATE, format!("{place} has mode {mode:04o}: others may look into it"), fix);
     }
     Check::ok(STATE, format!("{place}, mode {mode:04o}"))
 }

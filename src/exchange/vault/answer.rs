@@ -103,7 +103,7 @@ fn flaw(auth: &Auth<'_>) -> Option<Fault> {
     let batch = auth.client_token.starts_with("b.") || auth.client_token.starts_with("hvb.");
     let policies = auth.policies.iter().chain(&auth.token_policies).flatten();
     if batch || auth.token_type.is_some_and(|kind| kind != "service") {
-        // No accessor, no revocation, and leases that nobody can take back by it.
+        // No accessor, no revocation, and leases that nobody can revoke by it.
         return fix("the role gives batch tokens, which cannot be revoked: set token_type=service");
     }
     if auth.lease_duration == 0 {
