@@ -25,7 +25,7 @@ use crate::policy::{Kept, Permit, PolicyVersion};
 pub use crate::id::TaskId;
 pub use crate::journal::task_record::{EndReason, Ending, Idempotency, TaskRecord};
 pub use flight::{Flight, FlightResult, MintError, ProviderSlot, Slots};
-pub use issued::Issued;
+pub use issued::{Ends, Issued};
 pub use providers::ProviderSet;
 pub use table::TaskTable;
 

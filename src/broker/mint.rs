@@ -40,9 +40,9 @@ impl Broker {
         let receipt = self.record_issued(task, &lease, &given, exchange).await?;
         self.audit_given(task, &lease, (&given.handle, given.usable_until), "minted", of).await?;
         self.recheck(task, of.request_id).await?;
-        let (now, boot) = (self.now(), self.parts.clock.boot());
-        let issued = Issued::new(lease, minted, task.deadline(), (now, boot), &receipt);
-        if issued.is_live(now, boot) { Ok(Arc::new(issued)) } else { Err(dead_on_arrival()) }
+        let at = self.parts.clock.moment();
+        let issued = Issued::new(lease, minted, task.deadline(), at, &receipt);
+        if issued.is_live(at.now, at.boot) { Ok(Arc::new(issued)) } else { Err(dead_on_arrival()) }
     }
 
     /// Records that a credential is about to be asked for.

@@ -12,7 +12,7 @@ use crate::exchange::{ExchangeError, Handle, MintOrder, Provider, Renew, RenewOr
 use crate::journal::Receipt;
 use crate::lease::life::Event as Happened;
 use crate::lease::{LeaseId, LeaseState};
-use crate::task::{Issued, Task, TaskState};
+use crate::task::{Ends, Issued, Task, TaskState};
 
 /// A live credential that its provider renews.
 pub(super) struct Renewal {
@@ -68,9 +68,10 @@ impl Broker {
             Ok(renewed) => renewed.usable_until,
             Err(error) => return self.not_renewed(task, &live, error),
         };
+        let ends = Ends { usable_until, deadline: task.deadline() };
         if usable_until < live.usable_until() {
-            let clocks = (self.now(), self.parts.clock.boot());
-            ends_sooner(task, of.provider, live.renewed(usable_until, task.deadline(), clocks, &promised));
+            let at = self.parts.clock.moment();
+            ends_sooner(task, of.provider, live.renewed(ends, at, &promised));
         }
         // Of a task that ended meanwhile this says what is left; its lease is revoked like any other.
         let end = (usable_until + lasts).max(before);
@@ -82,10 +83,10 @@ impl Broker {
             return Ok(None);
         }
         let gained = usable_until.since(live.usable_until());
-        let clocks = (self.now(), self.parts.clock.boot());
-        let issued = live.renewed(usable_until, task.deadline(), clocks, &receipt);
+        let at = self.parts.clock.moment();
+        let issued = live.renewed(ends, at, &receipt);
         // Its maximum life is reached.
-        Ok((gained >= SHORTEST_LIFE && issued.is_live(clocks.0, clocks.1)).then(|| Arc::new(issued)))
+        Ok((gained >= SHORTEST_LIFE && issued.is_live(at.now, at.boot)).then(|| Arc::new(issued)))
     }
 
     /// What passes is tried again while there is time for it; else another credential is minted.

@@ -154,6 +154,15 @@ enum Left {
     Lease(String),
 }
 
+/// Until when a lease may live.
+#[derive(Debug, Clone, Copy)]
+struct Allowed {
+    /// The end to ask for.
+    end: Timestamp,
+    /// The end that no answer may be after.
+    dead_by: Timestamp,
+}
+
 /// Where to log in.
 #[derive(Debug, Clone, Copy)]
 struct Place<'a> {
@@ -300,11 +309,11 @@ impl Vault {
             Remedy::Retry | Remedy::Throttled | Remedy::Distrust => (fault, Left::Perhaps),
         })?;
         let lease_end = self.context.clock.now() + Duration::from_secs(leased.life);
-        let lease_end =
-            match self.shorten_lease(&leased, lease_end, (order.dead_by, token_end), auth, remaining()).await {
-                Ok(end) => end,
-                Err(fault) => return Err((fault, Left::Lease(leased.lease_id))),
-            };
+        let allowed = Allowed { end: order.dead_by.min(token_end), dead_by: order.dead_by };
+        let lease_end = match self.shorten_lease(&leased, lease_end, allowed, auth, remaining()).await {
+            Ok(end) => end,
+            Err(fault) => return Err((fault, Left::Lease(leased.lease_id))),
+        };
         // A lease dies with its token.
         let usable_until = lease_end.min(token_end);
         if usable_until <= self.context.clock.now() {
@@ -320,30 +329,29 @@ impl Vault {
         &self,
         leased: &Leased,
         lease_end: Timestamp,
-        (dead_by, token_end): (Timestamp, Timestamp),
+        allowed: Allowed,
         auth: (Option<&Secret>, Option<&str>),
         limit: Duration,
     ) -> Result<Timestamp, Fault> {
-        let end = dead_by.min(token_end);
-        if lease_end <= end {
+        if lease_end <= allowed.end {
             return Ok(lease_end);
         }
         let shortened = match leased.renewable {
             false => Err(cannot_be_shortened()),
-            true => self.renew_lease((Step::Shorten, &leased.lease_id), auth, (end, dead_by), limit).await,
+            true => self.renew_lease((Step::Shorten, &leased.lease_id), auth, allowed, limit).await,
         };
         match shortened {
-            Err(fault) if lease_end <= dead_by && !fault.is_passing() => Ok(lease_end),
+            Err(fault) if lease_end <= allowed.dead_by && !fault.is_passing() => Ok(lease_end),
             other => other,
         }
     }
 
-    /// Lets the lease `id` live until `end`, and says when it ends: never after `dead_by`.
+    /// Lets the lease `id` live as long as is allowed, and says when it ends.
     async fn renew_lease(
         &self,
         (step, id): (Step, &str),
         auth: (Option<&Secret>, Option<&str>),
-        (end, dead_by): (Timestamp, Timestamp),
+        Allowed { end, dead_by }: Allowed,
         limit: Duration,
     ) -> Result<Timestamp, Fault> {
         #[derive(Serialize)]
@@ -406,8 +414,8 @@ impl Vault {
         let remaining = || self.context.remaining(deadline);
         let namespace = handle.namespace.as_deref();
         let lease = (Step::Renew, handle.lease.as_str());
-        let lease_end =
-            self.renew_lease(lease, (Some(&held.token), namespace), (dead_by, dead_by), remaining()).await?;
+        let allowed = Allowed { end: dead_by, dead_by };
+        let lease_end = self.renew_lease(lease, (Some(&held.token), namespace), allowed, remaining()).await?;
         {
             // Should no answer come, it may live as long as that.
             let mut known = held.known();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::clock::{Deadline, Timestamp};
+use crate::clock::{Deadline, Moment, Timestamp};
 use crate::exchange::credential::{NativeAnswer, Validity};
 use crate::exchange::{Credential, Minted};
 use crate::id::LeaseId;
@@ -24,6 +24,15 @@ pub struct Issued {
     answer: OnceLock<Bytes>,
 }
 
+/// When a credential comes to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ends {
+    /// When it stops working at its provider, UTC.
+    pub usable_until: Timestamp,
+    /// When its task must end, UTC.
+    pub deadline: Timestamp,
+}
+
 /// The margin between the expiry told and the real one is at most this.
 const MARGIN: Duration = Duration::from_secs(15);
 /// Lives this long or longer are minted again at a fixed distance from their end, shorter ones at half their life.
@@ -32,35 +41,20 @@ const LONG_LIFE: Duration = Duration::from_secs(12 * 60);
 const REMINT_BEFORE: Duration = Duration::from_secs(10 * 60 + 30);
 
 impl Issued {
-    /// The one way from a minted credential to one that may be served: its `issued` record is durable. The clocks show
-    /// `now` and `boot`.
-    pub fn new(
-        lease: LeaseId,
-        minted: Minted,
-        deadline: Timestamp,
-        clocks: (Timestamp, Duration),
-        _durable: &Receipt,
-    ) -> Self {
-        Self::until(lease, Arc::new(minted.credential), (minted.usable_until, deadline), clocks)
+    /// The one way from a minted credential to one that may be served: its `issued` record is durable. The clocks show `at`,
+    /// and its task must end at `deadline`, UTC.
+    pub fn new(lease: LeaseId, minted: Minted, deadline: Timestamp, at: Moment, _durable: &Receipt) -> Self {
+        let ends = Ends { usable_until: minted.usable_until, deadline };
+        Self::until(lease, Arc::new(minted.credential), ends, at)
     }
 
-    /// The same credential once it was renewed and lives until `usable_until`: that this is so is durable, too.
-    pub fn renewed(
-        &self,
-        usable_until: Timestamp,
-        deadline: Timestamp,
-        clocks: (Timestamp, Duration),
-        _durable: &Receipt,
-    ) -> Self {
-        Self::until(self.lease.clone(), Arc::clone(&self.credential), (usable_until, deadline), clocks)
+    /// The same credential once it was renewed: that it lives until `ends` is durable, too.
+    pub fn renewed(&self, ends: Ends, at: Moment, _durable: &Receipt) -> Self {
+        Self::until(self.lease.clone(), Arc::clone(&self.credential), ends, at)
     }
 
-    fn until(
-        lease: LeaseId,
-        credential: Arc<Credential>,
-        (usable_until, deadline): (Timestamp, Timestamp),
-        (now, boot): (Timestamp, Duration),
-    ) -> Self {
+    fn until(lease: LeaseId, credential: Arc<Credential>, ends: Ends, Moment { now, boot }: Moment) -> Self {
+        let Ends { usable_until, deadline } = ends;
         let end = usable_until.min(deadline);
         let life = end.since(now);
         Self {
