@@ -92,7 +92,10 @@ impl Report {
         }
         let count = |level| self.checks.iter().filter(|check| check.level == level).count();
         let (failed, warned) = (count(Level::Fail), count(Level::Warn));
-        let _ = writeln!(text, "{} checks, {failed} failed, {warned} warnings", self.checks.len());
+        let plural = |count: usize| if count == 1 { "" } else { "s" };
+        let checks = self.checks.len();
+        let (s, t) = (plural(checks), plural(warned));
+        let _ = writeln!(text, "{checks} check{s}, {failed} failed, {warned} warning{t}");
         text
     }
 }
@@ -144,7 +147,7 @@ mod tests {
     fn warnings_do_not_fail_the_whole_and_a_failure_does() {
         let warned = Report::new(vec![Check::ok("a", "fine"), Check::warn("b", "odd", "look")]);
         assert!(warned.ok);
-        assert!(warned.text().contains("→ look") && warned.text().contains("2 checks, 0 failed, 1 warnings"));
+        assert!(warned.text().contains("→ look") && warned.text().contains("2 checks, 0 failed, 1 warning"));
         let failed = Report::new(vec![Check::fail("c", "bad", "do\nthis")]);
         assert!(!failed.ok);
         assert!(failed.text().contains("→ do this"));

@@ -287,7 +287,7 @@ async fn doctor_looks_at_what_the_policy_grants_and_names_what_is_not_configured
     let mut command = world.sidemint(&["doctor", "--state", "/nonexistent", "--policy", policy.to_str().unwrap()]);
     command.env("SIDEMINT_POLICY_TRUST", "unsigned");
     let outcome = Outcome::of(command.spawn().unwrap()).await;
-    assert!(outcome.stdout.contains("1 scopes active, 0 suspended"), "{}", outcome.stdout);
+    assert!(outcome.stdout.contains("1 scope active, 0 suspended"), "{}", outcome.stdout);
     assert!(outcome.stdout.contains("grants something at vault, which is not configured"), "{}", outcome.stdout);
     assert!(!outcome.stdout.contains("STS"), "{}", outcome.stdout);
 }

@@ -38,7 +38,8 @@ pub(super) fn policy(directory: &Path) -> (Check, Option<ProviderSet>) {
         }
     };
     let (active, suspended) = (policy.active(), policy.suspended().len());
-    let detail = format!("{}: {active} scopes active, {suspended} suspended", directory.display());
+    let scopes = if active == 1 { "scope" } else { "scopes" };
+    let detail = format!("{}: {active} {scopes} active, {suspended} suspended", directory.display());
     let check = if active == 0 {
         Check::fail(POLICY, detail, lint)
     } else if suspended > 0 || !policy.stray().is_empty() {
