@@ -15,8 +15,8 @@ use sidemint::clock::{ManualClock, Timestamp};
 use sidemint::exchange::{
     AwsCredential, Credential, Exchange, ExchangeError, Handle, MintOrder, Minted, Provider, Revocability,
 };
-use sidemint::lease::LeaseState;
 use sidemint::journal::{Change, DiskJournal, Journal, JournalError, Recovered};
+use sidemint::lease::LeaseState;
 use sidemint::policy::PolicyVersion;
 use sidemint::policy::repository::fault::{Fault, FaultKind};
 use sidemint::policy::repository::{DirectorySource, Fetched, PolicyFiles, PolicySource, PolicySourceError, Signed};

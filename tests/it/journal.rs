@@ -10,8 +10,8 @@ use proptest::sample::Index;
 use proptest::test_runner::{Config, TestRunner};
 use redb::{Database, TableDefinition};
 use serde_json::json;
-use sidemint::lease::LeaseRecord;
 use sidemint::journal::{DiskJournal, Journal as _, JournalError};
+use sidemint::lease::LeaseRecord;
 use sidemint::task::TaskRecord;
 
 use crate::fakes::Disk;

@@ -169,7 +169,8 @@ impl<'a> Order<'a> {
 
     /// As a sidecar that stops does, once the task has ended: waits for what is under way, and takes back what is owed.
     fn revoke(&mut self) {
-        let owed = self.task.state().ending.is_some() && self.task.state().leases.iter().any(|lease| awaits_revocation(lease));
+        let owed =
+            self.task.state().ending.is_some() && self.task.state().leases.iter().any(|lease| awaits_revocation(lease));
         if owed && self.revoker.as_ref().is_none_or(JoinHandle::is_finished) {
             let broker = Arc::clone(&self.broker);
             self.revoker = Some(self.runtime.spawn(async move { broker.close().await }));
