@@ -19,7 +19,7 @@ use crate::clock::Moment;
 use crate::exchange::Provider;
 use crate::identity::Evidence;
 use crate::identity::task_token::TokenHash;
-use crate::lease::Issued;
+use crate::task::Issued;
 use crate::task::{ProviderSet, TaskId};
 
 /// Every dialect. The last one answers for all paths that no other has.
