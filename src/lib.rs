@@ -16,6 +16,7 @@
 //! | [`server`] | the listeners: who may connect ([`server::guard`]), one file per dialect, what refusals look like |
 //! | [`identity`] | evidence → caller: JWT-SVIDs, task tokens, the Workload API |
 //! | [`policy`] | caller and ask → permit or denial: files that their owners signed ([`policy::repository`]), Cedar rules, the version in force |
+//! | [`provider`] | what policy must know of a provider: its grant file, what outlives it, what it narrows; one leaf per provider, pure, below policy |
 //! | [`exchange`] | permit → minted credential: one file per provider |
 //! | [`lease`] | minted → issued: what may be served, its expiry, and the journal |
 //! | [`task`] | what all of it belongs to: states, deadline, how it ends |
@@ -50,7 +51,7 @@
 //! though pod, disk and node be gone.
 //!
 //! # Absent on purpose
-//! - **Other providers than AWS web identity and Vault**: a variant of [`exchange::Provider`] and one file each.
+//! - **Other providers than AWS web identity and Vault**: a line in the list of [`provider`], a leaf there and a file in [`exchange`] each.
 //! - **Approvals**: `approval_required` as an answer and the `elevated` tier have their labels and no way to be met yet.
 //! - **A store shared by sidecars**: by the law of life none is needed.
 //! - **Source addresses, process ids and headers as proof**: they never will be.
@@ -74,10 +75,14 @@ pub mod identity;
 pub mod journal;
 pub mod lease;
 pub mod metrics;
+mod names;
+mod params;
 pub mod pod_task;
 pub mod policy;
+pub mod provider;
 pub mod retry;
 pub mod secret;
 pub mod server;
 pub mod task;
 pub mod timekeeper;
+mod toml_file;

@@ -1,4 +1,4 @@
-//! May it? [`Caller`] + [`Ask`] → [`Permit`] or [`Denial`].
+//! May it? [`Caller`](crate::identity::Caller) + [`Ask`] → [`Permit`] or [`Denial`].
 //!
 //! - [`repository`]: the seam to where policy files come from, and the directory that is one such place.
 //! - [`cache`]: the policy in force, reloaded as a whole or not at all.
@@ -6,16 +6,11 @@
 //! - [`charter`]: `owners/`: who answers for what, until when, and how stale a policy may get.
 //! - [`document`]: the TOML files, parsed into types that cannot hold nonsense.
 //! - [`kill`]: `kill/`: what is stopped now.
-//! - [`names`]: what all this is called by: tiers, providers, and the names of scopes, grants and parameters.
-//! - [`outliving`]: the actions by which access outlives its credential.
-//! - [`session_policy`]: what narrows an AWS role, with the scope's parameters.
 //! - [`standing`]: until when the signatures speak: fresh, stale, expired.
 //! - `publish`: how owners sign and publish a version: the working repository behind `sidemint policy` (feature `author`).
 //! - [`rules`]: Cedar: the schema, the guardrails, one slice of rules per scope.
 //! - `slices`: those slices that are in use.
 //! - `aside`: where a policy is verified and loaded, out of the way of what serves.
-//! - `params`: the rule of a scope's parameter, and what an ask's parameters are kept in.
-//! - `toml_file`: how a TOML file is read, and how it fails.
 //! - `load`: files → [`Policy`], where a bad file suspends its scope.
 //! - `lint`: what is allowed and still worth a second look.
 //! - `problem`: what may be wrong with policy files.
@@ -31,9 +26,6 @@ pub mod document;
 pub mod kill;
 mod lint;
 mod load;
-pub mod names;
-pub mod outliving;
-mod params;
 mod permit;
 mod problem;
 pub mod public_key;
@@ -41,24 +33,25 @@ pub mod public_key;
 pub mod publish;
 pub mod repository;
 pub mod rules;
-pub mod secret_path;
-pub mod session_policy;
 mod signers;
 mod slices;
 mod snapshot;
 pub mod standing;
-mod toml_file;
+mod tier;
 mod worker;
 
 pub use ask::Ask;
 pub use denial::{Denial, DenialReason};
 pub use load::LoadOptions;
-pub use names::{GrantId, ParamName, Provider, ScopeId, Tier};
-pub use params::{MAX_PARAM_LENGTH, ParamSpec, ParamType, Params};
-pub use permit::{AwsGrant, Caps, Digests, Kept, Permit, ProviderGrant, ResolvedGrant, VaultGrant};
+pub use permit::{Caps, Digests, Kept, Permit, ResolvedGrant};
 pub use problem::{PolicyError, Problem, kind};
 pub use snapshot::{Policy, PolicyVersion};
-pub use toml_file::DocumentError;
+pub use tier::Tier;
+
+pub use crate::names::{GrantId, ParamName, ScopeId};
+pub use crate::params::{MAX_PARAM_LENGTH, ParamSpec, ParamType, Params};
+pub use crate::provider::Provider;
+pub use crate::toml_file::DocumentError;
 
 #[cfg(test)]
 mod signed_tests;

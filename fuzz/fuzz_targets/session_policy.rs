@@ -4,9 +4,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
-use sidemint::exchange::aws::session_policy::{MAX_POLICY, compile};
-use sidemint::policy::session_policy::SessionPolicy;
 use sidemint::policy::{ParamSpec, ParamType};
+use sidemint::provider::aws::session_policy::{MAX_POLICY, SessionPolicy, compile};
 use sidemint_fuzz::{NOW, halves};
 
 const SPEC: ParamSpec = ParamSpec { kind: ParamType::Segment, max: 256 };

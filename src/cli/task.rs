@@ -10,7 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::Subcommand;
 use serde_json::Value;
 
-use super::aws_deny::{self, Deny};
+use super::aws_deny;
 use super::client::{Address, Answer, BeginRequest, Begun, Ending, LeaseEnding, Sidecar, TaskList, TaskView};
 use super::{CliError, CliResult, Exit, Output, own_svid, plain, print};
 use crate::clock::{SharedClock, SystemClock};
@@ -234,7 +234,7 @@ async fn end(args: EndArgs, sidecar: Sidecar, clock: SharedClock) -> CliResult {
     };
     let denies = task
         .map_err(CliError::from)
-        .and_then(|task| Deny::of_task(&task.value).map_err(|error| CliError::new(Exit::Failed, error)));
+        .and_then(|task| aws_deny::of_task(&task.value).map_err(|error| CliError::new(Exit::Failed, error)));
     let denies = match denies {
         Ok(denies) => denies,
         Err(error) => {

@@ -20,7 +20,6 @@ mod credential;
 mod examine;
 mod fault;
 mod session;
-pub mod session_policy;
 pub(crate) mod settings;
 #[cfg(test)]
 mod tests;
@@ -47,7 +46,7 @@ use http_body_util::{LengthLimitError, Limited};
 use tracing::instrument::WithSubscriber;
 use tracing::subscriber::NoSubscriber;
 
-use self::answer::{Asked, Role, accept};
+use self::answer::{Asked, accept};
 pub use self::credential::AwsCredential;
 use self::fault::Fault;
 pub use self::session::AssumedRole;
@@ -58,7 +57,9 @@ use crate::clock::{Timestamp, within};
 use crate::http_client::{Origin, OriginError};
 use crate::identity::SpiffeId;
 use crate::identity::workload_api::JwtSvid;
-use crate::policy::{AwsGrant, ProviderGrant};
+use crate::provider::ProviderGrant;
+use crate::provider::aws::arn::{Role, is_region};
+use crate::provider::aws::{AwsGrant, session_policy};
 use crate::retry::{Gate, Rate};
 
 /// The shortest session that STS gives.
@@ -457,16 +458,6 @@ fn check_endpoint(url: &str) -> Result<bool, SettingsError> {
         Err(OriginError::Form) => Err(SettingsError::Endpoint),
         Err(OriginError::PlainHttp) => Err(SettingsError::PlainHttp),
     }
-}
-
-/// A region becomes part of a host name: lower-case letters, digits and inner hyphens only.
-fn is_region(region: &str) -> bool {
-    let allowed = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-');
-    let edge = |c: char| c.is_ascii_alphanumeric();
-    (1..=32).contains(&region.len())
-        && region.bytes().all(allowed)
-        && region.starts_with(edge)
-        && region.ends_with(edge)
 }
 
 /// STS allows `+` too, Ceph RGW does not.

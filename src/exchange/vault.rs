@@ -54,7 +54,8 @@ use crate::check::Check;
 use crate::clock::Timestamp;
 use crate::identity::SpiffeId;
 use crate::identity::workload_api::JwtSvid;
-use crate::policy::{ProviderGrant, VaultGrant};
+use crate::provider::ProviderGrant;
+use crate::provider::vault::VaultGrant;
 use crate::retry::{Gate, Rate};
 use crate::secret::{Secret, SecretBytes};
 

@@ -66,7 +66,7 @@ pub struct LeaseFacts {
     /// When the intent was recorded, UTC.
     pub opened_at: Timestamp,
     /// The end of its residual access, UTC: its own end, and the life of what its session policy lets it make
-    /// ([`Outlives`](crate::policy::outliving::Outlives)). For an intent it is the latest that the order allows.
+    /// ([`Outlives`](crate::provider::Outlives)). For an intent it is the latest that the order allows.
     pub usable_until: Timestamp,
     /// Whether it may have opened or created what has no end that anybody told (a connection, a key).
     #[serde(skip_serializing_if = "std::ops::Not::not")]

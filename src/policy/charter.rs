@@ -7,10 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::names::is_segment;
 use super::public_key::PublicKey;
-use super::{DocumentError, Problem, Tier, kind, toml_file};
+use super::{DocumentError, Problem, Tier, kind};
 use crate::clock::Timestamp;
+use crate::names::is_segment;
+use crate::toml_file;
 
 /// The folder of the charter and the owners.
 pub const FOLDER: &str = "owners";

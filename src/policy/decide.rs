@@ -3,15 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::document::{Decision, Grant, GrantProvider};
+use super::document::{Decision, Grant};
 use super::kill::{Stop, Subject};
 use super::rules::{self, Slice, Verdict};
 use super::snapshot::{ActiveScope, Content};
 use super::standing::{Freshness, Lapse};
-use super::{
-    Ask, AwsGrant, Denial, DenialReason, GrantId, Kept, Params, Permit, Policy, Provider, ProviderGrant, ResolvedGrant,
-    ScopeId, VaultGrant,
-};
+use super::{Ask, Denial, DenialReason, GrantId, Kept, Params, Permit, Policy, Provider, ResolvedGrant, ScopeId};
 use crate::clock::Timestamp;
 use crate::id::TaskId;
 use crate::identity::Caller;
@@ -64,14 +61,14 @@ impl Policy {
     /// Why it must end.
     pub fn still_permits(&self, caller: &Caller, ask: &Ask, task: &TaskId, now: Timestamp) -> Result<Kept, Denial> {
         let (active, rule_ids) = self.judge(caller, ask, Some(task), now)?;
-        let providers = active.grants.iter().map(|(_, grant)| grant.provider.provider()).collect();
+        let providers = active.grants.iter().map(|(_, grant)| grant.template.provider()).collect();
         Ok(Kept { policy_version: self.version().clone(), rule_ids, idle: active.decision.caps.idle, providers })
     }
 
     /// Where its active scopes grant something; one is said as often as it is granted.
     pub fn providers(&self) -> impl Iterator<Item = Provider> {
         let grants = self.content.by_id.values().flat_map(|active| &active.grants);
-        grants.map(|(_, grant)| grant.provider.provider())
+        grants.map(|(_, grant)| grant.template.provider())
     }
 
     /// The entry of the kill list that stops `subject` at `now`.
@@ -234,28 +231,17 @@ impl ActiveScope {
 
 /// Fills an ask's parameters, which were accepted, into a grant.
 fn resolve(id: &GrantId, grant: &Grant, decision: &Decision, params: &Params) -> ResolvedGrant {
-    let provider = match &grant.provider {
-        GrantProvider::Aws(aws) => ProviderGrant::Aws(AwsGrant {
-            role_arn: aws.role_arn.clone(),
-            session_policy: aws.session_policy.as_ref().map(|policy| policy.fill(params)),
-            region: aws.region.clone(),
-            audience: aws.audience.clone(),
-        }),
-        GrantProvider::Vault(vault) => ProviderGrant::Vault(VaultGrant {
-            address: vault.address.clone(),
-            mount: vault.mount.clone(),
-            role: vault.role.clone(),
-            namespace: vault.namespace.clone(),
-            audience: vault.audience.clone(),
-            read: vault.read.fill(params),
-        }),
-    };
     let max_session = match decision.session_within_the_law(grant) {
         Some(session) if !grant.outlives.lasts.is_zero() => grant.max_session.min(session),
         // Nothing outlives it, or the decision accepts that (else the scope is suspended).
         _ => grant.max_session,
     };
-    ResolvedGrant { id: id.clone(), max_session, outlives: grant.outlives, provider }
+    ResolvedGrant {
+        id: id.clone(),
+        max_session,
+        outlives: grant.outlives,
+        provider: grant.template.kind().resolve(params),
+    }
 }
 
 /// Rounded up, so that a rule which caps `ttl` never sees less than what is asked.

@@ -8,14 +8,11 @@ use std::time::Duration;
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 
-use super::names::is_segment;
-use super::outliving::{Outlives, Outliving, outliving_actions};
-use super::params::MAX_PARAM_LENGTH;
-use super::secret_path::{SecretPath, is_plain_path};
-use super::session_policy::SessionPolicy;
-use super::toml_file::{duration, end_of_day, instant, read, text};
-use super::{Caps, DocumentError, GrantId, ParamName, ParamSpec, ParamType, Provider, Tier, kind};
+use super::{Caps, DocumentError, GrantId, MAX_PARAM_LENGTH, ParamName, ParamSpec, ParamType, Tier, kind};
 use crate::clock::Timestamp;
+use crate::names::is_segment;
+use crate::provider::{GrantTemplate, Outlives, Outliving};
+use crate::toml_file::{duration, end_of_day, instant, read, text};
 
 /// SHA-256 over the exact bytes of a policy file, written `sha256:` and 64 lower-case hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -205,11 +202,7 @@ impl Decision {
         if self.accept_residual || self.session_within_the_law(grant).is_some() {
             return Ok(());
         }
-        let policy = match &grant.provider {
-            GrantProvider::Aws(aws) => aws.session_policy.as_ref(),
-            GrantProvider::Vault(_) => None,
-        };
-        let actions = policy.map(|policy| outliving_actions(&policy.template())).unwrap_or_default();
+        let actions = grant.template.kind().outliving();
         let breaking = |known: &&Outliving| known.alone().leave(self.caps.max_residual, MIN_RESIDUAL).is_none();
         let left: Vec<_> =
             actions.iter().filter(breaking).map(|known| format!("{} leaves {}", known.action, known.leaves)).collect();
@@ -286,244 +279,38 @@ impl Scope {
     }
 }
 
-/// `grants/G.toml`: how one cloud implements a scope.
+/// `grants/G.toml`: how one provider implements a scope.
 #[derive(Debug, Clone)]
 pub struct Grant {
     /// The longest single credential.
     pub max_session: Duration,
-    /// What its credentials may leave behind, by the actions that its session policy allows.
+    /// What its credentials may leave behind.
     pub outlives: Outlives,
-    /// The provider's own part.
-    pub provider: GrantProvider,
-}
-
-/// The provider's part of a grant file, parameters not yet filled in.
-#[derive(Debug, Clone)]
-pub enum GrantProvider {
-    /// `provider = "aws"`.
-    Aws(AwsGrantFile),
-    /// `provider = "vault"`.
-    Vault(VaultGrantFile),
-}
-
-impl GrantProvider {
-    /// Which provider it is.
-    pub fn provider(&self) -> Provider {
-        match self {
-            Self::Aws(_) => Provider::Aws,
-            Self::Vault(_) => Provider::Vault,
-        }
-    }
-}
-
-/// `provider = "vault"`: a role of the JWT auth method, and the dynamic secret to read with it.
-#[derive(Debug, Clone)]
-pub struct VaultGrantFile {
-    /// Which Vault, where the grant says so: it must be the one that the sidecar is configured for.
-    pub address: Option<String>,
-    /// Where the JWT auth method is mounted.
-    pub mount: String,
-    /// The role to log in to.
-    pub role: String,
-    /// The namespace, where the grant names one.
-    pub namespace: Option<String>,
-    /// The JWT-SVID's audience.
-    pub audience: String,
-    /// The dynamic secret to read.
-    pub read: SecretPath,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawVaultGrant {
-    #[serde(rename = "schema")]
-    _schema: i64,
-    #[serde(rename = "provider")]
-    _provider: String,
-    address: Option<String>,
-    mount: Option<String>,
-    role: String,
-    namespace: Option<String>,
-    audience: String,
-    read: String,
-    #[serde(default)]
-    accept_role_scope: bool,
-    max_session: Option<String>,
-}
-
-/// `provider = "aws"`: a role, narrowed by a session policy.
-#[derive(Debug, Clone)]
-pub struct AwsGrantFile {
-    /// The role to assume.
-    pub role_arn: String,
-    /// What narrows the role; `None` only with `accept_role_scope = true`.
-    pub session_policy: Option<SessionPolicy>,
-    /// Whose STS to ask.
-    pub region: Option<String>,
-    /// The JWT-SVID's audience.
-    pub audience: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawAwsGrant {
-    #[serde(rename = "schema")]
-    _schema: i64,
-    #[serde(rename = "provider")]
-    _provider: String,
-    role_arn: String,
-    session_policy: Option<toml::Table>,
-    #[serde(default)]
-    accept_role_scope: bool,
-    max_session: Option<String>,
-    region: Option<String>,
-    audience: Option<String>,
+    /// The provider's own part, parameters not yet filled in.
+    pub template: GrantTemplate,
 }
 
 impl Grant {
     /// Reads the bytes of a grant file. That its parameters are those of a scope is checked per scope, see
-    /// [`SessionPolicy::check_params`].
+    /// [`GrantKind::check_params`](crate::provider::GrantKind::check_params).
     ///
     /// # Errors
     /// Anything unknown, missing, out of its range, or not expressible at the provider.
     pub fn parse(bytes: &[u8]) -> Result<Self, DocumentError> {
+        /// What is the same whoever the provider is. The provider refuses unknown members.
         #[derive(Deserialize)]
-        struct Probe {
+        struct Head {
             provider: String,
+            max_session: Option<String>,
         }
-        let probe: Probe = read(bytes)?;
-        match probe.provider.as_str() {
-            "aws" => Self::aws(read(bytes)?),
-            "vault" => Self::vault(read(bytes)?),
-            _ => Err(DocumentError {
-                kind: kind::PROVIDER,
-                message: "unsupported provider; this version knows: aws, vault".to_owned(),
-            }),
-        }
-    }
-
-    /// Checks that a scope declares every parameter that the grant uses, and that it fits its provider with each at its
-    /// longest.
-    ///
-    /// # Errors
-    /// Says what to shorten or declare.
-    pub fn check_params(&self, declared: &BTreeMap<ParamName, ParamSpec>) -> Result<(), DocumentError> {
-        match &self.provider {
-            GrantProvider::Aws(aws) => {
-                aws.session_policy.as_ref().map_or(Ok(()), |policy| policy.check_params(declared))
-            }
-            GrantProvider::Vault(vault) => vault.read.check_params(declared),
-        }
-    }
-
-    fn vault(raw: RawVaultGrant) -> Result<Self, DocumentError> {
-        let path = |key: &str, text: String| match is_plain_path(&text) {
-            true => Ok(text),
-            false => Err(DocumentError::invalid(format!("{key} must be segments of A-Z a-z 0-9 . _ - joined by '/'"))),
+        let head: Head = read(bytes)?;
+        let template = GrantTemplate::parse(&head.provider, bytes)?;
+        let max_session = match &head.max_session {
+            Some(text) => duration("max_session", text, MIN_RESIDUAL, MAX_RESIDUAL)?,
+            None => DEFAULT_SESSION,
         };
-        if !is_plain_path(&raw.role) || raw.role.contains('/') {
-            return Err(DocumentError::invalid("role must be A-Z a-z 0-9 . _ -"));
-        }
-        if raw.address.as_deref().is_some_and(|address| !is_visible(address)) {
-            return Err(DocumentError::invalid(
-                "address must be https://HOST[:PORT], as the sidecar's vault.address is",
-            ));
-        }
-        if !is_visible(&raw.audience) {
-            return Err(DocumentError::invalid("audience must be 1 to 255 visible ASCII characters"));
-        }
-        let read = SecretPath::parse(&raw.read)?;
-        match (read.params().is_empty(), raw.accept_role_scope) {
-            (true, false) => Err(DocumentError::invalid(
-                "read names no ${param.…}, so every task gets all of the role: add one, or say accept_role_scope = true",
-            )),
-            (false, true) => Err(DocumentError::invalid(
-                "read names a ${param.…} and accept_role_scope = true: the second is only for grants without the first",
-            )),
-            _ => Ok(Self {
-                max_session: max_session(raw.max_session.as_deref())?,
-                outlives: Outlives::default(),
-                provider: GrantProvider::Vault(VaultGrantFile {
-                    address: raw.address,
-                    mount: path("mount", raw.mount.unwrap_or_else(|| "jwt".to_owned()))?,
-                    role: raw.role,
-                    namespace: raw.namespace.map(|namespace| path("namespace", namespace)).transpose()?,
-                    audience: raw.audience,
-                    read,
-                }),
-            }),
-        }
+        Ok(Self { max_session, outlives: Outlives::of(&template.kind().outliving()), template })
     }
-
-    fn aws(raw: RawAwsGrant) -> Result<Self, DocumentError> {
-        let max_session = max_session(raw.max_session.as_deref())?;
-        if !is_role_arn(&raw.role_arn) {
-            return Err(DocumentError::invalid("role_arn must be arn:PARTITION:iam::ACCOUNT:role/NAME"));
-        }
-        if raw.region.as_deref().is_some_and(|region| !is_region(region)) {
-            return Err(DocumentError::invalid("region must be a region's name, e.g. eu-central-1"));
-        }
-        // IAM: an OIDC provider's client id is 1 to 255 characters.
-        if raw.audience.as_deref().is_some_and(|audience| !is_visible(audience)) {
-            return Err(DocumentError::invalid("audience must be 1 to 255 visible ASCII characters"));
-        }
-        let session_policy = raw.session_policy.map(SessionPolicy::parse).transpose()?;
-        match (&session_policy, raw.accept_role_scope) {
-            (None, false) => Err(DocumentError::invalid(
-                "has no session_policy, so every task would get all of the role: add one, or say accept_role_scope = true",
-            )),
-            (Some(_), true) => Err(DocumentError::invalid(
-                "has a session_policy and accept_role_scope = true: the second is only for grants without the first",
-            )),
-            _ => Ok(Self {
-                max_session,
-                outlives: session_policy.as_ref().map(|policy| Outlives::of(&policy.template())).unwrap_or_default(),
-                provider: GrantProvider::Aws(AwsGrantFile {
-                    role_arn: raw.role_arn,
-                    session_policy,
-                    region: raw.region,
-                    audience: raw.audience,
-                }),
-            }),
-        }
-    }
-}
-
-fn max_session(text: Option<&str>) -> Result<Duration, DocumentError> {
-    text.map_or(Ok(DEFAULT_SESSION), |text| duration("max_session", text, MIN_RESIDUAL, MAX_RESIDUAL))
-}
-
-fn is_visible(text: &str) -> bool {
-    (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
-}
-
-/// `arn:<partition>:iam::<account>:role/<path and name>`, 20 to 2,048 characters (STS AssumeRoleWithWebIdentity). The
-/// account may be empty: Ceph RGW writes its roles so.
-fn is_role_arn(arn: &str) -> bool {
-    let parts: Vec<&str> = arn.splitn(6, ':').collect();
-    let [scheme, partition, service, region, account, resource] = parts.as_slice() else { return false };
-    let word = |text: &str| {
-        !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-    };
-    let account = account.is_empty() || (account.len() == 12 && account.bytes().all(|b| b.is_ascii_digit()));
-    // IAM: a role's name is [\w+=,.@-], its path segments any visible ASCII; the narrower set serves for both.
-    let name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'=' | b',' | b'.' | b'@' | b'_' | b'-');
-    let path = resource
-        .strip_prefix("role/")
-        .is_some_and(|path| path.split('/').all(|segment| !segment.is_empty() && segment.bytes().all(name)));
-    (20..=2048).contains(&arn.len())
-        && *scheme == "arn"
-        && word(partition)
-        && *service == "iam"
-        && region.is_empty()
-        && account
-        && path
-}
-
-fn is_region(region: &str) -> bool {
-    // It becomes part of a host name.
-    let label = region.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    label && (1..=63).contains(&region.len()) && !region.starts_with('-') && !region.ends_with('-')
 }
 
 /// Who answers for something: an id, as the charter will name it.

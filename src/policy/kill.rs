@@ -9,12 +9,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::names::is_segment;
-use super::{DocumentError, GrantId, Provider, ScopeId, toml_file};
+use super::{DocumentError, GrantId, Provider, ScopeId};
 use super::{Problem, kind};
 use crate::clock::Timestamp;
 use crate::id::TaskId;
 use crate::identity::{SpiffeId, TrustDomain};
+use crate::names::is_segment;
+use crate::toml_file;
 
 /// The folder of the kill list.
 pub const FOLDER: &str = "kill";

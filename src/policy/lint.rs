@@ -5,12 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cedar_policy::{Effect, Policy as Rule};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::document::{Decision, Grant, GrantProvider};
-use super::outliving::outliving_actions;
+use super::document::{Decision, Grant};
 use super::rules::Rules;
-use super::session_policy::SessionPolicy;
 use super::snapshot::Leaver;
 use super::{GrantId, ParamName, ParamSpec, ScopeId};
 use super::{Problem, kind};
@@ -93,60 +91,14 @@ fn looks_at(json: &Value, name: &str) -> bool {
 }
 
 fn of_grant(id: &GrantId, grant: &Grant, decision: &Decision) -> Vec<Problem> {
-    let mut messages = Vec::new();
-    match &grant.provider {
-        GrantProvider::Aws(aws) => match &aws.session_policy {
-            None => messages.push("every task gets all of the role (accept_role_scope)".to_owned()),
-            Some(policy) => messages.extend(of_session_policy(policy)),
-        },
-        GrantProvider::Vault(vault) if vault.read.params().is_empty() => {
-            messages.push("every task gets all of the role (accept_role_scope)".to_owned());
-        }
-        GrantProvider::Vault(_) => {}
+    let template = grant.template.kind();
+    let mut messages = template.warnings();
+    if !template.narrows() {
+        messages.push("every task gets all of the role (accept_role_scope)".to_owned());
     }
     if grant.max_session < decision.caps.max_residual {
         messages
             .push("max_session is shorter than the decision's max_residual, so the latter has no effect".to_owned());
     }
     messages.into_iter().map(|message| Problem::new(format!("grants/{id}.toml"), kind::WARNING, message)).collect()
-}
-
-fn of_session_policy(policy: &SessionPolicy) -> Vec<String> {
-    let outliving = outliving_actions(&policy.template());
-    let outliving = outliving.iter().map(|known| {
-        let (action, leaves) = (known.action, known.leaves);
-        format!("{action} lets access outlive the task: it leaves {leaves}, which is not cut")
-    });
-    let mut messages: Vec<_> = outliving.collect();
-    for statement in &policy.allows() {
-        for member in ["NotAction", "NotResource"] {
-            if statement.contains_key(member) {
-                messages.push(format!("allows by {member}, which is everything else"));
-            }
-        }
-        for action in texts(statement, "Action") {
-            if action.ends_with('*') {
-                messages.push(format!("allows the actions {action}; name those that are needed"));
-            }
-        }
-        for resource in texts(statement, "Resource") {
-            if resource == "*" || resource.ends_with(":::*") {
-                messages.push(format!("allows the resource {resource}, narrowed by the role alone"));
-            }
-            if resource.contains("}*") {
-                messages.push(format!(
-                    "{resource}: a parameter followed by * also matches longer values, c-4 matches c-42"
-                ));
-            }
-        }
-    }
-    messages
-}
-
-fn texts<'a>(statement: &'a Map<String, Value>, member: &str) -> Vec<&'a str> {
-    match statement.get(member) {
-        Some(Value::String(text)) => vec![text],
-        Some(Value::Array(items)) => items.iter().filter_map(Value::as_str).collect(),
-        _ => Vec::new(),
-    }
 }

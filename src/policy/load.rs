@@ -193,9 +193,8 @@ fn unsigned_files(files: &BTreeMap<String, Bytes>, signed: &Signed) -> Vec<Probl
 
 /// Entries of a kill list that stop nothing here: right in a fleet of several versions, and perhaps a slip.
 fn unknown_providers(kill: &KillList) -> Vec<Problem> {
-    let known = |word: &str| Provider::ALL.iter().any(|provider| provider.as_str() == word);
     let unknown = kill.stops().iter().filter_map(|stop| match &stop.target {
-        kill::Target::Provider(word) if !known(word) => Some((&stop.id, word)),
+        kill::Target::Provider(word) if Provider::parse(word).is_none() => Some((&stop.id, word)),
         _ => None,
     });
     unknown
@@ -509,14 +508,15 @@ impl<'a> Loader<'a> {
                     continue;
                 }
             };
-            if let Some(other) = providers.insert(grant.provider.provider(), name) {
+            if let Some(other) = providers.insert(grant.template.provider(), name) {
                 let message =
                     format!("has two grants of one provider, {other} and {name}: a scope has at most one each");
                 problems.push(Problem::new(decision_path(id), kind::PROVIDER, message));
             }
             problems.extend(decision.check_residual(grant).err().map(|error| of_document(file.clone(), &error)));
             if let Some(params) = params {
-                problems.extend(grant.check_params(params).err().map(|error| of_document(file, &error)));
+                problems
+                    .extend(grant.template.kind().check_params(params).err().map(|error| of_document(file, &error)));
             }
             resolved.push((name.clone(), *digest, Arc::clone(grant)));
         }

@@ -7,9 +7,9 @@ use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 
 use super::document::Digest;
-use super::outliving::Outlives;
 use super::standing::Lapse;
-use super::{GrantId, PolicyVersion, Provider, ScopeId, Tier};
+use super::{GrantId, PolicyVersion, ScopeId, Tier};
+use crate::provider::{Outlives, Provider, ProviderGrant};
 
 /// A decision's limits on time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,55 +34,6 @@ pub struct ResolvedGrant {
     pub outlives: Outlives,
     /// What the provider needs to know.
     pub provider: ProviderGrant,
-}
-
-/// The provider's part of a grant.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ProviderGrant {
-    /// AWS `AssumeRoleWithWebIdentity`.
-    Aws(AwsGrant),
-    /// A dynamic secret of Vault or OpenBao.
-    Vault(VaultGrant),
-}
-
-impl ProviderGrant {
-    /// Who is to be asked.
-    pub const fn provider(&self) -> Provider {
-        match self {
-            Self::Aws(_) => Provider::Aws,
-            Self::Vault(_) => Provider::Vault,
-        }
-    }
-}
-
-/// Vault or OpenBao: a role of the JWT auth method, and the dynamic secret to read with it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VaultGrant {
-    /// Which Vault, where the grant says so.
-    pub address: Option<String>,
-    /// Where the JWT auth method is mounted.
-    pub mount: String,
-    /// The role to log in to.
-    pub role: String,
-    /// The namespace, where the grant names one; else the configured one.
-    pub namespace: Option<String>,
-    /// The audience of the JWT-SVID.
-    pub audience: String,
-    /// The path of the secret, parameters substituted.
-    pub read: String,
-}
-
-/// AWS: a role, narrowed by a session policy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AwsGrant {
-    /// The role to assume.
-    pub role_arn: String,
-    /// The session policy, parameters substituted; `None` only where the grant says `accept_role_scope = true`.
-    pub session_policy: Option<serde_json::Value>,
-    /// The region whose STS is asked, where the grant names one.
-    pub region: Option<String>,
-    /// The audience of the JWT-SVID, where the grant names one; else the configured one (`sts.amazonaws.com`).
-    pub audience: Option<String>,
 }
 
 /// The outcome that let a task begin. Made only by [`Policy::decide`](super::Policy::decide).

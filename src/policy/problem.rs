@@ -6,16 +6,10 @@ use serde::Serialize;
 
 /// The closed set of words for [`Problem::kind`].
 pub mod kind {
-    /// Not TOML, or not of the documented keys and types.
-    pub const PARSE: &str = "parse";
-    /// A `schema` that this version does not read.
-    pub const UNKNOWN_SCHEMA: &str = "unknown_schema";
-    /// A value out of its range.
-    pub const INVALID: &str = "invalid";
+    pub use crate::toml_file::kind::{INVALID, PARSE, PROVIDER, UNKNOWN_SCHEMA};
+
     /// Cedar that does not parse or validate, or a rule where it may not be.
     pub const RULE: &str = "rule";
-    /// A provider that this version does not know, or two grants of one.
-    pub const PROVIDER: &str = "provider";
     /// A file that another names is not there.
     pub const MISSING: &str = "missing";
     /// Nobody decided on it yet.

@@ -99,7 +99,7 @@ impl Ends {
 
 impl kill::Parts for &ActiveScope {
     fn grants(&self) -> impl Iterator<Item = (&GrantId, Provider)> {
-        self.grants.iter().map(|(id, grant)| (id, grant.provider.provider()))
+        self.grants.iter().map(|(id, grant)| (id, grant.template.provider()))
     }
 
     fn owners(&self) -> [&str; 2] {

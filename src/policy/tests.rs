@@ -6,6 +6,7 @@ use super::repository::{DirectorySource, PolicyFiles};
 use super::*;
 use crate::clock::Timestamp;
 use crate::identity::{Caller, Proof};
+use crate::provider::ProviderGrant;
 
 /// A day on which every fixture decision is in force.
 pub(in crate::policy) const NOW: &str = "2026-11-23T16:00:00Z";

@@ -13,8 +13,8 @@ use toml::Spanned;
 use super::read;
 use crate::cli::{CliError, CliResult, Exit, Output, plain, print};
 use crate::durable_file;
-use crate::policy::document::{AwsGrantFile, Decision, Digest, Grant, GrantProvider, Scope, VaultGrantFile};
-use crate::policy::publish::difference::{self, Change};
+use crate::policy::document::{Decision, Digest, Grant, Scope};
+use crate::policy::publish::difference::{self, Difference};
 use crate::policy::repository::PolicyFiles;
 use crate::policy::{GrantId, LoadOptions, Policy, ScopeId};
 
@@ -46,7 +46,7 @@ struct Item {
     /// What it says, in plain words.
     summary: Vec<String>,
     /// What changed since the decision, where its content then can be had.
-    changes: Option<Vec<Change>>,
+    changes: Option<Vec<Difference>>,
 }
 
 /// Everything that `decide` would do, worked out before anything is written.
@@ -125,7 +125,7 @@ impl Plan {
         for item in &self.items {
             lines.push(format!("{}: {}", item.file, item.change()));
             for change in item.changes.iter().flatten() {
-                lines.push(format!("    {}: {}{}", item.name(), plain(&change.what), change.way.told()));
+                lines.push(format!("    {}: {}{}", item.name(), plain(&change.what), change.direction.suffix()));
             }
             lines.extend(item.summary.iter().map(|line| format!("    {}", plain(line))));
             match item.decided {
@@ -144,7 +144,7 @@ impl Plan {
             let decided = item.decided.map(|digest| digest.to_string());
             let now = item.found.to_string();
             let changes = item.changes.as_ref().map(|changes| {
-                let told = |change: &Change| json!({"what": change.what, "way": change.way.as_str()});
+                let told = |change: &Difference| json!({"what": change.what, "way": change.direction.as_str()});
                 changes.iter().map(told).collect::<Vec<_>>()
             });
             json!({
@@ -212,42 +212,13 @@ fn grant_item(files: &PolicyFiles, id: &GrantId, decided: Option<Digest>) -> Res
     let file = format!("grants/{id}.toml");
     let content = bytes(files, &file)?;
     let grant = Grant::parse(content).map_err(|error| failed(format!("{file}: {error}")))?;
-    let mut summary = match &grant.provider {
-        GrantProvider::Aws(aws) => aws_summary(aws),
-        GrantProvider::Vault(vault) => vault_summary(vault),
-    };
-    summary.push(format!("one credential lives at most {}", humantime::format_duration(grant.max_session)));
-    Ok(Item { file, decided, found: Digest::of(content), content: content.to_vec(), summary, changes: None })
-}
-
-fn vault_summary(vault: &VaultGrantFile) -> Vec<String> {
-    let mut summary = vec![
-        format!("Vault role {} of auth/{}, with the audience {}", vault.role, vault.mount, vault.audience),
-        format!("reads {}", vault.read.as_str()),
-    ];
-    summary.extend(vault.address.as_ref().map(|address| format!("at {address}")));
-    summary.extend(vault.namespace.as_ref().map(|namespace| format!("in the namespace {namespace}")));
-    if vault.read.params().is_empty() {
+    let template = grant.template.kind();
+    let mut summary = template.summary();
+    if !template.narrows() {
         summary.push("NOT narrowed: every task gets all of the role".to_owned());
     }
-    summary
-}
-
-fn aws_summary(aws: &AwsGrantFile) -> Vec<String> {
-    let mut summary = vec![format!("AWS role {}", aws.role_arn)];
-    summary.extend(aws.region.as_ref().map(|region| format!("asked at the STS of {region}")));
-    summary.extend(aws.audience.as_ref().map(|audience| format!("with the audience {audience}")));
-    match &aws.session_policy {
-        None => summary.push("NOT narrowed: every task gets all of the role".to_owned()),
-        // The policy itself: a paraphrase could leave out what matters.
-        Some(policy) => summary.extend(
-            policy
-                .statements()
-                .into_iter()
-                .map(|statement| format!("narrowed by {}", serde_json::Value::Object(statement))),
-        ),
-    }
-    summary
+    summary.push(format!("one credential lives at most {}", humantime::format_duration(grant.max_session)));
+    Ok(Item { file, decided, found: Digest::of(content), content: content.to_vec(), summary, changes: None })
 }
 
 /// Loads the policy as it would be.

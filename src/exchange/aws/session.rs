@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::answer::split;
+use crate::provider::aws::arn::Role;
 
 /// A session as AWS names it: `arn:PARTITION:sts::ACCOUNT:assumed-role/ROLE/SESSION`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,9 +11,8 @@ pub struct AssumedRole(Box<str>);
 impl AssumedRole {
     /// Reads an ARN; `None` where it is not that of a session.
     pub fn read(arn: &str) -> Option<Self> {
-        let (_, _, resource) = split(arn, "sts")?;
-        let (role, session) = resource.strip_prefix("assumed-role/")?.split_once('/')?;
-        (!role.is_empty() && !session.is_empty()).then(|| Self(arn.into()))
+        let (_, session) = Role::parse_session(arn)?;
+        (!session.is_empty()).then(|| Self(arn.into()))
     }
 
     /// Its ARN.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::Settings;
 use crate::config::section::{Environment, Invalid, Section};
 use crate::config::values;
-use crate::policy::secret_path::is_plain_path;
+use crate::provider::vault::is_plain_path;
 use crate::retry::Rate;
 
 /// `[vault]` as it is written.

@@ -8,12 +8,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::super::repository::{DirectorySource, MAX_FILE, PolicyFiles, TESTS};
-use super::super::toml_file::{instant, located};
 use super::super::{Ask, Denial, DenialReason, Permit, Policy, Problem};
 use super::super::{ParamName, ScopeId};
 use super::{PublishError, cannot, read_file};
 use crate::clock::Timestamp;
 use crate::identity::{Caller, Proof, SpiffeId};
+use crate::toml_file::{instant, located};
 
 /// The most cases of one file.
 const MAX_CASES: usize = 1000;

@@ -12,9 +12,9 @@ use super::super::repository::DirectorySource;
 use super::super::repository::metadata::{self, Delegation, Envelope, RoleKeys, TufKey};
 use super::super::repository::path_pattern::{MAX_DEPTH, MAX_SEGMENTS, PathPattern};
 use super::super::standing::{OWNERS, TOP_ROLES};
-use super::super::toml_file::located;
 use super::{MAX_METADATA, PublishError, keys, read_file, write_file};
 use crate::clock::Timestamp;
+use crate::toml_file::located;
 
 /// The most roles of one repository.
 pub const MAX_ROLES: usize = 64;

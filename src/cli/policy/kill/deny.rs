@@ -11,7 +11,8 @@ use bytes::Bytes;
 
 use crate::cli::aws_deny::{Deny, Role};
 use crate::clock::Timestamp;
-use crate::policy::document::{Decision, Grant, GrantProvider, Scope};
+use crate::policy::document::{Decision, Grant, Scope};
+use crate::provider::GrantTemplate;
 use crate::task::session_part;
 
 /// How long until every sidecar that reaches the repository knows of an entry.
@@ -60,10 +61,8 @@ fn grant(files: &BTreeMap<String, Bytes>, id: &str) -> Option<Grant> {
 }
 
 fn aws_role(files: &BTreeMap<String, Bytes>, id: &str) -> Option<Role> {
-    match grant(files, id)?.provider {
-        GrantProvider::Aws(aws) => Role::parse(&aws.role_arn),
-        GrantProvider::Vault(_) => None,
-    }
+    let GrantTemplate::Aws(aws) = grant(files, id)?.template else { return None };
+    Role::parse(&aws.role_arn)
 }
 
 /// Whether the entry stops something of `scope`, as far as its files tell.
@@ -74,7 +73,7 @@ fn concerns(files: &BTreeMap<String, Bytes>, scope: &Found, what: Option<(&str, 
         Some(("grant", id)) => grants.any(|grant| grant.as_str() == id),
         Some(("owner", id)) => scope.decision.decision_owner == id || scope.business_owner.as_deref() == Some(id),
         Some(("provider", word)) => {
-            let of = |id: &str| grant(files, id).is_some_and(|grant| grant.provider.provider().as_str() == word);
+            let of = |id: &str| grant(files, id).is_some_and(|grant| grant.template.provider().as_str() == word);
             grants.any(|grant| of(grant.as_str()))
         }
         // workloads, tasks and everything: in any scope

@@ -10,48 +10,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-/// An action of a session policy by which access outlives the cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Outliving {
-    /// The action that the policy allows, e.g. `sts:AssumeRole` (also where the policy says `sts:*`).
-    pub action: &'static str,
-    /// What is left when the session is dead.
-    pub leaves: &'static str,
-    /// For how long at most; `None` where nobody ends it.
-    pub lasts: Option<Duration>,
-}
-
-impl Outliving {
-    /// What it alone leaves behind.
-    pub fn alone(&self) -> Outlives {
-        Outlives { lasts: self.lasts.unwrap_or_default(), open_ended: self.lasts.is_none() }
-    }
-}
-
-/// What the actions of one session policy leave behind, taken together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Outlives {
-    /// The longest that anything with an end lives on after the session.
-    pub lasts: Duration,
-    /// Whether there is something that nobody ends: a connection, a shell, a key.
-    pub open_ended: bool,
-}
-
-impl Outlives {
-    /// What `policy` lets its sessions leave behind.
-    pub fn of(policy: &Value) -> Self {
-        let found = outliving_actions(policy);
-        let lasts = found.iter().filter_map(|known| known.lasts).max().unwrap_or_default();
-        Self { lasts, open_ended: found.iter().any(|known| known.lasts.is_none()) }
-    }
-
-    /// How much of `max_residual` is left for the session itself, so that all that it leaves is dead in time; `None` where the
-    /// law of life cannot be kept: that is less than `least`, or something has no end.
-    pub fn leave(self, max_residual: Duration, least: Duration) -> Option<Duration> {
-        let left = max_residual.checked_sub(self.lasts)?;
-        (!self.open_ended && left >= least).then_some(left)
-    }
-}
+use crate::params::{self, Part};
+use crate::provider::Outliving;
 
 /// Service authorization reference of each service; AWS STS API reference for the lives of the first block. Role chaining
 /// ends after an hour. AWS lets no role session call the two that want a long-term key, and asks for no key where another
@@ -101,7 +61,7 @@ const fn endless(action: &'static str, leaves: &'static str) -> Outliving {
 /// The known actions that some `Allow` statement of `policy` matches, in the list's order, each once. `Deny`
 /// statements and conditions are not subtracted, since they may not hold, and a `${param.NAME}` not filled in stands for any text:
 /// the answer errs towards too many.
-pub fn outliving_actions(policy: &Value) -> Vec<Outliving> {
+pub(super) fn outliving_actions(policy: &Value) -> Vec<Outliving> {
     let statements: Vec<_> = one_or_many(policy.get("Statement")).into_iter().filter_map(Value::as_object).collect();
     let allows: Vec<_> =
         statements.into_iter().filter(|s| s.get("Effect").and_then(Value::as_str) == Some("Allow")).collect();
@@ -128,14 +88,7 @@ fn matches_wholly(patterns: &[&Value], action: &str) -> bool {
 
 /// `pattern` with each `${…}` read as `*`.
 fn widened(pattern: &str) -> String {
-    let mut wide = String::with_capacity(pattern.len());
-    let mut rest = pattern;
-    while let Some((before, after)) = rest.split_once("${") {
-        wide.push_str(before);
-        wide.push('*');
-        rest = after.split_once('}').map_or("", |(_, tail)| tail);
-    }
-    wide + rest
+    params::parts(pattern).map(|part| if let Part::Text(text) = part { text } else { "*" }).collect()
 }
 
 /// Whether every resource of the statement is a bucket, or in one: `arn:PARTITION:s3:::…`. Access Grants are in a region and an
@@ -195,6 +148,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::provider::Outlives;
 
     fn found(statement: Value) -> Vec<&'static str> {
         outliving_actions(&json!({"Statement": statement})).iter().map(|o| o.action).collect()
@@ -230,25 +184,15 @@ mod tests {
     #[test]
     fn the_longest_life_counts_and_what_has_no_end_is_said() {
         let of = |actions: Value| {
-            Outlives::of(&json!({"Statement": {"Effect": "Allow", "Action": actions, "Resource": "*"}}))
+            Outlives::of(&outliving_actions(
+                &json!({"Statement": {"Effect": "Allow", "Action": actions, "Resource": "*"}}),
+            ))
         };
         let hours = |hours: u64| Duration::from_secs(hours * 3600);
         assert_eq!(of(json!("s3:GetObject")), Outlives::default());
         assert_eq!(of(json!("sts:AssumeRole")), Outlives { lasts: hours(1), open_ended: false });
         assert_eq!(of(json!(["sts:AssumeRole", "ecr:Get*"])), Outlives { lasts: hours(12), open_ended: false });
         assert_eq!(of(json!(["sts:AssumeRole", "rds-db:connect"])), Outlives { lasts: hours(1), open_ended: true });
-    }
-
-    #[test]
-    fn the_law_of_life_leaves_the_rest_to_the_session_or_nothing() {
-        let (minute, least) = (Duration::from_secs(60), Duration::from_secs(30));
-        let hour = Outlives { lasts: 60 * minute, open_ended: false };
-        assert_eq!(hour.leave(90 * minute, least), Some(30 * minute));
-        assert_eq!(hour.leave(60 * minute + least, least), Some(least));
-        assert_eq!(hour.leave(60 * minute + Duration::from_secs(29), least), None);
-        assert_eq!(hour.leave(20 * minute, least), None);
-        assert_eq!(Outlives { open_ended: true, ..hour }.leave(720 * minute, least), None);
-        assert_eq!(Outlives::default().leave(20 * minute, least), Some(20 * minute));
     }
 
     #[test]

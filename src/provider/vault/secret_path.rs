@@ -6,7 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{DocumentError, ParamName, ParamSpec, Params};
+use crate::params::{self, Part};
+use crate::provider::{DocumentError, ParamName, ParamSpec, Params};
 
 /// The longest path, in characters, with every parameter at its longest.
 pub const MAX_PATH: usize = 512;
@@ -17,13 +18,7 @@ const RESERVED: [&str; 4] = ["sys", "auth", "identity", "cubbyhole"];
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecretPath {
     text: String,
-    segments: Vec<Vec<Part>>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Part {
-    Text(String),
-    Param(ParamName),
+    params: BTreeSet<ParamName>,
 }
 
 impl SecretPath {
@@ -32,7 +27,7 @@ impl SecretPath {
     /// # Errors
     /// Anything but such segments, two of them at least, or a path of one of Vault's own engines.
     pub fn parse(text: &str) -> Result<Self, DocumentError> {
-        let segments: Vec<Vec<Part>> = text.split('/').map(segment).collect::<Option<_>>().ok_or_else(|| {
+        let segments: Vec<Vec<Part<'_>>> = text.split('/').map(segment).collect::<Option<_>>().ok_or_else(|| {
             DocumentError::invalid(
                 "read must be segments of A-Z a-z 0-9 . _ - and ${param.NAME} joined by '/', e.g. database/creds/ro",
             )
@@ -44,7 +39,7 @@ impl SecretPath {
         // there could name one of these, too.
         for parts in segments.iter().rev().skip(1) {
             match parts.as_slice() {
-                [Part::Text(text)] if !RESERVED.contains(&text.as_str()) => {}
+                [Part::Text(text)] if !RESERVED.contains(text) => {}
                 [Part::Text(_)] => {
                     let message = format!("read must not be below {}: those are Vault's own", RESERVED.join(", "));
                     return Err(DocumentError::invalid(message));
@@ -54,7 +49,11 @@ impl SecretPath {
                 }
             }
         }
-        Ok(Self { text: text.to_owned(), segments })
+        let names = segments.into_iter().flatten().filter_map(|part| match part {
+            Part::Param(name) => Some(name),
+            Part::Text(_) | Part::Unknown(_) => None,
+        });
+        Ok(Self { text: text.to_owned(), params: names.collect() })
     }
 
     /// As written.
@@ -63,9 +62,8 @@ impl SecretPath {
     }
 
     /// The parameters it uses.
-    pub fn params(&self) -> BTreeSet<&ParamName> {
-        let parts = self.segments.iter().flatten();
-        parts.filter_map(|part| if let Part::Param(name) = part { Some(name) } else { None }).collect()
+    pub fn params(&self) -> &BTreeSet<ParamName> {
+        &self.params
     }
 
     /// Checks that a scope declares every parameter used and that the path stays within [`MAX_PATH`].
@@ -73,12 +71,11 @@ impl SecretPath {
     /// # Errors
     /// Says what to shorten or declare.
     pub fn check_params(&self, declared: &BTreeMap<ParamName, ParamSpec>) -> Result<(), DocumentError> {
-        if let Some(name) = self.params().into_iter().find(|name| !declared.contains_key(*name)) {
+        if let Some(name) = self.params.iter().find(|name| !declared.contains_key(*name)) {
             let message = format!("read uses ${{param.{name}}}, which the scope does not declare");
             return Err(DocumentError::invalid(message));
         }
-        let longest = declared.iter().map(|(name, spec)| (name.clone(), "x".repeat(usize::from(spec.max))));
-        if self.fill(&longest.collect()).len() > MAX_PATH {
+        if self.fill(&params::longest(declared)).len() > MAX_PATH {
             let message =
                 format!("read can become longer than {MAX_PATH} characters: shorten it, or the parameters' max");
             return Err(DocumentError::invalid(message));
@@ -88,35 +85,19 @@ impl SecretPath {
 
     /// The path with `values` filled in. Values were accepted by their [`ParamSpec`] before.
     pub fn fill(&self, values: &Params) -> String {
-        let text = |part: &Part| match part {
-            Part::Text(text) => text.clone(),
-            // INVARIANT: check_params() let only declared names pass, and every declared one has a value.
-            Part::Param(name) => values.get(name).cloned().unwrap_or_default(),
-        };
-        let segments: Vec<String> = self.segments.iter().map(|parts| parts.iter().map(text).collect()).collect();
-        segments.join("/")
+        params::fill(&self.text, values)
     }
 }
 
-/// One segment's parts; `None` where it is none, or could become `.` or `..`.
-fn segment(text: &str) -> Option<Vec<Part>> {
-    let (mut parts, mut rest) = (Vec::new(), text);
-    while let Some((before, after)) = rest.split_once("${") {
-        let (reference, tail) = after.split_once('}')?;
-        if !before.is_empty() {
-            parts.push(Part::Text(before.to_owned()));
-        }
-        parts.push(Part::Param(reference.strip_prefix("param.")?.parse().ok()?));
-        rest = tail;
-    }
-    if !rest.is_empty() {
-        parts.push(Part::Text(rest.to_owned()));
-    }
+/// One segment's parts; `None` where it is no segment, or could become `.` or `..`.
+fn segment(text: &str) -> Option<Vec<Part<'_>>> {
+    let parts: Vec<_> = params::parts(text).collect();
     let literal: String =
-        parts.iter().filter_map(|p| if let Part::Text(text) = p { Some(text.as_str()) } else { None }).collect();
+        parts.iter().filter_map(|part| if let Part::Text(text) = part { Some(*text) } else { None }).collect();
     // A value is never "." or "..", but "." and a value of "." would be: so text beside a parameter is not dots alone.
     let only_dots = !literal.is_empty() && literal.bytes().all(|b| b == b'.');
-    (!parts.is_empty() && !only_dots && is_plain(&literal)).then_some(parts)
+    let known = !parts.iter().any(|part| matches!(part, Part::Unknown(_)));
+    (!parts.is_empty() && known && !only_dots && is_plain(&literal)).then_some(parts)
 }
 
 fn is_plain(text: &str) -> bool {
@@ -134,6 +115,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::params::ParamType;
 
     fn values(pairs: &[(&str, &str)]) -> Params {
         pairs.iter().map(|(name, value)| (name.parse().unwrap(), (*value).to_owned())).collect()
@@ -185,7 +167,7 @@ mod tests {
     #[test]
     fn a_scope_must_declare_what_it_uses_and_keep_it_short() {
         let path = SecretPath::parse("database/creds/${param.a}").unwrap();
-        let spec = |max| ParamSpec { kind: super::super::ParamType::Segment, max };
+        let spec = |max| ParamSpec { kind: ParamType::Segment, max };
         let declared = |name: &str, max| BTreeMap::from([(name.parse::<ParamName>().unwrap(), spec(max))]);
         assert!(path.check_params(&declared("a", 32)).is_ok());
         assert!(path.check_params(&declared("b", 32)).unwrap_err().message.contains("${param.a}"));
@@ -196,7 +178,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_value_leaves_its_segment(text in "[a-z.${}/_-]{0,40}|database/[.a-z-]{0,4}\\$\\{param\\.a\\}[.a-z-]{0,4}", value in "[A-Za-z0-9._-]{1,8}") {
-            let spec = ParamSpec { kind: super::super::ParamType::Segment, max: 8 };
+            let spec = ParamSpec { kind: ParamType::Segment, max: 8 };
             if let (Ok(path), true) = (SecretPath::parse(&text), spec.accepts(&value)) {
                 let filled = path.fill(&values(&[("a", &value)]));
                 prop_assert_eq!(filled.matches('/').count(), text.matches('/').count());

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
-use super::super::ParamType;
 use super::*;
+use crate::params::ParamType;
 
 const GOOD: &str = r#"
 [[Statement]]
@@ -101,6 +101,18 @@ fn refuses_what_is_no_identity_policy() {
 }
 
 #[test]
+fn refuses_what_the_exchange_could_not_cut() {
+    let other = |effect: &str| {
+        format!(
+            "{GOOD}[[Statement]]\nEffect = \"{effect}\"\nAction = \"a:b\"\nResource = \"*\"\n\
+             Condition.datelessthan.\"aws:TokenIssueTime\" = \"2030-01-01T00:00:00Z\""
+        )
+    };
+    assert!(refused(&other("Allow")).contains("write DateLessThan"));
+    assert!(parse(&other("Deny")).is_ok());
+}
+
+#[test]
 fn a_scope_must_declare_what_is_used() {
     let policy = parse(GOOD).unwrap();
     assert!(policy.check_params(&declared(&["customer", "year", "more"], 32)).is_ok());
@@ -112,13 +124,13 @@ fn a_scope_must_declare_what_is_used() {
 fn counts_the_cut_and_the_longest_parameters_towards_the_limit_of_sts() {
     let compact = r#"{"Statement":[{"Action":["s3:GetObject"],"Condition":{"DateLessThan":{"aws:CurrentTime":"2026-11-23T16:48:33Z"}},"Effect":"Allow","Resource":["arn:aws:s3:::ledger/C/Y.csv"]}],"Version":"2012-10-17"}"#;
     let policy = parse(GOOD).unwrap();
-    let whole = with_cut(policy.fill(&values("C", "Y")));
+    let whole = with_cut(policy.fill(&values("C", "Y")), Some(SOME_CUT)).unwrap();
     assert_eq!((&whole, whole.to_string().len()), (&serde_json::from_str(compact).unwrap(), compact.len()));
     let at = |length: usize| {
         let padded = GOOD.replace("ledger/", &format!("ledger/{}/", "p".repeat(length - 1)));
         parse(&padded).unwrap().check_params(&declared(&["customer", "year"], 10))
     };
-    let room = MAX_SESSION_POLICY - (compact.len() - 2 + 20);
+    let room = MAX_POLICY - (compact.len() - 2 + 20);
     assert!(at(room).is_ok());
     assert!(at(room + 1).unwrap_err().message.contains("2049 bytes"));
 }
@@ -128,7 +140,7 @@ fn the_cut_goes_into_every_allow_beside_other_conditions() {
     let text = format!(
         "{GOOD}Condition.DateLessThan.\"aws:TokenIssueTime\" = \"2030-01-01T00:00:00Z\"\n[[Statement]]\nEffect = \"Deny\"\nAction = \"a:b\"\nResource = \"*\""
     );
-    let cut = with_cut(parse(&text).unwrap().fill(&values("a", "b")));
+    let cut = with_cut(parse(&text).unwrap().fill(&values("a", "b")), Some(SOME_CUT)).unwrap();
     let condition = &cut["Statement"][0]["Condition"]["DateLessThan"];
     assert_eq!(condition.as_object().unwrap().len(), 2);
     assert_eq!(cut["Statement"][1].get("Condition"), None);
@@ -162,6 +174,6 @@ proptest! {
     fn accepted_values_fit_the_size_that_was_checked(customer in "[A-Za-z0-9._-]{1,32}", year in "[A-Za-z0-9._-]{1,32}") {
         let policy = parse(GOOD).unwrap();
         policy.check_params(&declared(&["customer", "year"], 32)).unwrap();
-        prop_assert!(with_cut(policy.fill(&values(&customer, &year))).to_string().len() <= MAX_SESSION_POLICY);
+        prop_assert!(compile(Some(&policy.fill(&values(&customer, &year))), Some(SOME_CUT)).is_ok());
     }
 }

@@ -1,13 +1,18 @@
-//! The parameters of a scope, and those of an ask.
+//! The parameters of a scope, those of an ask, and texts that they are filled into.
+//!
+//! A text is taken apart before a value is filled in, and what a value brings in is never read again; so no value can refer
+//! to another parameter or change what stands around it (threat T10).
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::ParamName;
+use crate::names::ParamName;
 
 /// The longest value that a parameter may allow, in characters.
 pub const MAX_PARAM_LENGTH: u16 = 256;
+
+const OPEN: &str = "${";
 
 /// What a parameter's values may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -99,9 +104,82 @@ impl<'de> Deserialize<'de> for Params {
     }
 }
 
+/// One part of a text that may refer to parameters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Part<'a> {
+    /// What stands between references; not empty.
+    Text(&'a str),
+    /// `${param.NAME}`.
+    Param(ParamName),
+    /// Any other `${…}`: what stands between the braces, or to the end where there is no second one.
+    Unknown(&'a str),
+}
+
+/// The parts of `text`, from left to right.
+pub(crate) fn parts(text: &str) -> impl Iterator<Item = Part<'_>> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let Some(from) = rest.find(OPEN) else {
+            let text = std::mem::take(&mut rest);
+            return (!text.is_empty()).then_some(Part::Text(text));
+        };
+        let (before, reference) = rest.split_at(from);
+        if !before.is_empty() {
+            rest = reference;
+            return Some(Part::Text(before));
+        }
+        let inner = reference.strip_prefix(OPEN).unwrap_or_default();
+        let (inner, closed) = match inner.split_once('}') {
+            Some((inner, tail)) => {
+                rest = tail;
+                (inner, true)
+            }
+            None => {
+                rest = "";
+                (inner, false)
+            }
+        };
+        let name = inner.strip_prefix("param.").filter(|_| closed).and_then(|name| name.parse().ok());
+        Some(name.map_or(Part::Unknown(inner), Part::Param))
+    })
+}
+
+/// `text` with `values` filled in, in one pass. A reference without a value leaves nothing: whoever keeps such a text lets
+/// only declared parameters into it, and an ask gives every declared one.
+pub(crate) fn fill(text: &str, values: &Params) -> String {
+    let mut filled = String::with_capacity(text.len());
+    for part in parts(text) {
+        match part {
+            Part::Text(text) => filled.push_str(text),
+            Part::Param(name) => filled.push_str(values.get(&name).map_or("", String::as_str)),
+            Part::Unknown(_) => {}
+        }
+    }
+    filled
+}
+
+/// Each declared parameter with a value as long as it allows, for measuring.
+pub(crate) fn longest(declared: &BTreeMap<ParamName, ParamSpec>) -> Params {
+    declared.iter().map(|(name, spec)| (name.clone(), "x".repeat(usize::from(spec.max)))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn takes_a_text_apart_at_its_references() {
+        let param = |name: &str| Part::Param(name.parse().unwrap());
+        let of = |text| parts(text).collect::<Vec<_>>();
+        assert_eq!(of(""), []);
+        assert_eq!(of("a$b"), [Part::Text("a$b")]);
+        assert_eq!(of("a-${param.x}${param.y}.csv"), [Part::Text("a-"), param("x"), param("y"), Part::Text(".csv")]);
+        assert_eq!(of("${aws:username}/"), [Part::Unknown("aws:username"), Part::Text("/")]);
+        assert_eq!(of("a${param.x"), [Part::Text("a"), Part::Unknown("param.x")]);
+        assert_eq!(of("${${param.x}"), [Part::Unknown("${param.x")]);
+        let values = Params::from([("x".parse().unwrap(), "${param.y}".to_owned())]);
+        assert_eq!(fill("a-${param.x}${param.y}b", &values), "a-${param.y}b");
+    }
 
     #[test]
     fn are_found_by_name_and_written_in_the_order_of_their_names() {

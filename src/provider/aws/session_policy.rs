@@ -1,21 +1,55 @@
-//! A session policy as a grant writes it: a JSON tree whose texts may hold `${param.NAME}`.
+//! A session policy, from the grant file that writes it to the text that STS gets.
+//!
+//! Loader and exchange go through the same functions, so neither takes what the other refuses:
+//! [`SessionPolicy::parse`] (shape and characters), [`SessionPolicy::fill`] (parameters), [`compile`] (the time cut and
+//! the size). The loader compiles each policy once with every parameter at its longest.
 //!
 //! Parameters are filled into parsed strings, never into text that is parsed afterwards, and a value's characters mean
 //! nothing in a resource name; so no value can change the policy's structure or widen a pattern (threat T10).
+
+mod differences;
+
+#[cfg(test)]
+mod compile_tests;
+#[cfg(test)]
+mod template_tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
-use super::{DocumentError, ParamName, ParamSpec, Params};
+use crate::clock::Timestamp;
+use crate::params::{self, Part};
+use crate::provider::{DocumentError, ParamName, ParamSpec, Params};
 
-/// The longest session policy that STS takes, in characters of compact JSON (STS API, parameter `Policy`).
-pub const MAX_SESSION_POLICY: usize = 2048;
+pub(super) use differences::differences;
+
+/// The longest session policy, in bytes of compact JSON. STS counts 2,048 characters (STS API, parameter `Policy`), Ceph
+/// RGW bytes; bytes satisfy both.
+pub const MAX_POLICY: usize = 2048;
 /// The only policy language version in which `${…}` and all operators mean what they say.
 const VERSION: &str = "2012-10-17";
-/// As long as every cut that the exchange adds.
-const SOME_CUT: &str = "2026-11-23T16:48:33Z";
-const OPEN: &str = "${";
+const OPERATOR: &str = "DateLessThan";
+const KEY: &str = "aws:CurrentTime";
+/// As long as every cut that is written, for measuring.
+const SOME_CUT: Timestamp = Timestamp::from_secs(1_795_452_513);
+
+/// Why a session policy cannot be sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SessionPolicyError {
+    /// Not an object with at least one statement that allows or denies. (RGW takes an empty policy for none at all.)
+    #[error("the session policy is not an object with statements whose Effect is Allow or Deny")]
+    Shape,
+    /// A statement limits the time itself, so that the cut could not be told from it.
+    #[error("the session policy already uses aws:CurrentTime, which Sidemint needs for the cut")]
+    UsesCurrentTime,
+    /// Larger than [`MAX_POLICY`]; holds its size in bytes.
+    #[error("the session policy has {0} bytes, STS takes 2048: shorten the grant or its parameters")]
+    TooLarge(usize),
+    /// A character that STS does not take.
+    #[error("the session policy has a character that STS does not take (U+{0:04X})")]
+    Character(u32),
+}
 
 /// A session policy, checked; parameters not yet filled in.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,6 +70,8 @@ impl SessionPolicy {
         check_shape(&template)?;
         let mut params = BTreeSet::new();
         check_tree(&template, &mut params)?;
+        // Whatever else would stand in the way of the cut.
+        with_cut(template.clone(), Some(SOME_CUT)).map_err(|error| DocumentError::invalid(error.to_string()))?;
         Ok(Self { json: template.to_string().into(), params: params.into_iter().collect() })
     }
 
@@ -60,15 +96,14 @@ impl SessionPolicy {
             let message = format!("session_policy uses ${{param.{name}}}, which the scope does not declare");
             return Err(DocumentError::invalid(message));
         }
-        let longest = declared.iter().map(|(name, spec)| (name.clone(), "x".repeat(usize::from(spec.max))));
-        let size = with_cut(self.fill(&longest.collect())).to_string().len();
-        if size > MAX_SESSION_POLICY {
-            return Err(DocumentError::invalid(format!(
+        match compile(Some(&self.fill(&params::longest(declared))), Some(SOME_CUT)) {
+            Ok(_) => Ok(()),
+            Err(SessionPolicyError::TooLarge(size)) => Err(DocumentError::invalid(format!(
                 "session_policy can become {size} bytes with the time cut and the longest parameters; STS takes \
-                 {MAX_SESSION_POLICY}: shorten it, or the parameters' max"
-            )));
+                 {MAX_POLICY}: shorten it, or the parameters' max"
+            ))),
+            Err(other) => Err(DocumentError::invalid(other.to_string())),
         }
-        Ok(())
     }
 
     /// The policy with `values` filled in. Values were accepted by their [`ParamSpec`] before.
@@ -91,57 +126,85 @@ impl SessionPolicy {
     }
 }
 
+/// What to send as `Policy`: `policy` compacted and, with `cut`, allowing nothing from that instant on.
+///
+/// A grant without a session policy (it accepts the role's whole scope) needs none unless it is to be cut; then it
+/// allows everything until the cut, which the role still narrows. Never an empty text.
+///
+/// # Errors
+/// Says why the policy cannot be expressed.
+pub fn compile(policy: Option<&Value>, cut: Option<Timestamp>) -> Result<Option<String>, SessionPolicyError> {
+    let policy = match (policy, cut) {
+        (Some(policy), _) => policy.clone(),
+        (None, Some(_)) => json!({ "Statement": [{ "Effect": "Allow", "Action": "*", "Resource": "*" }] }),
+        (None, None) => return Ok(None),
+    };
+    let text = with_cut(policy, cut)?.to_string();
+    if let Some(c) = text.chars().find(|&c| !is_taken(c)) {
+        return Err(SessionPolicyError::Character(c.into()));
+    }
+    if text.len() > MAX_POLICY {
+        return Err(SessionPolicyError::TooLarge(text.len()));
+    }
+    Ok(Some(text))
+}
+
+/// `policy` with a version and, with `cut`, allowing nothing from that instant on.
+fn with_cut(mut policy: Value, cut: Option<Timestamp>) -> Result<Value, SessionPolicyError> {
+    let document = policy.as_object_mut().ok_or(SessionPolicyError::Shape)?;
+    document.entry("Version").or_insert_with(|| VERSION.into());
+    for statement in statements_mut(document)? {
+        let allows = match statement.get("Effect").and_then(Value::as_str) {
+            Some("Allow") => true,
+            Some("Deny") => false,
+            _ => return Err(SessionPolicyError::Shape),
+        };
+        if let (true, Some(cut)) = (allows, cut) {
+            cut_statement(statement, cut)?;
+        }
+    }
+    Ok(policy)
+}
+
+/// The statements, which IAM lets be a list or a single object; at least one.
+fn statements_mut(document: &mut Map<String, Value>) -> Result<Vec<&mut Map<String, Value>>, SessionPolicyError> {
+    let found: Option<Vec<_>> = match document.get_mut("Statement") {
+        Some(Value::Array(list)) => list.iter_mut().map(Value::as_object_mut).collect(),
+        Some(Value::Object(one)) => Some(vec![one]),
+        _ => None,
+    };
+    found.filter(|list| !list.is_empty()).ok_or(SessionPolicyError::Shape)
+}
+
+/// INVARIANT: only `Allow` is ever cut, by `DateLessThan`: a date that a provider cannot read then fails closed, where
+/// a `Deny` with `DateGreaterThan` would fail open (seen on Ceph RGW).
+fn cut_statement(statement: &mut Map<String, Value>, cut: Timestamp) -> Result<(), SessionPolicyError> {
+    let conditions = statement.entry("Condition").or_insert_with(|| Value::Object(Map::new()));
+    let conditions = conditions.as_object_mut().ok_or(SessionPolicyError::Shape)?;
+    for (operator, keys) in conditions.iter() {
+        let keys = keys.as_object().ok_or(SessionPolicyError::Shape)?;
+        // Key names are not case-sensitive at AWS; two values of one key are OR, so the later one would win.
+        if keys.keys().any(|key| key.eq_ignore_ascii_case(KEY)) {
+            return Err(SessionPolicyError::UsesCurrentTime);
+        }
+        // Two spellings of one operator: which one counts is the provider's secret.
+        if operator != OPERATOR && operator.eq_ignore_ascii_case(OPERATOR) {
+            return Err(SessionPolicyError::Shape);
+        }
+    }
+    let keys = conditions.entry(OPERATOR).or_insert_with(|| Value::Object(Map::new()));
+    let keys = keys.as_object_mut().ok_or(SessionPolicyError::Shape)?;
+    // Whole seconds, rounded down: RGW takes a fraction for the next second.
+    keys.insert(KEY.to_owned(), cut.floor_to_second().to_string().into());
+    Ok(())
+}
+
 fn fill(value: &mut Value, values: &Params) {
     match value {
-        Value::String(text) => *text = fill_text(text, values),
+        Value::String(text) => *text = params::fill(text, values),
         Value::Array(items) => items.iter_mut().for_each(|item| fill(item, values)),
         Value::Object(members) => members.values_mut().for_each(|member| fill(member, values)),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
-    }
-}
-
-/// One pass from left to right: what a value brings in is never looked at again.
-fn fill_text(text: &str, values: &Params) -> String {
-    let mut filled = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once(OPEN) {
-        filled.push_str(before);
-        let Some((reference, tail)) = after.split_once('}') else { break };
-        let name = reference.strip_prefix("param.").and_then(|name| name.parse::<ParamName>().ok());
-        // INVARIANT: parse() let only ${param.NAME} pass and check_params() only declared names.
-        if let Some(value) = name.and_then(|name| values.get(&name)) {
-            filled.push_str(value);
-        }
-        rest = tail;
-    }
-    filled.push_str(rest);
-    filled
-}
-
-/// The policy as the exchange sends it at the most: a version, and the cut in every Allow (decision 0005).
-fn with_cut(mut policy: Value) -> Value {
-    if let Value::Object(members) = &mut policy {
-        members.entry("Version").or_insert_with(|| json!(VERSION));
-        match members.get_mut("Statement") {
-            Some(Value::Array(items)) => items.iter_mut().for_each(cut_statement),
-            Some(statement) => cut_statement(statement),
-            None => {}
-        }
-    }
-    policy
-}
-
-fn cut_statement(statement: &mut Value) {
-    let Value::Object(members) = statement else { return };
-    if !is_allow(members) {
-        return;
-    }
-    let condition = members.entry("Condition").or_insert_with(|| json!({}));
-    if let Value::Object(operators) = condition {
-        let operator = operators.entry("DateLessThan").or_insert_with(|| json!({}));
-        if let Value::Object(keys) = operator {
-            keys.insert("aws:CurrentTime".to_owned(), json!(SOME_CUT));
-        }
     }
 }
 
@@ -204,6 +267,11 @@ fn check_statement(statement: &Map<String, Value>) -> Result<(), DocumentError> 
     }
     let Some(condition) = statement.get("Condition") else { return Ok(()) };
     let Value::Object(operators) = condition else { return wrong("has a Condition that is no table") };
+    // Two spellings of the operator that the cut needs: which one counts is the provider's secret.
+    let misspelt = |key: &&String| **key != OPERATOR && key.eq_ignore_ascii_case(OPERATOR);
+    if let Some(operator) = operators.keys().find(misspelt).filter(|_| is_allow(statement)) {
+        return wrong(&format!("has the operator {operator}: write {OPERATOR}"));
+    }
     let keys = |value: &Value| value.as_object().is_some_and(|keys| !keys.is_empty());
     if operators.is_empty() || !operators.values().all(keys) {
         return wrong("has a Condition that is not OPERATOR = { KEY = VALUE }");
@@ -238,9 +306,14 @@ fn check_tree(value: &Value, params: &mut BTreeSet<ParamName>) -> Result<(), Doc
     }
 }
 
-/// STS: `Policy` is of U+0009, U+000A, U+000D and U+0020 to U+00FF. Control characters have no business here either.
+/// Whether STS takes it: `Policy` is of U+0009, U+000A, U+000D and U+0020 to U+00FF (STS API). Control characters have no
+/// business there, and JSON escapes those three.
+fn is_taken(c: char) -> bool {
+    matches!(c, '\u{20}'..='\u{7e}' | '\u{a0}'..='\u{ff}')
+}
+
 fn check_characters(text: &str) -> Result<(), DocumentError> {
-    if text.chars().all(|c| matches!(c, '\u{20}'..='\u{7e}' | '\u{a0}'..='\u{ff}')) {
+    if text.chars().all(is_taken) {
         return Ok(());
     }
     Err(DocumentError::invalid("session_policy has a character that STS does not take"))
@@ -253,24 +326,23 @@ fn check_key(key: &str) -> Result<(), DocumentError> {
             "session_policy uses {key}, which is kept for the time cut: leave time to max_residual"
         )));
     }
-    if key.contains(OPEN) {
+    if key.contains("${") {
         return Err(DocumentError::invalid("session_policy has ${…} in a key; it belongs in values"));
     }
     Ok(())
 }
 
-fn references(text: &str, params: &mut BTreeSet<ParamName>) -> Result<(), DocumentError> {
-    let mut rest = text;
-    while let Some((_, after)) = rest.split_once(OPEN) {
-        let (reference, tail) = after.split_once('}').unwrap_or((after, ""));
-        let name = reference.strip_prefix("param.").and_then(|name| name.parse().ok());
-        let known = name.filter(|_| after.contains('}')).ok_or_else(|| {
-            DocumentError::invalid(format!(
-                "session_policy has the unknown ${{{reference}}}: only ${{param.NAME}} is filled in"
-            ))
-        })?;
-        params.insert(known);
-        rest = tail;
+fn references(text: &str, found: &mut BTreeSet<ParamName>) -> Result<(), DocumentError> {
+    for part in params::parts(text) {
+        match part {
+            Part::Text(_) => {}
+            Part::Param(name) => drop(found.insert(name)),
+            Part::Unknown(reference) => {
+                return Err(DocumentError::invalid(format!(
+                    "session_policy has the unknown ${{{reference}}}: only ${{param.NAME}} is filled in"
+                )));
+            }
+        }
     }
     Ok(())
 }
@@ -290,6 +362,3 @@ fn json_of(value: toml::Value) -> Result<Value, DocumentError> {
         }
     })
 }
-
-#[cfg(test)]
-mod tests;

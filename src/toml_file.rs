@@ -4,8 +4,19 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::kind;
 use crate::clock::Timestamp;
+
+/// The kinds of [`DocumentError`] that reading a file has, with or without what a provider says of it.
+pub(crate) mod kind {
+    /// Not TOML, or not of the documented keys and types.
+    pub const PARSE: &str = "parse";
+    /// A `schema` that this version does not read.
+    pub const UNKNOWN_SCHEMA: &str = "unknown_schema";
+    /// A value out of its range.
+    pub const INVALID: &str = "invalid";
+    /// A provider that this version does not know, or two grants of one.
+    pub const PROVIDER: &str = "provider";
+}
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -13,7 +24,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct DocumentError {
-    /// One of [`super::Problem::KINDS`].
+    /// One of [`Problem::KINDS`](crate::policy::Problem::KINDS).
     pub kind: &'static str,
     /// What is wrong and what mends it.
     pub message: String,
@@ -24,13 +35,13 @@ impl DocumentError {
         Self { kind: kind::PARSE, message: message.into() }
     }
 
-    pub(super) fn invalid(message: impl Into<String>) -> Self {
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Self { kind: kind::INVALID, message: message.into() }
     }
 }
 
 /// Parses TOML of schema 1. The schema is judged first, so that a newer file says so rather than "unknown key".
-pub(super) fn read<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, DocumentError> {
+pub(crate) fn read<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, DocumentError> {
     #[derive(Deserialize)]
     struct Probe {
         schema: Option<toml::Value>,
@@ -50,7 +61,7 @@ pub(super) fn read<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Do
 }
 
 /// One line: where in the file, and what.
-pub(super) fn located(text: &str, error: &toml::de::Error) -> String {
+pub(crate) fn located(text: &str, error: &toml::de::Error) -> String {
     let message = error.message().replace('\n', " ");
     match error.span().and_then(|span| text.get(..span.start)) {
         Some(before) => format!("line {}: {message}", before.matches('\n').count() + 1),
@@ -58,7 +69,7 @@ pub(super) fn located(text: &str, error: &toml::de::Error) -> String {
     }
 }
 
-pub(super) fn duration(key: &str, text: &str, least: Duration, most: Duration) -> Result<Duration, DocumentError> {
+pub(crate) fn duration(key: &str, text: &str, least: Duration, most: Duration) -> Result<Duration, DocumentError> {
     let parsed = humantime::parse_duration(text)
         .map_err(|_| DocumentError::invalid(format!("{key} must be a duration such as \"20m\" or \"8h\"")))?;
     if parsed < least || parsed > most {
@@ -69,7 +80,7 @@ pub(super) fn duration(key: &str, text: &str, least: Duration, most: Duration) -
 }
 
 /// The first instant after the day that a TOML local date names, UTC.
-pub(super) fn end_of_day(key: &str, date: toml::value::Datetime) -> Result<Timestamp, DocumentError> {
+pub(crate) fn end_of_day(key: &str, date: toml::value::Datetime) -> Result<Timestamp, DocumentError> {
     let wrong = || DocumentError::invalid(format!("{key} must be a date without quotes, e.g. 2027-02-01"));
     match (date.date, date.time, date.offset) {
         (Some(day), None, None) => Ok(format!("{day}T00:00:00Z").parse::<Timestamp>().map_err(|_| wrong())? + DAY),
@@ -78,7 +89,7 @@ pub(super) fn end_of_day(key: &str, date: toml::value::Datetime) -> Result<Times
 }
 
 /// A date (its end, UTC) or a date-time in UTC.
-pub(super) fn instant(key: &str, at: toml::value::Datetime) -> Result<Timestamp, DocumentError> {
+pub(crate) fn instant(key: &str, at: toml::value::Datetime) -> Result<Timestamp, DocumentError> {
     if at.time.is_none() {
         return end_of_day(key, at);
     }
@@ -92,7 +103,7 @@ pub(super) fn instant(key: &str, at: toml::value::Datetime) -> Result<Timestamp,
     })
 }
 
-pub(super) fn text(key: &str, text: String) -> Result<String, DocumentError> {
+pub(crate) fn text(key: &str, text: String) -> Result<String, DocumentError> {
     if text.trim().is_empty() || text.len() > 2048 {
         return Err(DocumentError::invalid(format!("{key} must say something, in at most 2048 bytes")));
     }

@@ -1,4 +1,4 @@
-//! What policy calls things by: tiers, providers, and the names of scopes, grants and parameters.
+//! The names of scopes, grants and parameters.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,67 +6,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// How much ceremony a decision asks for (`baseline`, `elevated`, `break-glass`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Tier {
-    /// Ordinary access.
-    Baseline,
-    /// Needs an approval.
-    Elevated,
-    /// Needs a reason, is loud, is reviewed.
-    BreakGlass,
-}
-
-impl Tier {
-    /// Every tier.
-    pub const ALL: [Self; 3] = [Self::Baseline, Self::Elevated, Self::BreakGlass];
-
-    /// The word in files, metrics and audit.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Baseline => "baseline",
-            Self::Elevated => "elevated",
-            Self::BreakGlass => "break-glass",
-        }
-    }
-}
-
-/// Who gives credentials.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Provider {
-    /// AWS STS, or something that speaks its protocol.
-    Aws,
-    /// HashiCorp Vault or OpenBao.
-    Vault,
-}
-
-impl Provider {
-    /// Every provider.
-    pub const ALL: [Self; 2] = [Self::Aws, Self::Vault];
-
-    /// The word in policy files, metrics and audit.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Aws => "aws",
-            Self::Vault => "vault",
-        }
-    }
-}
-
-impl fmt::Display for Provider {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
 /// A text is not a valid name for a scope, grant or parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be {0}")]
 pub struct NameError(&'static str);
 
-pub(super) fn is_segment(segment: &str, max: usize) -> bool {
+pub(crate) fn is_segment(segment: &str, max: usize) -> bool {
     let first = segment.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let allowed = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_');
     first && segment.len() <= max && segment.bytes().all(allowed)
