@@ -70,23 +70,23 @@ pub trait GrantKind {
     fn summary(&self) -> Vec<String>;
 }
 
-/// The one list of providers: name, word, form in a grant file, form with parameters filled in.
+/// The one list of providers: variant, name in files, form in a grant file, form with parameters filled in.
 macro_rules! providers {
-    ($($(#[$doc:meta])* $name:ident = $word:literal: $template:ty => $grant:ty;)+) => {
+    ($($(#[$doc:meta])* $name:ident = $label:literal: $template:ty => $grant:ty;)+) => {
         /// Who gives credentials.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         pub enum Provider {
-            $($(#[$doc])* #[serde(rename = $word)] $name,)+
+            $($(#[$doc])* #[serde(rename = $label)] $name,)+
         }
 
         impl Provider {
             /// Every provider.
-            pub const ALL: [Self; [$($word),+].len()] = [$(Self::$name),+];
+            pub const ALL: [Self; [$($label),+].len()] = [$(Self::$name),+];
 
-            /// The word in policy files, metrics and audit.
+            /// Its name in policy files, metrics and audit.
             pub const fn as_str(self) -> &'static str {
                 match self {
-                    $(Self::$name => $word,)+
+                    $(Self::$name => $label,)+
                 }
             }
 
@@ -155,9 +155,9 @@ providers! {
 }
 
 impl Provider {
-    /// The provider that `word` names; `None` where this version knows none.
-    pub fn parse(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|provider| provider.as_str() == word)
+    /// The provider that `name` names; `None` where this version knows none.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|provider| provider.as_str() == name)
     }
 }
 
@@ -168,13 +168,13 @@ impl fmt::Display for Provider {
 }
 
 impl GrantTemplate {
-    /// Reads the bytes of a grant file whose member `provider` is `word`. That its parameters are those of a scope is
+    /// Reads the bytes of a grant file whose member `provider` is `name`. That its parameters are those of a scope is
     /// checked per scope, see [`GrantKind::check_params`].
     ///
     /// # Errors
     /// Anything unknown, missing, out of its range, or not expressible at the provider.
-    pub fn parse(word: &str, bytes: &[u8]) -> Result<Self, DocumentError> {
-        match Provider::parse(word) {
+    pub fn parse(name: &str, bytes: &[u8]) -> Result<Self, DocumentError> {
+        match Provider::parse(name) {
             Some(provider) => provider.template(bytes),
             None => {
                 let known = Provider::ALL.map(Provider::as_str).join(", ");
@@ -184,7 +184,7 @@ impl GrantTemplate {
         }
     }
 
-    /// What changed in the member `key` of a grant file, in the words of the provider that knows it; `None` where no
+    /// What changed in the member `key` of a grant file, as the provider that knows it puts it; `None` where no
     /// provider says more than "was X, is Y".
     pub fn differences(key: &str, old: Option<&toml::Value>, new: Option<&toml::Value>) -> Option<Vec<Difference>> {
         Provider::ALL.into_iter().find_map(|provider| provider.differences(key, old, new))
@@ -215,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_provider_is_found_by_its_word_and_serialises_as_it() {
+    fn every_provider_is_found_by_its_name_and_serialises_as_it() {
         for provider in Provider::ALL {
             assert_eq!(Provider::parse(provider.as_str()), Some(provider));
             assert_eq!(serde_json::to_value(provider).unwrap(), provider.as_str());

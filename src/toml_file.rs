@@ -20,13 +20,13 @@ pub(crate) mod kind {
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// How a document fails: the kind for metrics, and the words that say what mends it.
+/// How a document fails: the kind for metrics, and the message that says what fixes it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct DocumentError {
     /// One of [`Problem::KINDS`](crate::policy::Problem::KINDS).
     pub kind: &'static str,
-    /// What is wrong and what mends it.
+    /// What is wrong and what fixes it.
     pub message: String,
 }
 

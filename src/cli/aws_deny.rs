@@ -1,4 +1,4 @@
-//! `--print-aws-deny`: what stops the sessions of a task at AWS, from what the sidecar tells of its leases.
+//! `--print-aws-deny`: what stops the sessions of a task at AWS, from what the sidecar reports of its leases.
 
 use super::client::{LeaseView, TaskView};
 use super::plain;

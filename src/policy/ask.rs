@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Params, ScopeId};
 
-/// What a caller asks for when it begins a task. Everything in it is the caller's word (`context.asserted`).
+/// What a caller asks for when it begins a task. Everything in it is a claim of the caller, not verified (`context.asserted`).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ask {
     /// The scope, by id.

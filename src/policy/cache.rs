@@ -1,6 +1,6 @@
 //! The policy in force: polled from its source, loaded whole, swapped atomically. A version that is refused changes
 //! nothing; the last good one stays. One thing is taken of it even so: a kill list that is good in itself, also where
-//! nothing else of the version can be believed or kept.
+//! nothing else of the version can be trusted or kept.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -39,7 +39,7 @@ impl RefreshOutcome {
     /// Every outcome, for metrics that must exist before they first happen.
     pub const ALL: [Self; 4] = [Self::Loaded, Self::Unchanged, Self::Refused, Self::Unavailable];
 
-    /// The stable word.
+    /// The stable label.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Loaded => "loaded",
@@ -61,7 +61,7 @@ pub struct RefreshStatus {
     pub problems: Vec<Problem>,
     /// How many ended so, in the order of [`RefreshOutcome::ALL`].
     pub counts: [u64; 4],
-    /// The last time that something was refused, also where it was mended since.
+    /// The last time that something was refused, also where it was fixed since.
     pub refused: Option<Refusal>,
     /// What is odd about the source and harms nothing, one line each.
     pub notes: Vec<String>,
@@ -100,7 +100,7 @@ struct Known {
     lender: Option<PolicyVersion>,
 }
 
-/// What a look at the source came to.
+/// What one poll of the source came to.
 enum Loaded {
     Unchanged,
     Confirmed(Standing),
@@ -179,15 +179,15 @@ impl PolicyCache {
     /// After a start under a version that is refused for what its files say: puts into force what was before it, under the
     /// newest kill list of all. The outcome stays that of the newest.
     async fn resume(&self, known: &mut Known) -> Result<(), Vec<Problem>> {
-        let told = |message: String| Problem::new(PREVIOUS, kind::UNREADABLE, message);
-        let previous = self.source.previous().await.map_err(|error| vec![told(error.to_string())])?;
+        let problem = |message: String| Problem::new(PREVIOUS, kind::UNREADABLE, message);
+        let previous = self.source.previous().await.map_err(|error| vec![problem(error.to_string())])?;
         let Some(Previous { files, kill }) = previous else { return Ok(()) };
         let options = self.options.clone();
         let work = worker::run(move || previous_policy(&files, kill.as_ref(), &options));
         let (policy, lent) = work
             .await
-            .ok_or_else(|| vec![told("loading it was cut off".to_owned())])?
-            .map_err(|problems| problems.iter().map(|problem| told(problem.to_string())).collect::<Vec<_>>())?;
+            .ok_or_else(|| vec![problem("loading it was cut off".to_owned())])?
+            .map_err(|problems| problems.iter().map(|found| problem(found.to_string())).collect::<Vec<_>>())?;
         let newest = known.kill.iter().chain(&lent).chain([policy.kill_list()]).max_by_key(|kill| kill.epoch());
         let newest = newest.map_or_else(|| Arc::clone(policy.kill_list()), Arc::clone);
         known.borrowed = *newest != **policy.kill_list();
@@ -210,7 +210,7 @@ impl PolicyCache {
         }
     }
 
-    /// A heartbeat: the same version, whose signers speak for longer. Nobody is told, since nothing is to be decided.
+    /// A heartbeat: the same version, whose signatures expire later. Nobody is notified, since nothing is to be decided.
     fn confirm(&self, standing: Standing) -> (RefreshOutcome, Vec<Problem>) {
         let Some(confirmed) = self.current().and_then(|policy| policy.confirmed(standing)) else {
             let message = "the source confirms a version that is not in force, or not all of its roles";

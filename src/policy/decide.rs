@@ -17,7 +17,7 @@ impl Policy {
     /// May `caller` begin a task as `ask` says, at `now`? Pure: the same four values give the same answer.
     ///
     /// The order of the questions is part of the answer: whoever the rules do not permit never learns what a scope's
-    /// parameters, caps or tier are, nor that it is there (requirement G15). So that a signer has lapsed is told last.
+    /// parameters, caps or tier are, nor that it is there (requirement G15). That a signer has lapsed is therefore reported last.
     ///
     /// # Errors
     /// A [`Denial`]: anything that is not a clear permit.
@@ -55,7 +55,7 @@ impl Policy {
     }
 
     /// May the running `task` of `caller`, begun as `ask` says, go on at `now`? A lapsed signer ends nothing that runs
-    /// (docs/policy.md): what it signed is still the last word there is.
+    /// (docs/policy.md): what it signed is still the latest policy.
     ///
     /// # Errors
     /// Why it must end.
@@ -160,13 +160,13 @@ impl Policy {
             Verdict::Error(detail) => return Denial::new(DenialReason::EvaluationError, detail),
         }
         match self.content.engine.ask_guardrails(slice, question) {
-            // Only what an approval would mend is told as such.
+            // Only what an approval would fix is reported as such.
             Ok(ids) if !ids.is_empty() && ids.iter().all(|id| id == rules::APPROVAL_REQUIRED) => {
                 Denial::by_rules(DenialReason::ApprovalRequired, ids)
             }
             Ok(ids) if !ids.is_empty() => {
-                let told: Vec<_> = ids.iter().map(|id| active.told(id)).collect();
-                let detail = format!("forbidden by {}", told.join(", "));
+                let described: Vec<_> = ids.iter().map(|id| active.describe(id)).collect();
+                let detail = format!("forbidden by {}", described.join(", "));
                 Denial { rule_ids: ids, ..Denial::new(DenialReason::Guardrail, detail) }
             }
             Ok(_) => Denial::new(DenialReason::EvaluationError, "rules and guardrails permit apart and not together"),
@@ -187,8 +187,8 @@ impl Content {
 }
 
 impl ActiveScope {
-    /// A guardrail's id, with what of this scope it speaks of.
-    fn told(&self, id: &str) -> String {
+    /// A guardrail's id, with the part of this scope that it is about.
+    fn describe(&self, id: &str) -> String {
         let decision = &self.decision;
         match (id, &self.ends.owner, decision.expires_at) {
             (rules::REVIEW_OVERDUE, ..) => {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Digests;
 
-/// Why a task may not begin. [`DenialReason`] is the closed set of words for metrics and audit; the detail is for the
+/// Why a task may not begin. [`DenialReason`] is the closed set of labels for metrics and audit; the detail is for the
 /// audit log only and never reaches the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Denial {
@@ -31,17 +31,17 @@ pub enum DenialReason {
     Forbidden,
     /// A guardrail of the binary forbids it (overdue review, expired exception …).
     Guardrail,
-    /// The tier needs an approval that was not given. Told to the caller as `approval_required`.
+    /// The tier needs an approval that was not given. Reported to the caller as `approval_required`.
     ApprovalRequired,
-    /// Parameters missing, unknown, too long or with characters that are not allowed. Told as `invalid_request`.
+    /// Parameters missing, unknown, too long or with characters that are not allowed. Reported as `invalid_request`.
     InvalidParameters,
-    /// A `ttl` over the decision's `max_task`. Told as `invalid_request`.
+    /// A `ttl` over the decision's `max_task`. Reported as `invalid_request`.
     TtlTooLong,
     /// A rule failed to evaluate; an error in a decision is a denial.
     EvaluationError,
     /// Rules permit it, but a signer that it rests on has not spoken for longer than `max_staleness`.
     PolicyExpired,
-    /// The kill list stops it. Told as `denied`.
+    /// The kill list stops it. Reported as `denied`.
     Killed,
 }
 
@@ -61,7 +61,7 @@ impl DenialReason {
         Self::Killed,
     ];
 
-    /// The stable word for metrics and audit.
+    /// The stable label for metrics and audit.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::UnknownScope => "unknown_scope",

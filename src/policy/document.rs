@@ -70,7 +70,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The word in files and rules.
+    /// The label in files and rules.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Machine => "machine",
@@ -100,7 +100,7 @@ pub const MAX_PARAMS: usize = 16;
 /// The most grants of one decision.
 pub const MAX_GRANTS: usize = 8;
 
-/// `decisions/S.toml`: governance's word on one scope.
+/// `decisions/S.toml`: governance's decision on one scope.
 #[derive(Debug, Clone)]
 pub struct Decision {
     /// How much ceremony it asks for.

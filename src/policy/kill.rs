@@ -39,7 +39,7 @@ pub enum Target {
     Grant(GrantId),
     /// Every scope that somebody owns, in governance or in the business.
     Owner(String),
-    /// Every scope with a grant at a provider. A word, not a [`Provider`]: a list is for the whole fleet, and a sidecar
+    /// Every scope with a grant at a provider. A name, not a [`Provider`]: a list is for the whole fleet, and a sidecar
     /// that does not know a provider yet has nothing to stop there.
     Provider(String),
     /// Everything.
@@ -53,7 +53,7 @@ pub struct Stop {
     pub id: String,
     /// What it stops.
     pub target: Target,
-    /// Why, for the audit log; never told to callers.
+    /// Why, for the audit log; never shown to callers.
     pub reason: String,
     /// When it is over, UTC, where it says so.
     pub until: Option<Timestamp>,
@@ -268,7 +268,7 @@ impl Index {
             Target::Task(id) => self.task.entry(id.clone()).or_default(),
             Target::Grant(id) => self.grant.entry(id.clone()).or_default(),
             Target::Owner(id) => self.owner.entry(id.as_str().into()).or_default(),
-            Target::Provider(word) => self.provider.entry(word.as_str().into()).or_default(),
+            Target::Provider(name) => self.provider.entry(name.as_str().into()).or_default(),
             Target::All => &mut self.all,
         };
         places.push(at);
@@ -281,7 +281,7 @@ fn stop(raw: RawStop) -> Result<Stop, DocumentError> {
     }
     let id = raw.id;
     let wrong = |message: String| DocumentError::invalid(format!("entry {id}: {message}"));
-    let word = |key: &str, text: String| {
+    let name = |key: &str, text: String| {
         let good = is_segment(&text, 64);
         if good { Ok(text) } else { Err(wrong(format!("{key} must be 1 to 64 of a-z 0-9 - _"))) }
     };
@@ -299,10 +299,10 @@ fn stop(raw: RawStop) -> Result<Stop, DocumentError> {
     }
     targets.extend(raw.grant.map(Target::Grant));
     if let Some(text) = raw.owner {
-        targets.push(Target::Owner(word("owner", text)?));
+        targets.push(Target::Owner(name("owner", text)?));
     }
     if let Some(text) = raw.provider {
-        targets.push(Target::Provider(word("provider", text)?));
+        targets.push(Target::Provider(name("provider", text)?));
     }
     match raw.all {
         Some(true) => targets.push(Target::All),

@@ -40,7 +40,7 @@ pub(super) fn scope(
     warnings
 }
 
-/// How long before a review or an end lint speaks of it.
+/// How long before a review or an end lint warns of it.
 const SOON: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What is near or past at `now`.

@@ -24,7 +24,7 @@ use super::{
 pub struct LoadOptions {
     /// The scopes to load; empty loads all.
     pub scopes: BTreeSet<ScopeId>,
-    /// Leaves out [`Policy::warnings`], which cost a quarter of the time: a sidecar has nobody to tell them to.
+    /// Leaves out [`Policy::warnings`], which cost a quarter of the time: a sidecar has nobody to show them to.
     pub without_warnings: bool,
 }
 
@@ -153,7 +153,7 @@ pub(super) fn epoch(files: &PolicyFiles) -> Option<u64> {
     files.signed.as_ref().map(|signed| signed.incident)
 }
 
-/// What speaks of every scope; all problems at once.
+/// What concerns every scope; all problems at once.
 fn everywhere(files: &PolicyFiles) -> Result<(Owners, KillList), PolicyError> {
     let mut problems = Vec::new();
     let mut keep = |found: Vec<Problem>| problems.extend(found);
@@ -169,23 +169,27 @@ fn everywhere(files: &PolicyFiles) -> Result<(Owners, KillList), PolicyError> {
 }
 
 /// Whatever of a signed version nobody vouches for. A source sees to it that there is nothing; judged here again, since
-/// a role without an end would be taken for one that speaks for ever.
+/// a role without an end would be taken for one that never expires.
 fn unsigned_files(files: &BTreeMap<String, Bytes>, signed: &Signed) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let speaks = |role: &str| signed.standing.ends.contains_key(role);
-    for role in WHOLE.iter().filter(|role| !speaks(role)) {
-        problems.push(Problem::new("(signatures)", kind::NOT_OWNER, format!("the role {role} says nothing")));
-    }
-    for role in signed.delegators.values().filter(|role| !speaks(role)) {
+    let is_valid = |role: &str| signed.standing.ends.contains_key(role);
+    for role in WHOLE.iter().filter(|role| !is_valid(role)) {
         problems.push(Problem::new(
             "(signatures)",
             kind::NOT_OWNER,
-            format!("the role {role}, which delegates, says nothing"),
+            format!("the role {role} has no valid signatures"),
+        ));
+    }
+    for role in signed.delegators.values().filter(|role| !is_valid(role)) {
+        problems.push(Problem::new(
+            "(signatures)",
+            kind::NOT_OWNER,
+            format!("the role {role}, which delegates, has no valid signatures"),
         ));
     }
     for path in files.keys() {
-        if !signed.publishers.get(path).is_some_and(|role| speaks(role)) {
-            problems.push(Problem::new(path, kind::NOT_OWNER, "no role that speaks has published it"));
+        if !signed.publishers.get(path).is_some_and(|role| is_valid(role)) {
+            problems.push(Problem::new(path, kind::NOT_OWNER, "no role with valid signatures has published it"));
         }
     }
     problems
@@ -194,12 +198,12 @@ fn unsigned_files(files: &BTreeMap<String, Bytes>, signed: &Signed) -> Vec<Probl
 /// Entries of a kill list that stop nothing here: right in a fleet of several versions, and perhaps a slip.
 fn unknown_providers(kill: &KillList) -> Vec<Problem> {
     let unknown = kill.stops().iter().filter_map(|stop| match &stop.target {
-        kill::Target::Provider(word) if Provider::parse(word).is_none() => Some((&stop.id, word)),
+        kill::Target::Provider(name) if Provider::parse(name).is_none() => Some((&stop.id, name)),
         _ => None,
     });
     unknown
-        .map(|(id, word)| {
-            let message = format!("entry {id}: this version knows no provider {word}, so the entry stops nothing here");
+        .map(|(id, name)| {
+            let message = format!("entry {id}: this version knows no provider {name}, so the entry stops nothing here");
             Problem::new(kill::LIST, kind::WARNING, message)
         })
         .collect()
@@ -209,7 +213,7 @@ fn unknown_providers(kill: &KillList) -> Vec<Problem> {
 #[derive(Default)]
 struct Publishers<'a> {
     signed: Option<&'a Signed>,
-    /// Whoever published something that speaks of every scope.
+    /// Whoever published something that concerns every scope.
     everywhere: BTreeSet<RoleName>,
     combinations: BTreeSet<Arc<[RoleName]>>,
 }
@@ -354,7 +358,7 @@ impl<'a> Loader<'a> {
         named.filter(|id| options.wants(id)).chain(&options.scopes).cloned().collect()
     }
 
-    /// Joins one scope's files; every problem at once, so that one look mends all.
+    /// Joins one scope's files; every problem at once, so that one pass fixes all.
     fn scope(&mut self, id: &ScopeId) -> Result<ActiveScope, Vec<Problem>> {
         let mut problems = Vec::new();
         let scope = keep(self.scope_file(id), &mut problems);
@@ -555,15 +559,15 @@ fn keep<T>(result: Result<T, Problem>, problems: &mut Vec<Problem>) -> Option<T>
 
 /// Compares what was decided on with what is there.
 fn judge(id: &ScopeId, file: &str, decided: Option<Digest>, found: Digest) -> Option<Problem> {
-    let mend = format!("look at it, then run: sidemint policy decide --policy DIR {id}");
+    let fix = format!("look at it, then run: sidemint policy decide --policy DIR {id}");
     match decided {
         Some(decided) if decided == found => None,
         Some(decided) => {
-            let message = format!("changed after it was decided on ({decided}, now {found}): {mend}");
+            let message = format!("changed after it was decided on ({decided}, now {found}): {fix}");
             Some(Problem::new(file, kind::DIGEST_MISMATCH, message))
         }
         None => {
-            let message = format!("{} has no digest of it: {mend}", decision_path(id));
+            let message = format!("{} has no digest of it: {fix}", decision_path(id));
             Some(Problem::new(file, kind::UNDECIDED, message))
         }
     }

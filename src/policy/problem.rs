@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-/// The closed set of words for [`Problem::kind`].
+/// The closed set of [`Problem::kind`].
 pub mod kind {
     pub use crate::toml_file::kind::{INVALID, PARSE, PROVIDER, UNKNOWN_SCHEMA};
 
@@ -35,9 +35,9 @@ pub mod kind {
 pub struct Problem {
     /// The file's path in the policy repository, e.g. `scopes/ledger-read.toml`.
     pub file: String,
-    /// A stable word of a closed set ([`Problem::KINDS`]), for metrics.
+    /// A stable label of a closed set ([`Problem::KINDS`]), for metrics.
     pub kind: &'static str,
-    /// What is wrong and what mends it.
+    /// What is wrong and what fixes it.
     pub message: String,
 }
 

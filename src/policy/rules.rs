@@ -33,7 +33,7 @@ pub(super) const REVIEW_OVERDUE: &str = "guardrail-review-overdue";
 pub(super) const EXPIRED: &str = "guardrail-expired";
 /// The guardrail on a scope whose owner has left.
 pub(super) const OWNER_GONE: &str = "guardrail-owner-gone";
-/// The guardrail whose refusal callers are told as `approval_required`.
+/// The guardrail whose refusal callers see as `approval_required`.
 pub(super) const APPROVAL_REQUIRED: &str = "guardrail-approval-required";
 /// What only the binary's own rules may begin their `@id` with.
 const RESERVED: &str = "guardrail-";
@@ -157,7 +157,7 @@ pub(super) struct Slice {
     all: PolicySet,
     resource: EntityUid,
     entities: Entities,
-    /// Who may be told that a parameter is wrong, see [`Slice::names`].
+    /// Who may learn that a parameter is wrong, see [`Slice::names`].
     named: HashSet<EntityUid>,
     anyone: bool,
 }

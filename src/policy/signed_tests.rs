@@ -183,7 +183,7 @@ fn a_stale_policy_permits_and_says_so_and_an_expired_one_denies() {
 }
 
 #[test]
-fn an_expired_policy_ends_nothing_that_runs_and_tells_nothing_to_strangers() {
+fn an_expired_policy_ends_no_running_task_and_says_nothing_to_strangers() {
     let policy = load(&sample());
     let (late, task) = (now() + 20 * DAY, TaskId::generate().unwrap());
     let kept = policy.still_permits(&caller(REPORT, Proof::JwtSvid), &ledger("c-42"), &task, late).unwrap();
@@ -255,7 +255,7 @@ fn the_state_is_that_of_the_best_and_names_the_first_lapse() {
 }
 
 #[test]
-fn a_version_of_which_somebody_says_nothing_is_refused() {
+fn refuses_a_version_with_a_role_without_valid_signatures() {
     for role in ["root", "timestamp", "snapshot", "targets", "security", "incident", "governance", "finance"] {
         let mut files = published(&sample());
         files.signed.as_mut().unwrap().standing.ends.remove(role);
@@ -273,7 +273,7 @@ fn a_version_of_which_somebody_says_nothing_is_refused() {
 }
 
 #[test]
-fn names_that_their_role_does_not_own_are_told_and_harm_none() {
+fn reports_names_that_their_role_does_not_own_and_suspends_nothing() {
     let mut files = published(&sample());
     let stray = Problem::new("grants/evil.toml", kind::NOT_OWNER, "listed by finance");
     files.signed.as_mut().unwrap().stray.push(stray.clone());

@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_made_is_told_each_time_and_not_kept() {
+    fn reports_each_time_what_cannot_be_made_and_does_not_keep_it() {
         let (slices, source) = (Slices::default(), Source::new("text"));
         for _ in 0..2 {
             let made = slices.of(&source, |text| Err::<Slice, _>(text.to_owned()));

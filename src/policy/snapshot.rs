@@ -29,12 +29,12 @@ impl fmt::Display for PolicyVersion {
     }
 }
 
-/// One immutable, validated policy: every scope sliced and ready to decide, until when its signers speak, and what is
+/// One immutable, validated policy: every scope sliced and ready to decide, when its signatures expire, and what is
 /// stopped. Shared as `Arc<Policy>`; one per request.
 #[derive(Debug)]
 pub struct Policy {
     pub(super) content: Arc<Content>,
-    /// Until when its signers speak; `None` where nobody signs: then it is always fresh.
+    /// When its signatures expire; `None` where nobody signs: then it is always fresh.
     pub(super) standing: Option<Standing>,
     /// Until then everything is fresh, so that a decision asks no further.
     pub(super) fresh_until: Timestamp,
@@ -69,7 +69,7 @@ pub(super) struct ActiveScope {
     pub(super) rules: Arc<Source>,
     pub(super) ends: Ends,
     pub(super) digests: Arc<Digests>,
-    /// Whose word it rests on, beside the roles that everything rests on; empty where nobody signs.
+    /// The roles whose signatures it rests on, beside those that everything rests on; empty where nobody signs.
     pub(super) roles: Arc<[RoleName]>,
 }
 
@@ -135,8 +135,8 @@ impl Policy {
         Self { content, standing, fresh_until, kill }
     }
 
-    /// The same version, whose signers now speak until `standing` (a heartbeat). `None` where it says nothing of a role
-    /// that spoke before, or where nobody signs.
+    /// The same version, whose signatures now expire as `standing` says (a heartbeat). `None` where it says nothing of a role
+    /// that was valid before, or where nobody signs.
     pub fn confirmed(&self, standing: Standing) -> Option<Self> {
         let all = self.standing.as_ref()?.ends.keys().all(|role| standing.ends.contains_key(role));
         all.then(|| Self::of(Arc::clone(&self.content), Some(standing), Arc::clone(&self.kill)))
@@ -162,13 +162,13 @@ impl Policy {
         self.content.signers.as_ref().map(Signers::snapshot)
     }
 
-    /// Until when each role speaks, where the policy is signed.
+    /// When the signatures of each role expire, where the policy is signed.
     pub fn standing(&self) -> Option<&Standing> {
         self.standing.as_ref()
     }
 
     /// The same by the nine roles of docs/publishing.md, UTC: a department counts as the role that it is part of, and the
-    /// earliest end is told. Empty where nobody signs.
+    /// earliest end counts. Empty where nobody signs.
     pub fn ends(&self) -> BTreeMap<&'static str, Timestamp> {
         match (&self.content.signers, &self.standing) {
             (Some(signers), Some(standing)) => signers.ends(standing),
@@ -215,7 +215,7 @@ impl Policy {
         self.content.active.keys()
     }
 
-    /// The tier of an active scope, for what is told of a task in metrics and views.
+    /// The tier of an active scope, for a task in metrics and views.
     pub fn tier(&self, scope: &ScopeId) -> Option<Tier> {
         self.content.active.get(scope).map(|active| active.decision.tier)
     }
@@ -234,7 +234,7 @@ impl Policy {
         self.content.active.values().filter(gone).count()
     }
 
-    /// Governance's word on an active scope.
+    /// Governance's decision on an active scope.
     pub fn decision(&self, scope: &ScopeId) -> Option<&Decision> {
         self.content.active.get(scope).map(|active| &active.decision)
     }

@@ -140,7 +140,7 @@ fn a_boundary_wins_over_a_permit() {
 }
 
 #[test]
-fn wrong_parameters_are_told_only_to_callers_whom_a_rule_names() {
+fn reports_wrong_parameters_only_to_callers_that_a_rule_names() {
     let files = fixture();
     let long = "c".repeat(33);
     for value in ["", ".", "..", "c/42", "c 42", "*", "?", "${x}", "c-42\n", "ć", "\"", long.as_str()] {
@@ -158,7 +158,7 @@ fn wrong_parameters_are_told_only_to_callers_whom_a_rule_names() {
 }
 
 #[test]
-fn refuses_a_ttl_over_max_task_but_tells_only_whom_it_permits() {
+fn refuses_a_ttl_over_max_task_and_says_so_only_to_permitted_callers() {
     let files = fixture();
     let at = |ttl| Ask { ttl: Some(ttl), ..ledger("c-42") };
     let cap = Duration::from_secs(8 * 3600);
@@ -180,7 +180,7 @@ fn an_erroring_forbid_denies_although_cedar_skips_it() {
 }
 
 #[test]
-fn elevated_needs_an_approval_and_only_the_permitted_are_told() {
+fn elevated_needs_an_approval_and_says_so_only_to_permitted_callers() {
     let files = fixture();
     let close = ask("finance/quarter-close", &[("customer", "c-42"), ("quarter", "2026-q3")]);
     assert_eq!(reason(&files, CLOSE, &close), DenialReason::ApprovalRequired);
@@ -572,7 +572,7 @@ fn lint_warns_of_a_grant_that_nobody_decided_on() {
 }
 
 #[test]
-fn lint_tells_of_reviews_and_ends_as_they_come_near() {
+fn lint_warns_of_reviews_and_ends_that_come_near() {
     let policy = Policy::load(&fixture()).unwrap();
     let due = |time: &str| -> Vec<String> {
         let all = policy.due(time.parse().unwrap());

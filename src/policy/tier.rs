@@ -18,7 +18,7 @@ impl Tier {
     /// Every tier.
     pub const ALL: [Self; 3] = [Self::Baseline, Self::Elevated, Self::BreakGlass];
 
-    /// The word in files, metrics and audit.
+    /// The label in files, metrics and audit.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Baseline => "baseline",

@@ -1,13 +1,13 @@
 //! AWS: a role, narrowed by a session policy.
 //!
-//! - [`arn`]: roles and their sessions, by ARN; regions.
+//! - `arn`: roles and their sessions, by ARN; regions.
 //! - [`session_policy`]: what narrows a role, from the grant file to the text that STS gets.
-//! - [`outliving`]: the actions by which access outlives a session.
-//! - [`deny`]: the policy that stops sessions which are already out.
+//! - `outliving`: the actions by which access outlives a session.
+//! - `deny`: the policy that stops sessions which are already out.
 
-pub mod arn;
+pub(crate) mod arn;
 pub(crate) mod deny;
-pub mod outliving;
+mod outliving;
 pub mod session_policy;
 
 use std::collections::BTreeMap;

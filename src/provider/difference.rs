@@ -18,7 +18,7 @@ impl Direction {
         if wider { Self::Wider } else { Self::Narrower }
     }
 
-    /// The stable word.
+    /// The stable label.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Wider => "wider",

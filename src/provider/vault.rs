@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-pub use self::secret_path::{MAX_PATH, SecretPath, is_plain_path};
+pub use self::secret_path::SecretPath;
+pub(crate) use self::secret_path::is_plain_path;
 use super::{DocumentError, GrantKind, ParamName, ParamSpec, Params, ProviderGrant, check_role_scope, is_visible};
 use crate::toml_file::read;
 

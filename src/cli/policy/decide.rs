@@ -144,8 +144,8 @@ impl Plan {
             let decided = item.decided.map(|digest| digest.to_string());
             let now = item.found.to_string();
             let changes = item.changes.as_ref().map(|changes| {
-                let told = |change: &Difference| json!({"what": change.what, "way": change.direction.as_str()});
-                changes.iter().map(told).collect::<Vec<_>>()
+                let shown = |change: &Difference| json!({"what": change.what, "way": change.direction.as_str()});
+                changes.iter().map(shown).collect::<Vec<_>>()
             });
             json!({
                 "file": item.file,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::policy::VaultGrant;
+use crate::provider::vault::VaultGrant;
 
 /// A lease, and where it was read. No secret.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -76,7 +76,7 @@ async fn a_refused_version_keeps_the_last_good_one_and_says_why() {
 }
 
 #[tokio::test]
-async fn polls_by_the_clock_and_tells_subscribers() {
+async fn polls_by_the_clock_and_notifies_subscribers() {
     let (source, cache) = cache();
     let clock = ManualClock::at(NOW);
     let mut changes = cache.subscribe();
@@ -99,7 +99,7 @@ async fn polls_by_the_clock_and_tells_subscribers() {
 }
 
 #[tokio::test]
-async fn looks_by_its_schedule_and_leaves_a_busy_source_alone() {
+async fn polls_by_its_schedule_and_spares_a_busy_source() {
     let (source, cache) = cache();
     let clock = ManualClock::at(NOW);
     source.show(Some(fixture()));

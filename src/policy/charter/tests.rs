@@ -169,7 +169,7 @@ fn a_signed_version_names_owners_and_an_unsigned_one_may() {
 }
 
 #[test]
-fn every_problem_of_every_owner_is_told_and_each_refuses() {
+fn reports_every_problem_of_every_owner_and_refuses_for_each() {
     let text = plain("a@b");
     let bad = files(&[
         ("owners/a.toml", &text),

@@ -185,7 +185,7 @@ proptest! {
 
     /// The index says what a look at every entry says.
     #[test]
-    fn an_entry_is_found_exactly_where_a_look_at_each_finds_one(
+    fn an_entry_is_found_exactly_where_a_search_of_all_finds_one(
         picks in proptest::collection::vec((0usize..16, proptest::option::of(0u64..4)), 0..12),
         hour in 0u64..4,
     ) {

@@ -21,7 +21,7 @@ pub fn published(out: &Path, path: &str, digest: &Digest) -> Result<Option<Bytes
     Ok(bytes.filter(|bytes| Digest::of(bytes) == *digest))
 }
 
-/// The differences from `old` to `new`, two files of one kind. Files that are no TOML have no words: empty.
+/// The differences from `old` to `new`, two files of one kind. Empty for files that are not TOML.
 pub fn between(old: &[u8], new: &[u8]) -> Vec<Difference> {
     let read = |bytes: &[u8]| std::str::from_utf8(bytes).ok().and_then(|text| toml::from_str::<Table>(text).ok());
     let (Some(old), Some(new)) = (read(old), read(new)) else { return Vec::new() };

@@ -130,7 +130,7 @@ fn guardrails_see_the_last_instant_before_the_end() {
 }
 
 #[test]
-fn guardrails_folded_into_one_rule_say_what_they_say_one_by_one() {
+fn folded_guardrails_decide_as_they_do_one_by_one() {
     let engine = Engine::new().unwrap();
     let permit = Rules { rules: parse(format!("@id(\"p\") permit {HEAD};").as_bytes()).unwrap(), warnings: Vec::new() };
     let overdue: Timestamp = "2027-01-09T00:00:00Z".parse().unwrap();
@@ -172,7 +172,7 @@ fn guardrails_folded_into_one_rule_say_what_they_say_one_by_one() {
 }
 
 #[test]
-fn what_is_verified_is_told_of_this_caller_and_this_second_whoever_asked_before() {
+fn context_holds_this_caller_and_this_second_whoever_asked_before() {
     let engine = Engine::new().unwrap();
     let decision = DecisionFile::parse(DECISION.replace("TIER", "baseline").as_bytes()).unwrap();
     let slice = engine.slice(&"s".parse().unwrap(), &decision, &Ends::default(), &[], &[]).unwrap();

@@ -3,7 +3,7 @@
 
 /// A role, as IAM's ARN of it and STS's ARN of its sessions name it. The path is no part of its name: the second lacks it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Role<'a> {
+pub(crate) struct Role<'a> {
     partition: &'a str,
     account: &'a str,
     name: &'a str,
@@ -12,7 +12,7 @@ pub struct Role<'a> {
 impl<'a> Role<'a> {
     /// Reads `arn:PARTITION:iam::ACCOUNT:role/[PATH/]NAME`, 20 to 2,048 characters (STS `AssumeRoleWithWebIdentity`,
     /// `RoleArn`); `None` where the text is anything else. The account may be empty: Ceph RGW writes its roles so.
-    pub fn parse(arn: &'a str) -> Option<Self> {
+    pub(crate) fn parse(arn: &'a str) -> Option<Self> {
         let (partition, account, resource) = split(arn, "iam")?;
         let path = resource.strip_prefix("role/")?;
         // IAM takes any visible ASCII in a path, and [\w+=,.@-] in a name: the narrower set serves for both.
@@ -23,7 +23,7 @@ impl<'a> Role<'a> {
 
     /// Reads `arn:PARTITION:sts::ACCOUNT:assumed-role/NAME/SESSION`: the role and the session's name, the latter as it
     /// stands there. `None` where the text is anything else.
-    pub fn parse_session(arn: &'a str) -> Option<(Self, &'a str)> {
+    pub(crate) fn parse_session(arn: &'a str) -> Option<(Self, &'a str)> {
         let (partition, account, resource) = split(arn, "sts")?;
         let (name, session) = resource.strip_prefix("assumed-role/")?.split_once('/')?;
         let fits = (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(in_name);
@@ -31,17 +31,17 @@ impl<'a> Role<'a> {
     }
 
     /// Whether `arn` names the session `session_name` of this role.
-    pub fn has_session(&self, arn: &str, session_name: &str) -> bool {
+    pub(crate) fn has_session(&self, arn: &str, session_name: &str) -> bool {
         Role::parse_session(arn) == Some((*self, session_name))
     }
 
     /// Twelve digits; empty at Ceph RGW.
-    pub fn account(&self) -> &'a str {
+    pub(crate) fn account(&self) -> &'a str {
         self.account
     }
 
     /// Its name, without the path.
-    pub fn name(&self) -> &'a str {
+    pub(crate) fn name(&self) -> &'a str {
         self.name
     }
 }
@@ -58,7 +58,7 @@ pub(crate) fn in_name(b: u8) -> bool {
 
 /// Whether `region` can be a region's name: 1 to 32 lower-case letters, digits and inner hyphens. It becomes one label of a
 /// host name, `sts.REGION.amazonaws.com` (AWS General Reference, "AWS STS endpoints"; RFC 1123 §2.1).
-pub fn is_region(region: &str) -> bool {
+pub(crate) fn is_region(region: &str) -> bool {
     (1..=MAX_REGION).contains(&region.len())
         && region.bytes().all(in_label)
         && !region.starts_with('-')

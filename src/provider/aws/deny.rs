@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::arn::{self, in_name};
 use crate::clock::Timestamp;
 
-/// AWS's clock may be behind the one that the end of a credential was told by.
+/// AWS's clock may be behind the one that the end of a credential was judged by.
 const SKEW: Duration = Duration::from_secs(30);
 
 /// What a Deny does not reach.
@@ -68,7 +68,7 @@ impl Role {
     }
 }
 
-/// One lease whose session may still be used, as a sidecar tells it. Its texts hold no control characters.
+/// One lease whose session may still be used, as a sidecar reports it. Its texts hold no control characters.
 #[derive(Debug, Clone)]
 pub(crate) struct Lease {
     /// The lease.

@@ -80,7 +80,7 @@ pub(super) fn outliving_actions(policy: &Value) -> Vec<Outliving> {
     ACTIONS.iter().filter(|known| allowed(known.action)).copied().collect()
 }
 
-/// Whether `action` is surely among the patterns of a `NotAction`: one that a parameter fills in excludes nothing for sure.
+/// Whether `action` is certainly among the patterns of a `NotAction`: one that a parameter fills in excludes nothing for sure.
 fn matches_wholly(patterns: &[&Value], action: &str) -> bool {
     let texts = patterns.iter().filter_map(|pattern| pattern.as_str());
     texts.filter(|pattern| !pattern.contains("${")).any(|pattern| covers(pattern, action))

@@ -10,7 +10,7 @@ use crate::params::{self, Part};
 use crate::provider::{DocumentError, ParamName, ParamSpec, Params};
 
 /// The longest path, in characters, with every parameter at its longest.
-pub const MAX_PATH: usize = 512;
+const MAX_PATH: usize = 512;
 /// Engines that are Vault's own: what is read there is no credential of a workload, and may be a way to more rights.
 const RESERVED: [&str; 4] = ["sys", "auth", "identity", "cubbyhole"];
 
@@ -66,7 +66,7 @@ impl SecretPath {
         &self.params
     }
 
-    /// Checks that a scope declares every parameter used and that the path stays within [`MAX_PATH`].
+    /// Checks that a scope declares every parameter used and that the path stays within 512 characters.
     ///
     /// # Errors
     /// Says what to shorten or declare.
@@ -105,7 +105,7 @@ fn is_plain(text: &str) -> bool {
 }
 
 /// Whether `text` is one or more plain segments joined by `/`: a mount, or a namespace.
-pub fn is_plain_path(text: &str) -> bool {
+pub(crate) fn is_plain_path(text: &str) -> bool {
     let plain = |segment: &str| !matches!(segment, "" | "." | "..") && is_plain(segment);
     text.len() <= MAX_PATH && text.split('/').all(plain)
 }

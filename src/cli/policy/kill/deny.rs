@@ -28,7 +28,7 @@ struct Found {
     business_owner: Option<String>,
 }
 
-/// A Deny for each role that the entry `id` is about; `what` is its member and word, `None` where it stops everything.
+/// A Deny for each role that the entry `id` is about; `what` is its member and value, `None` where it stops everything.
 pub(super) fn of_entry(
     files: &BTreeMap<String, Bytes>,
     what: Option<(&str, &str)>,
@@ -72,8 +72,8 @@ fn concerns(files: &BTreeMap<String, Bytes>, scope: &Found, what: Option<(&str, 
         Some(("scope", id)) => scope.id == id,
         Some(("grant", id)) => grants.any(|grant| grant.as_str() == id),
         Some(("owner", id)) => scope.decision.decision_owner == id || scope.business_owner.as_deref() == Some(id),
-        Some(("provider", word)) => {
-            let of = |id: &str| grant(files, id).is_some_and(|grant| grant.template.provider().as_str() == word);
+        Some(("provider", name)) => {
+            let of = |id: &str| grant(files, id).is_some_and(|grant| grant.template.provider().as_str() == name);
             grants.any(|grant| of(grant.as_str()))
         }
         // workloads, tasks and everything: in any scope
