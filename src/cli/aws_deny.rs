@@ -4,7 +4,7 @@ use super::client::{LeaseView, TaskView};
 use super::plain;
 use crate::provider::Provider;
 use crate::provider::aws::deny::Lease;
-pub(super) use crate::provider::aws::deny::{Deny, Role, json, text};
+pub(super) use crate::provider::aws::deny::{Deny, json, text};
 
 /// What the Deny of a task does not reach beside that.
 pub(super) const CHILDREN: &str =

@@ -116,6 +116,7 @@ struct UserId {
 impl Deny {
     /// A Deny called `sidemint-deny-ID` for `sessions` of `role`, kept until `until` and the skew. `None` where a name has
     /// characters that names have not.
+    #[cfg(any(test, feature = "author"))]
     pub(crate) fn new(role: Role, id: &str, sessions: Vec<String>, until: Timestamp) -> Option<Self> {
         Self::of(Named::Role(role), id, sessions, Vec::new(), until)
     }

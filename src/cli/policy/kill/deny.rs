@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::cli::aws_deny::{Deny, Role};
 use crate::clock::Timestamp;
 use crate::policy::document::{Decision, Grant, Scope};
 use crate::provider::GrantTemplate;
+use crate::provider::aws::deny::{Deny, Role};
 use crate::task::session_part;
 
 /// How long until every sidecar that reaches the repository knows of an entry.
