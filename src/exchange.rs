@@ -29,7 +29,6 @@ pub use self::credential::Credential;
 pub use self::handle::Handle;
 pub use self::vault::VaultSecret;
 pub use crate::policy::Provider;
-pub use crate::retry;
 
 /// How a credential can be revoked before it expires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -330,14 +330,7 @@ fn append(bytes: &mut Zeroizing<Vec<u8>>, data: &[u8]) {
 
 /// `Retry-After` (RFC 9110 §10.2.3): seconds, or a date, which is zero where it has passed. `None` for anything else.
 pub fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
-    use aws_smithy_types::date_time::{DateTime, Format};
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse::<u32>() {
-        return Some(Duration::from_secs(seconds.into()));
-    }
-    let date = DateTime::from_str(text, Format::HttpDate).ok()?;
-    let millis = u64::try_from(date.to_millis().ok()?).ok()?;
-    Some(Timestamp::from_millis(millis).since(now))
+    crate::retry::retry_after(headers.get(RETRY_AFTER)?.to_str().ok()?, now)
 }
 
 #[cfg(test)]
