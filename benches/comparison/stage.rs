@@ -259,10 +259,16 @@ impl Sidecar {
     }
 
     fn wait_until_ready(&mut self, began: Instant) -> Fallible<()> {
+        // On one connection: to accept a new one for each question would be work for the sidecar that nobody else gives it.
+        let mut connected = None;
         loop {
-            let ready = Client::connect(self.admin).and_then(|mut client| client.send("GET", "/readyz", &[], ""));
-            if ready.as_ref().is_ok_and(|answer| answer.status == 200) {
-                return Ok(());
+            let client = connected.take().map_or_else(|| Client::connect(self.admin), Ok);
+            let asked = client.and_then(|mut client| Ok((client.send("GET", "/readyz", &[], "")?, client)));
+            if let Ok((answer, client)) = asked {
+                if answer.status == 200 {
+                    return Ok(());
+                }
+                connected = Some(client);
             }
             if let Some(status) = self.child.try_wait()? {
                 return Err(format!("it ended with {status}: {}", std::fs::read_to_string(&self.log)?).into());

@@ -298,14 +298,18 @@ impl PolicyCache {
             Fetched::New(files) => files,
         };
         let options = self.options.clone();
-        let work = worker::run(move || match Policy::load_with(&files, &options) {
+        let work = move || match Policy::load_with(&files, &options) {
             Ok(policy) => Loaded::Good(policy),
             Err(error) => {
                 let kill = load::kill_list(&files).ok().map(Arc::new);
                 Loaded::Bad(files.version.clone(), error.problems, kill)
             }
-        });
-        work.await.ok_or_else(|| PolicySourceError::unavailable("loading the policy was cut off"))
+        };
+        let loaded = match self.current() {
+            Some(_) => worker::run(work).await,
+            None => worker::run_first(work).await,
+        };
+        loaded.ok_or_else(|| PolicySourceError::unavailable("loading the policy was cut off"))
     }
 
     fn record(&self, now: Timestamp, outcome: RefreshOutcome, problems: Vec<Problem>) {

@@ -1,7 +1,7 @@
 //! Policy files → [`Policy`]. A bad decision, scope or grant suspends its scope; a bad boundary, owner or kill list, which
 //! must work everywhere, refuses the whole.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use super::charter::{self, Owners};
 use super::document::{Decision, Digest, Grant, Scope};
 use super::kill::{self, KillList};
 use super::repository::{PolicyFiles, Signed, TESTS};
-use super::rules::{Engine, Rule, RuleProblem, Rules, Validators};
+use super::rules::{Engine, Rule, RuleProblem, Rules, Validators, parse_together};
 use super::signers::Signers;
 use super::slices::{Slices, Source};
 use super::snapshot::{ActiveScope, Content, Ends, Leaver};
@@ -18,6 +18,9 @@ use super::standing::{RoleName, WHOLE};
 use super::{
     Digests, DocumentError, GrantId, ParamName, ParamSpec, Policy, PolicyError, Problem, Provider, ScopeId, kind, lint,
 };
+
+/// The most scopes whose rules are parsed in one go.
+const TOGETHER: usize = 64;
 
 /// What local configuration narrows a policy to. It can take scopes away, never add or change any (requirement G03).
 #[derive(Debug, Clone, Default)]
@@ -106,19 +109,24 @@ pub(super) fn load(files: &PolicyFiles, options: &LoadOptions) -> Result<Policy,
         validators,
         warnings,
         without_warnings: options.without_warnings,
+        parsed: HashMap::new(),
         named: BTreeSet::new(),
     };
     let mut active = BTreeMap::new();
     let mut suspended = BTreeMap::new();
-    for id in loader.every_scope(options) {
-        match loader.scope(&id) {
-            Ok(scope) => {
-                if let Some(signers) = &mut signers {
-                    signers.rest(scope.decision.tier, &scope.roles);
+    let every: Vec<_> = loader.every_scope(options).into_iter().collect();
+    for ids in every.chunks(TOGETHER) {
+        loader.parse(ids);
+        for id in ids.iter().cloned() {
+            match loader.scope(&id) {
+                Ok(scope) => {
+                    if let Some(signers) = &mut signers {
+                        signers.rest(scope.decision.tier, &scope.roles);
+                    }
+                    active.insert(id, Arc::new(scope));
                 }
-                active.insert(id, Arc::new(scope));
+                Err(problems) => drop(suspended.insert(id, problems)),
             }
-            Err(problems) => drop(suspended.insert(id, problems)),
         }
     }
     let mut stray = loader.stray(options);
@@ -346,11 +354,23 @@ struct Loader<'a> {
     validators: Validators,
     warnings: Vec<Problem>,
     without_warnings: bool,
+    /// Rules that were parsed with those of other scopes.
+    parsed: HashMap<ScopeId, Vec<Rule>>,
     /// The grants that some decision names.
     named: BTreeSet<GrantId>,
 }
 
 impl<'a> Loader<'a> {
+    /// Parses the rules of these scopes in one go. Where somebody is to be warned, each is parsed alone, as it is told of.
+    fn parse(&mut self, ids: &[ScopeId]) {
+        if self.without_warnings {
+            let found: Vec<_> = ids.iter().filter_map(|id| Some((id, &***self.sorted.rules.get(id)?))).collect();
+            let texts: Vec<_> = found.iter().map(|(_, bytes)| *bytes).collect();
+            let parsed = found.iter().zip(parse_together(&texts));
+            self.parsed = parsed.filter_map(|((id, _), rules)| Some(((*id).clone(), rules?))).collect();
+        }
+    }
+
     /// Every scope that some file names, or that configuration asks for.
     fn every_scope(&self, options: &LoadOptions) -> BTreeSet<ScopeId> {
         let sorted = &self.sorted;
@@ -479,7 +499,8 @@ impl<'a> Loader<'a> {
             return None;
         };
         let params = params.keys().cloned().collect();
-        match self.engine.decision(&mut self.validators, bytes, id, &params) {
+        let parsed = self.parsed.remove(id);
+        match self.engine.decision(&mut self.validators, bytes, parsed, id, &params) {
             Ok(rules) => Some((Digest::of(bytes), rules, std::str::from_utf8(bytes).ok()?)),
             Err(found) => {
                 problems.extend(found.into_iter().map(|problem| of_rule(&file, problem)));

@@ -225,7 +225,8 @@ impl Engine {
         Ok(Rules { rules, warnings })
     }
 
-    /// Reads `decisions/S.cedar`: rules that all name scope S, validated against the scope's parameters.
+    /// Reads `decisions/S.cedar`: rules that all name scope S, validated against the scope's parameters. `parsed` is what
+    /// [`parse_together`] made of `bytes`.
     ///
     /// # Errors
     /// Everything that is wrong with it.
@@ -233,10 +234,25 @@ impl Engine {
         &self,
         validators: &mut Validators,
         bytes: &[u8],
+        parsed: Option<Vec<Rule>>,
         scope: &ScopeId,
         params: &BTreeSet<ParamName>,
     ) -> Result<Rules, Vec<RuleProblem>> {
-        let rules = own_rules(bytes)?;
+        let parsed = parsed.and_then(|rules| named(rules).and_then(unreserved).ok());
+        if let Some(good) = parsed.and_then(|rules| self.judged(validators, rules, scope, params).ok()) {
+            return Ok(good);
+        }
+        // What is wrong is told of the file as it stands alone.
+        self.judged(validators, own_rules(bytes)?, scope, params)
+    }
+
+    fn judged(
+        &self,
+        validators: &mut Validators,
+        rules: Vec<Rule>,
+        scope: &ScopeId,
+        params: &BTreeSet<ParamName>,
+    ) -> Result<Rules, Vec<RuleProblem>> {
         let wanted = ResourceConstraint::Eq(self.names.scope(scope));
         let foreign = rules.iter().filter(|rule| rule.resource_constraint() != wanted);
         let problems: Vec<_> = foreign
@@ -418,6 +434,41 @@ fn context(verified: RestrictedExpression, ask: &Ask, ttl: u64) -> Result<Contex
         .map_err(|error| error.to_string())
 }
 
+/// What parts the files that are parsed together.
+const MARK: &str = r#"@id("guardrail-end-of-file")forbid(principal,action,resource);"#;
+
+/// Parses the rules of several files as one text: Cedar works out the tables of its lexer anew for each text, which takes as
+/// long as the rules of one scope. `None` for what must be parsed alone, to know what is wrong with it or whose it is.
+pub(super) fn parse_together(files: &[&[u8]]) -> Vec<Option<Vec<Rule>>> {
+    match joined(files) {
+        Some(parts) => parts.into_iter().map(Some).collect(),
+        None => files.iter().map(|_| None).collect(),
+    }
+}
+
+/// The rules by file. No file holds the mark, and each mark is found again as a rule of its own: so the text between two of
+/// them was parsed as if it were alone.
+fn joined(files: &[&[u8]]) -> Option<Vec<Vec<Rule>>> {
+    let mut text = String::new();
+    for bytes in files {
+        let file = std::str::from_utf8(bytes).ok().filter(|file| !file.contains(MARK))?;
+        text.extend([file, "\n", MARK, "\n"]);
+    }
+    let set: PolicySet = text.parse().ok()?;
+    if set.templates().next().is_some() {
+        return None;
+    }
+    // Cedar numbers them as they stand.
+    let number = |rule: &Rule| AsRef::<str>::as_ref(rule.id()).strip_prefix("policy")?.parse::<usize>().ok();
+    let mut rules = set.policies().map(|rule| Some((number(rule)?, rule))).collect::<Option<Vec<_>>>()?;
+    rules.sort_unstable_by_key(|(number, _)| *number);
+    let mut parts: Vec<_> = rules.split(|(_, rule)| rule.to_string() == MARK).collect();
+    // After the last mark there is nothing.
+    let rest = parts.pop()?;
+    let own = |part: &[(usize, &Rule)]| part.iter().map(|(_, rule)| (*rule).clone()).collect();
+    (rest.is_empty() && parts.len() == files.len()).then(|| parts.into_iter().map(own).collect())
+}
+
 /// Parses a file's rules; each gets its `@id` as its policy id.
 fn parse(bytes: &[u8]) -> Result<Vec<Rule>, Vec<RuleProblem>> {
     let one = |message: String| vec![problem(message)];
@@ -426,19 +477,25 @@ fn parse(bytes: &[u8]) -> Result<Vec<Rule>, Vec<RuleProblem>> {
     if set.templates().next().is_some() {
         return Err(one("has a template (?principal or ?resource): write the names out".to_owned()));
     }
-    if set.num_of_policies() > MAX_RULES {
-        return Err(one(format!("has more than {MAX_RULES} rules")));
+    named(set.policies().cloned().collect())
+}
+
+/// Gives each rule of a file its `@id` as its policy id.
+fn named(found: Vec<Rule>) -> Result<Vec<Rule>, Vec<RuleProblem>> {
+    if found.len() > MAX_RULES {
+        return Err(vec![problem(format!("has more than {MAX_RULES} rules"))]);
     }
     let mut problems = Vec::new();
     let mut rules = BTreeMap::new();
-    for rule in set.policies() {
-        match rule.annotation("id").filter(|id| is_rule_id(id)) {
+    for rule in found {
+        match rule.annotation("id").filter(|id| is_rule_id(id)).map(str::to_owned) {
             None => problems.push(problem(format!(
                 "rule '{}' needs @id(\"…\") of A-Z a-z 0-9 . _ : / -, at most 128 characters",
-                beginning(rule)
+                beginning(&rule)
             ))),
             Some(id) => {
-                if rules.insert(id.to_owned(), rule.new_id(PolicyId::new(id))).is_some() {
+                let renamed = rule.new_id(PolicyId::new(&id));
+                if rules.insert(id.clone(), renamed).is_some() {
                     problems.push(problem(format!("two rules have @id(\"{id}\"): ids must be unique")));
                 }
             }
@@ -449,7 +506,10 @@ fn parse(bytes: &[u8]) -> Result<Vec<Rule>, Vec<RuleProblem>> {
 
 /// Parses a repository's rules, which may not take the names of the binary's own.
 pub(super) fn own_rules(bytes: &[u8]) -> Result<Vec<Rule>, Vec<RuleProblem>> {
-    let rules = parse(bytes)?;
+    unreserved(parse(bytes)?)
+}
+
+fn unreserved(rules: Vec<Rule>) -> Result<Vec<Rule>, Vec<RuleProblem>> {
     let reserved = rules.iter().filter(|rule| AsRef::<str>::as_ref(rule.id()).starts_with(RESERVED));
     let problems: Vec<_> = reserved
         .map(|rule| problem(format!("{}: ids that begin with {RESERVED} are the binary's own", rule.id())))

@@ -6,9 +6,17 @@ use crate::background::{self, LowPriority};
 /// Runs `work` on a thread of its own; `None` when there is no thread or the work broke off. It ends by itself where
 /// nobody waits for it any more.
 pub(super) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    run_as(LowPriority::Lowest, work).await
+}
+
+/// The same for the first policy: until it is there nothing is served, and everybody waits for it.
+pub(super) async fn run_first<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    run_as(LowPriority::Lower, work).await
+}
+
+async fn run_as<T: Send + 'static>(priority: LowPriority, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     // A thread of the runtime waits for it, so that the runtime knows of the work.
-    let waiting =
-        tokio::task::spawn_blocking(|| background::spawn("policy", LowPriority::Lowest, work).ok()?.join().ok());
+    let waiting = tokio::task::spawn_blocking(move || background::spawn("policy", priority, work).ok()?.join().ok());
     waiting.await.ok().flatten()
 }
 

@@ -16,7 +16,8 @@ fn names(list: &[&str]) -> BTreeSet<ParamName> {
 fn rules(text: &str, params: &[&str]) -> Result<Rules, Vec<RuleProblem>> {
     let text = text.replace("HEAD", HEAD);
     let scope = "s".parse().unwrap();
-    Engine::new().unwrap().decision(&mut Validators::default(), text.as_bytes(), &scope, &names(params))
+    let parsed = parse_together(&[text.as_bytes()]).remove(0);
+    Engine::new().unwrap().decision(&mut Validators::default(), text.as_bytes(), parsed, &scope, &names(params))
 }
 
 fn caller() -> Caller {
@@ -195,4 +196,42 @@ fn context_holds_this_caller_and_this_second_whoever_asked_before() {
             assert_eq!(asked(&engine), asked(&Engine::new().unwrap()), "{who} {proof} {at}");
         }
     }
+}
+
+#[test]
+fn files_parsed_together_give_the_rules_of_each_file() {
+    let two = "// permit (principal, action, resource);\n@id(\"a\") permit (principal, action, resource)\n\
+               when { \"; // } permit\" == \"\" };@id(\"b\")forbid(principal,action,resource);// the end";
+    let files = ["", two, "// nothing", "@id(\"c\")\npermit (principal, action, resource);\n"];
+    let bytes: Vec<_> = files.iter().map(|file| file.as_bytes()).collect();
+    let texts = |rules: &[Rule]| rules.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
+    for (file, together) in files.iter().zip(parse_together(&bytes)) {
+        let alone: PolicySet = file.parse().unwrap();
+        let alone: Vec<_> = alone.policies().cloned().collect();
+        assert_eq!(texts(&together.unwrap()), texts(&alone), "{file}");
+    }
+}
+
+#[test]
+fn a_file_that_reaches_into_the_next_is_parsed_alone() {
+    let alone = |files: &[&[u8]]| parse_together(files).iter().all(Option::is_none);
+    let good = "@id(\"b\") permit (principal, action, resource);";
+    let strange: [&str; 9] = [
+        "@id(\"a\")",
+        "@id(\"a\") permit (principal, action, resource)",
+        "permit (principal, action, resource) when { \"",
+        "permit (principal, action, resource) when { true }; \"",
+        "permit (principal == ?principal, action, resource);",
+        "/* permit",
+        MARK,
+        &format!("{MARK}{good}"),
+        &format!("// {MARK}\n{good}"),
+    ];
+    for file in strange {
+        for files in [[file, good], [good, file]] {
+            assert!(alone(&files.map(str::as_bytes)), "{files:?}");
+        }
+    }
+    assert!(alone(&[&[0xff], good.as_bytes()]));
+    assert!(parse_together(&[]).is_empty());
 }
