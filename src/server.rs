@@ -4,7 +4,6 @@
 //! a browser sends), then method and path, then the secret, then policy.
 
 pub mod admin;
-mod aside;
 mod aws;
 pub mod begin_body;
 mod connection;

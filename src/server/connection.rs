@@ -6,10 +6,11 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
 use http::Request;
 use http_body_util::Either;
 use hyper::body::{Body as _, Incoming};
@@ -21,7 +22,6 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::Answer;
-use super::aside::Aside;
 use super::crowd::{Crowd, Place, Seat};
 use super::mtls::{Mtls, Session};
 use super::patience::Patience;
@@ -222,12 +222,12 @@ fn is_exhaustion(error: &io::Error) -> bool {
     [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM].iter().any(|e| number == Some(e.raw_os_error()))
 }
 
-/// What ends a connection besides its client.
-enum Word {
-    /// It ends after the request under way.
-    Last,
-    /// It ends now.
-    Over,
+/// How a connection ends, where its client does not end it.
+enum ConnectionEnd {
+    /// After the request under way.
+    AfterRequest,
+    /// At once.
+    Now,
 }
 
 async fn converse<H, F>(
@@ -270,33 +270,29 @@ async fn converse<H, F>(
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    let mut outdated = Box::pin(forever_or(session.as_ref().map(Session::outdated)));
-    let mut stopped = Box::pin(stopped(&mut stop));
-    let mut over = Box::pin(forever_or(session.map(Session::over)));
-    let mut sent_away = Box::pin(taken.seat.sent_away());
-    let mut last = false;
-    let mut aside = Aside::new(|context: &mut Context<'_>| {
-        if over.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Word::Over);
+    // Each is polled only once it was woken, not with each request.
+    let mut ends = FuturesUnordered::<BoxFuture<'_, ConnectionEnd>>::new();
+    let outdated = forever_or(session.as_ref().map(Session::outdated));
+    ends.push(Box::pin(async {
+        tokio::select! {
+            () = stopped(&mut stop) => {}
+            () = outdated => {}
         }
-        if sent_away.as_mut().poll(context).is_ready() {
-            tracing::debug!(?peer, "a connection made room for another");
-            return Poll::Ready(Word::Over);
-        }
-        if !last && (stopped.as_mut().poll(context).is_ready() || outdated.as_mut().poll(context).is_ready()) {
-            last = true;
-            return Poll::Ready(Word::Last);
-        }
-        Poll::Pending
-    });
+        ConnectionEnd::AfterRequest
+    }));
+    ends.push(Box::pin(forever_or(session.map(Session::over)).map(|()| ConnectionEnd::Now)));
+    ends.push(Box::pin(taken.seat.sent_away().map(|()| {
+        tracing::debug!(?peer, "a connection made room for another");
+        ConnectionEnd::Now
+    })));
     let ended = loop {
         tokio::select! {
             biased;
-            word = aside.next() => match word {
+            Some(end) = ends.next() => match end {
                 // Cut off, requests under way included: not a byte more for a peer that is no longer who it was.
-                Word::Over => return,
+                ConnectionEnd::Now => return,
                 // The request under way is answered, and the answer says that it is the last.
-                Word::Last => connection.as_mut().graceful_shutdown(),
+                ConnectionEnd::AfterRequest => connection.as_mut().graceful_shutdown(),
             },
             ended = connection.as_mut() => break ended,
         }
