@@ -53,7 +53,7 @@ pub use end::Stop;
 pub use error::{BeginError, CredentialsError, FindError, NoSoleProvider};
 pub use outstanding::Outstanding;
 pub use revoke::WAIT_FOR_REVOCATION;
-pub use view::{Census, LeaseView, TaskView};
+pub use view::Census;
 
 /// Limits of the broker.
 #[derive(Debug, Clone, Copy)]

@@ -14,6 +14,7 @@
 //! |---|---|
 //! | [`broker`] | the main path itself, three verbs: begin a task, serve its credentials, end it |
 //! | [`server`] | the listeners: who may connect ([`server::guard`]), one file per dialect, what refusals look like |
+//! | [`api`] | the requests and answers of `/v1`, for the server and for the commands |
 //! | [`identity`] | evidence → caller: JWT-SVIDs, task tokens, the Workload API |
 //! | [`policy`] | caller and ask → permit or denial: files that their owners signed ([`policy::repository`]), Cedar rules, the version in force |
 //! | [`provider`] | what policy must know of a provider: its grant file, what outlives it, what it narrows; one leaf per provider, pure, below policy |
@@ -56,6 +57,7 @@
 //! - **A store shared by sidecars**: by the law of life none is needed.
 //! - **Source addresses, process ids and headers as proof**: they never will be.
 
+pub mod api;
 pub mod app;
 pub mod audit;
 mod background;

@@ -21,7 +21,7 @@ pub(super) fn of_task(task: &TaskView) -> Result<Vec<Deny>, String> {
     let of = |lease: &LeaseView| Lease {
         id: plain(&lease.id),
         session_name: lease.session_name.as_deref().map(plain),
-        assumed_role: lease.assumed_role.as_deref().map(plain),
+        assumed_role: lease.assumed_role().map(plain),
         grant: lease.grant.as_deref().map(plain),
         usable_until: lease.usable_until,
     };

@@ -3,7 +3,6 @@
 //! It never goes through a proxy and never to another host: what it sends proves who the caller is, in clear text.
 
 mod hold;
-mod wire;
 
 use std::fmt;
 use std::io;
@@ -18,16 +17,16 @@ use http_body_util::Full;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
-pub use hold::{Hold, HoldEvent};
-pub use wire::{
+pub use crate::api::{
     BeginRequest, Begun, Ending, LeaseEnding, LeaseView, OutstandingView, PolicyStatus, Status, TaskList, TaskView,
 };
+pub use hold::{Hold, HoldEvent};
 
 use super::{CliError, Exit, plain, setting};
+use crate::api::Problem;
 use crate::clock::{SharedClock, Timestamp};
 use crate::http_client::{self, Fault, HostPort, HttpClient, Limits, Response, is_loopback};
 use crate::secret::{Secret, SecretBytes};
-use wire::Problem;
 
 /// The largest answer that is read, in bytes.
 const MAX_BODY: u64 = 4 << 20;

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use super::problem::Problem as Answered;
 use super::{Answer, Peer, guard, tasks};
 use crate::audit::{self, Event};
-use crate::broker::{Broker, Outstanding, TaskView};
+use crate::broker::{Broker, Outstanding};
 use crate::clock::Timestamp;
 use crate::identity::workload_api::SpiffeWorkloadApi;
 use crate::metrics::{REVIEW_WITHIN, Snapshot};
@@ -130,7 +130,7 @@ impl Admin {
 
     fn show(&self, task: &str) -> Answer {
         match self.find(task) {
-            Some(task) => super::json(StatusCode::OK, &TaskView::of(&task)),
+            Some(task) => super::json(StatusCode::OK, &tasks::view(&task)),
             None => Answered::not_found().answer(""),
         }
     }

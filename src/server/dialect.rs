@@ -19,6 +19,7 @@ use crate::clock::Moment;
 use crate::exchange::Provider;
 use crate::identity::Evidence;
 use crate::identity::task_token::TokenHash;
+use crate::secret::Secret;
 use crate::task::Issued;
 use crate::task::{ProviderSet, TaskId};
 
@@ -276,7 +277,7 @@ pub(crate) fn environment(
     http: SocketAddr,
     id: &TaskId,
     token: &str,
-) -> BTreeMap<&'static str, String> {
+) -> BTreeMap<String, Secret> {
     let variables = needed(granted).flat_map(|dialect| dialect.variables);
     let told = variables.filter_map(|Variable { name, value }| {
         let value = match value {
@@ -284,7 +285,7 @@ pub(crate) fn environment(
             Value::Token => token.to_owned(),
             Value::TokenFile => return None,
         };
-        Some((*name, value))
+        Some(((*name).to_owned(), Secret::new(value)))
     });
     told.collect()
 }
@@ -364,6 +365,7 @@ mod tests {
         assert_eq!(names(&[Provider::Vault]), native);
         assert_eq!(names(&[Provider::Vault, Provider::Aws]), [aws, native].concat());
         let all = environment([Provider::Vault].into_iter().collect(), "127.0.0.1:9870".parse().unwrap(), &id, "smt_x");
-        assert_eq!(all["SIDEMINT_CREDENTIALS_URI"], format!("http://127.0.0.1:9870/v1/tasks/{id}/credentials"));
+        let uri = format!("http://127.0.0.1:9870/v1/tasks/{id}/credentials");
+        assert_eq!(all["SIDEMINT_CREDENTIALS_URI"].expose(), uri);
     }
 }

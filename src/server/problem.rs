@@ -5,9 +5,9 @@ use std::time::Duration;
 use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use http_body_util::{Either, Full};
-use serde::Serialize;
 
 use super::Answer;
+use crate::api;
 use crate::broker::{BeginError, CredentialsError, FindError, MintError};
 use crate::policy::{Denial, DenialReason};
 
@@ -18,16 +18,6 @@ pub struct Problem {
     code: &'static str,
     detail: String,
     retry_after: Option<Duration>,
-}
-
-#[derive(Serialize)]
-struct Wire<'a> {
-    r#type: &'static str,
-    title: &'static str,
-    status: u16,
-    detail: &'a str,
-    code: &'static str,
-    request_id: &'a str,
 }
 
 impl Problem {
@@ -114,13 +104,13 @@ impl Problem {
 
     /// The answer in our own dialect: `application/problem+json`.
     pub fn answer(&self, request_id: &str) -> Answer {
-        let wire = Wire {
-            r#type: "about:blank",
-            title: self.status.canonical_reason().unwrap_or("Error"),
-            status: self.status.as_u16(),
-            detail: &self.detail,
-            code: self.code,
-            request_id,
+        let wire = api::Problem {
+            kind: Some("about:blank".to_owned()),
+            title: Some(self.status.canonical_reason().unwrap_or("Error").to_owned()),
+            status: Some(self.status.as_u16()),
+            detail: Some(self.detail.clone()),
+            code: Some(self.code.to_owned()),
+            request_id: Some(request_id.to_owned()),
         };
         let mut answer = Response::new(Either::Left(Full::new(serde_json::to_vec(&wire).unwrap_or_default().into())));
         *answer.status_mut() = self.status;

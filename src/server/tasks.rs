@@ -1,7 +1,6 @@
 //! Our own routes: begin, hold, list, show, end.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,22 +12,21 @@ use http::request::Parts;
 use http::{Response, StatusCode};
 use http_body_util::{BodyExt, Either, StreamBody};
 use hyper::body::{Frame, Incoming};
-use serde::Serialize;
-use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::dialect::{self, Call, Presented, Refusal};
 use super::problem::{self, Problem};
 use super::{Answer, Server, begin_body, json, mtls, read_body};
-use crate::broker::{BeginRequest, Begun, Broker, Claimant, Counted, FindError, TaskView};
+use crate::api::{self, LeaseView, TaskList, TaskView};
+use crate::broker::{BeginRequest, Begun, Broker, Claimant, Counted, FindError};
 use crate::clock::Timestamp;
+use crate::exchange::Handle;
 use crate::identity::Evidence;
 use crate::identity::task_token::TokenHash;
-use crate::lease::LeaseEnding;
+use crate::lease::LeaseFacts;
 use crate::metrics::Limit;
-use crate::policy::ScopeId;
-use crate::task::{EndReason, Ending, Idempotency, Task, TaskId};
+use crate::task::{EndReason, Idempotency, Task, TaskId};
 
 /// How often a held task says that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -37,29 +35,6 @@ const MAX_KEY: usize = 255;
 const MAX_HOLDS: u32 = 16;
 /// So many tasks are listed in one answer.
 const PAGE: usize = 200;
-
-/// The answer to `POST /v1/tasks`.
-#[derive(Serialize)]
-struct BegunBody<'a> {
-    id: &'a TaskId,
-    scope: &'a ScopeId,
-    spiffe_id: &'a str,
-    token: &'a str,
-    expires_at: Timestamp,
-    environment: BTreeMap<&'static str, String>,
-}
-
-/// The answer to `DELETE /v1/tasks/{id}`.
-#[derive(Serialize)]
-pub(super) struct EndedBody<'a> {
-    id: &'a TaskId,
-    reason: EndReason,
-    ended_at: Timestamp,
-    leases: &'a [LeaseEnding],
-    /// Said only while it is not: a crash now would bring the task back until the sidecar is ended again, or its deadline.
-    #[serde(skip_serializing_if = "Clone::clone")]
-    durable: bool,
-}
 
 /// No usable proof.
 pub(super) fn unauthenticated() -> Refusal {
@@ -80,7 +55,7 @@ pub(super) async fn begin(server: Arc<Server>, call: Call) -> Result<Answer, Ref
         Refusal::new(problem, detail)
     })?;
     match server.broker().begin(asked).await {
-        Ok(begun) => Ok(begun_answer(&server, &begun)),
+        Ok(begun) => Ok(begun_answer(&server, begun)),
         Err(error) => Err(Refusal::audited(Problem::from(&error))),
     }
 }
@@ -139,17 +114,16 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
     out
 }
 
-fn begun_answer(server: &Server, begun: &Begun) -> Answer {
-    let record = begun.task.begun();
-    // exposed: the token is told this once, to whoever began the task
-    let token = begun.token.expose();
-    let body = BegunBody {
-        id: begun.task.id(),
-        scope: &record.ask.scope,
-        spiffe_id: begun.task.owner().as_str(),
+fn begun_answer(server: &Server, Begun { task, token }: Begun) -> Answer {
+    // exposed: an SDK beside the task needs it
+    let environment = dialect::environment(task.providers(), server.http(), task.id(), token.expose());
+    let body = api::Begun {
+        id: task.id().to_string(),
+        scope: task.begun().ask.scope.to_string(),
+        spiffe_id: task.owner().clone(),
         token,
-        expires_at: begun.task.deadline(),
-        environment: dialect::environment(begun.task.providers(), server.http(), begun.task.id(), token),
+        expires_at: task.deadline(),
+        environment,
     };
     json(StatusCode::CREATED, &body)
 }
@@ -204,15 +178,6 @@ impl From<FindError> for Refusal {
     }
 }
 
-/// The answer to `GET /v1/tasks`.
-#[derive(Serialize)]
-struct Listed<'a> {
-    tasks: Vec<TaskView>,
-    /// The last of these tasks, where there are more after it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next: Option<&'a TaskId>,
-}
-
 /// `GET /v1/tasks[?after=]`
 pub(super) fn list(server: &Server, call: Call) -> Result<Answer, Refusal> {
     let broker = server.broker();
@@ -234,8 +199,8 @@ pub(super) fn list(server: &Server, call: Call) -> Result<Answer, Refusal> {
     };
     let rest = tasks.get(first..).unwrap_or_default();
     let page = rest.get(..PAGE).unwrap_or(rest);
-    let next = page.last().map(|task| task.id()).filter(|_| rest.len() > page.len());
-    Ok(json(StatusCode::OK, &Listed { tasks: page.iter().map(|task| TaskView::of(task)).collect(), next }))
+    let next = page.last().map(|task| task.id().to_string()).filter(|_| rest.len() > page.len());
+    Ok(json(StatusCode::OK, &TaskList { tasks: page.iter().map(|task| view(task)).collect(), next }))
 }
 
 /// Where a task stands among others: the latest first.
@@ -243,15 +208,52 @@ fn place(task: &Task) -> (Reverse<Timestamp>, &TaskId) {
     (Reverse(task.begun().begun_at), task.id())
 }
 
+/// A task as it is now.
+pub(super) fn view(task: &Task) -> TaskView {
+    let state = task.state();
+    let record = task.begun();
+    let ending = state.ending.as_ref();
+    TaskView {
+        id: record.id.to_string(),
+        scope: record.ask.scope.to_string(),
+        spiffe_id: record.owner.clone(),
+        task: record.label.clone(),
+        parent: record.parent.as_ref().map(TaskId::to_string),
+        tier: record.tier.as_str().to_owned(),
+        state: if ending.is_some() { "ended" } else { "active" }.to_owned(),
+        hold: record.hold,
+        begun_at: record.begun_at,
+        expires_at: record.deadline,
+        ended_at: ending.map(|ending| ending.ended_at),
+        reason: ending.map(|ending| ending.reason.to_string()),
+        leases: state.leases.iter().map(|lease| lease_view(lease)).collect(),
+    }
+}
+
+fn lease_view(lease: &LeaseFacts) -> LeaseView {
+    let shown = lease.upstream.as_ref().and_then(Handle::shown);
+    LeaseView {
+        id: lease.id.to_string(),
+        provider: lease.provider.to_string(),
+        revocation: lease.revocation.as_str().to_owned(),
+        state: lease.state.as_str().to_owned(),
+        usable_until: lease.usable_until,
+        open_ended: lease.open_ended,
+        session_name: Some(lease.session_name.to_string()),
+        grant: Some(lease.grant.to_string()),
+        names: shown.map(|(name, text)| (name.to_owned(), text.into())).into_iter().collect(),
+    }
+}
+
 /// Tasks as they are shown, the latest first.
 pub(super) fn views(mut tasks: Vec<Arc<Task>>) -> Vec<TaskView> {
     tasks.sort_by(|a, b| place(a).cmp(&place(b)));
-    tasks.iter().map(|task| TaskView::of(task)).collect()
+    tasks.iter().map(|task| view(task)).collect()
 }
 
 /// `GET /v1/tasks/{id}`
 pub(super) fn show(server: &Server, call: Call) -> Result<Answer, Refusal> {
-    Ok(json(StatusCode::OK, &TaskView::of(&*find(server.broker(), &call)?)))
+    Ok(json(StatusCode::OK, &view(&*find(server.broker(), &call)?)))
 }
 
 /// `DELETE /v1/tasks/{id}`
@@ -265,8 +267,20 @@ pub(super) async fn end_with(broker: &Arc<Broker>, task: &Arc<Task>, reason: End
     let ending = broker.end(task, reason, Some(id)).await;
     let ending = broker.settled_ending(task, ending).await;
     let durable = broker.is_durable(task).await;
-    let Ending { reason, ended_at, leases } = &ending;
-    let body = EndedBody { id: task.id(), reason: *reason, ended_at: *ended_at, leases, durable };
+    let leases = ending.leases.iter().map(|lease| api::LeaseEnding {
+        id: lease.id.to_string(),
+        provider: lease.provider.to_string(),
+        outcome: lease.outcome.as_str().to_owned(),
+        usable_until: lease.usable_until,
+        open_ended: lease.open_ended,
+    });
+    let body = api::Ending {
+        id: task.id().to_string(),
+        reason: ending.reason.to_string(),
+        ended_at: ending.ended_at,
+        leases: leases.collect(),
+        durable,
+    };
     json(StatusCode::OK, &body)
 }
 
@@ -332,11 +346,16 @@ impl Held {
 
     fn line(&self) -> (Bytes, bool) {
         let reason = self.task.ended();
-        let line = match reason {
-            None => json!({ "id": self.task.id(), "state": "active", "expires_at": self.task.deadline() }),
-            Some(reason) => json!({ "id": self.task.id(), "state": "ended", "reason": reason }),
+        let line = api::HoldLine {
+            id: self.task.id().to_string(),
+            state: if reason.is_some() { "ended" } else { "active" }.to_owned(),
+            expires_at: reason.is_none().then(|| self.task.deadline()),
+            reason: reason.map(|reason| reason.to_string()),
         };
-        (Bytes::from(format!("{line}\n")), reason.is_some())
+        // Strings and times always serialise.
+        let mut line = serde_json::to_vec(&line).unwrap_or_default();
+        line.push(b'\n');
+        (line.into(), reason.is_some())
     }
 }
 

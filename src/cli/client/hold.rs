@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 
-use super::wire::HoldLine;
+use crate::api::HoldLine;
 use crate::clock::{SharedClock, within};
 use crate::http_client::Body;
 
@@ -80,7 +80,7 @@ impl Lines {
         let line = self.buffer.split_to(end + 1);
         Ok(Some(match serde_json::from_slice::<HoldLine>(&line) {
             Ok(HoldLine { state, .. }) if state == "active" => HoldEvent::Active,
-            Ok(HoldLine { state, reason }) if state == "ended" => {
+            Ok(HoldLine { state, reason, .. }) if state == "ended" => {
                 HoldEvent::Ended { reason: reason.unwrap_or_else(|| "unknown".into()) }
             }
             _ => HoldEvent::Broken,

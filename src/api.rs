@@ -1,8 +1,11 @@
-//! What goes over the wire (docs/openapi.yaml). The client reads what it needs and ignores members that it does not know.
+//! What goes over the wire (docs/openapi.yaml): the requests and answers of `/v1`, written by the sidecar and read by its commands.
+//!
+//! Words of closed sets are text here, and members that are not known are ignored: a command also reads the answers of a
+//! sidecar that is newer than itself.
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::clock::Timestamp;
 use crate::identity::SpiffeId;
@@ -30,8 +33,8 @@ pub struct BeginRequest {
     pub reason: Option<String>,
 }
 
-/// A task that has begun.
-#[derive(Debug, Deserialize)]
+/// The answer to `POST /v1/tasks`: a task that has begun.
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Begun {
     /// The task's id.
     pub id: String,
@@ -40,27 +43,27 @@ pub struct Begun {
     /// Whose task it is.
     pub spiffe_id: SpiffeId,
     /// The task's token.
-    #[serde(deserialize_with = "secret")]
+    #[serde(serialize_with = "expose", deserialize_with = "secret")]
     pub token: Secret,
     /// The task's deadline.
     pub expires_at: Timestamp,
-    /// What its environment needs to hold for an SDK, by name.
-    #[serde(default, deserialize_with = "secrets")]
+    /// What its environment needs to hold, by name.
+    #[serde(default, serialize_with = "expose_all", deserialize_with = "secrets")]
     pub environment: BTreeMap<String, Secret>,
 }
 
 /// The answer to `GET /v1/tasks`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct TaskList {
-    /// The caller's tasks.
+    /// The caller's tasks, the latest first.
     pub tasks: Vec<TaskView>,
     /// The last of them, where there are more.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }
 
-/// A task as its owner sees it.
-#[derive(Debug, Deserialize)]
+/// The answer to `GET /v1/tasks/{id}`: a task as its owner sees it.
+#[derive(Debug, Serialize, Deserialize)]
 pub struct TaskView {
     /// Its id.
     pub id: String,
@@ -69,20 +72,26 @@ pub struct TaskView {
     /// Whose it is.
     pub spiffe_id: SpiffeId,
     /// The caller's label.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
+    /// The task that it is part of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<String>,
     /// The decision's tier.
     pub tier: String,
     /// `active` or `ended`.
     pub state: String,
     /// Whether it ends when nobody holds it.
     pub hold: bool,
-    /// When it began.
+    /// When it began, UTC.
     pub begun_at: Timestamp,
-    /// Its deadline.
+    /// Its deadline, UTC.
     pub expires_at: Timestamp,
-    /// When it ended.
+    /// When it ended, UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<Timestamp>,
     /// Why it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// What was minted for it.
     #[serde(default)]
@@ -90,7 +99,7 @@ pub struct TaskView {
 }
 
 /// A lease as the task's owner sees it.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct LeaseView {
     /// Its id.
     pub id: String,
@@ -100,30 +109,44 @@ pub struct LeaseView {
     pub revocation: String,
     /// `intent`, `issued`, `ending`, `revoked` or `expired`.
     pub state: String,
-    /// Until when the credential can be used at its provider.
+    /// Until when the credential can be used at its provider, UTC.
     pub usable_until: Timestamp,
+    /// Whether it may have opened or created what outlives even that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub open_ended: bool,
     /// The session's name at the provider.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub session_name: Option<String>,
     /// The grant it implements.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub grant: Option<String>,
-    /// AWS's name for the session (its ARN), once known.
-    pub assumed_role: Option<String>,
+    /// What its provider calls it, once known and where an operator needs it there, by the provider's name of the member.
+    #[serde(flatten)]
+    pub names: BTreeMap<String, serde_json::Value>,
 }
 
-/// How a task ended.
-#[derive(Debug, Deserialize)]
+impl LeaseView {
+    /// AWS's name for the session (its ARN), once known: what an operator needs to deny it there.
+    pub fn assumed_role(&self) -> Option<&str> {
+        self.names.get("assumed_role")?.as_str()
+    }
+}
+
+/// The answer to `DELETE /v1/tasks/{id}`: how a task ended.
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Ending {
     /// The task's id.
     pub id: String,
     /// Why it ended.
     pub reason: String,
-    /// When.
+    /// When, UTC.
     pub ended_at: Timestamp,
     /// What became of each credential.
     #[serde(default)]
     pub leases: Vec<LeaseEnding>,
-    /// Whether a crash of the sidecar would not undo it; `false` while its journal cannot be written.
-    #[serde(default = "yes")]
+    /// Whether a crash of the sidecar would not undo it. Said only while it is not: the journal cannot be written, and a crash
+    /// now would bring the task back until the sidecar is ended again, or its deadline.
+    #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
     pub durable: bool,
 }
 
@@ -132,7 +155,7 @@ const fn yes() -> bool {
 }
 
 /// What became of one credential.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct LeaseEnding {
     /// The lease's id.
     pub id: String,
@@ -140,27 +163,45 @@ pub struct LeaseEnding {
     pub provider: String,
     /// `revoked` or `expires`.
     pub outcome: String,
-    /// Until when the credential can be used at its provider.
+    /// Until when the credential can be used at its provider, UTC.
     pub usable_until: Timestamp,
     /// Whether it may have opened or created what outlives even that.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub open_ended: bool,
 }
 
-/// One line of the hold stream.
-#[derive(Debug, Deserialize)]
-pub(super) struct HoldLine {
-    pub(super) state: String,
-    pub(super) reason: Option<String>,
+/// One line of the answer to `POST /v1/tasks/{id}/hold`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct HoldLine {
+    /// The task's id.
+    #[serde(default)]
+    pub id: String,
+    /// `active` or `ended`.
+    pub state: String,
+    /// The deadline of one that is active, UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    /// Why one has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
-/// A problem document (RFC 9457), as far as it is used.
-#[derive(Debug, Default, Deserialize)]
-pub(super) struct Problem {
-    pub(super) title: Option<String>,
-    pub(super) detail: Option<String>,
-    pub(super) code: Option<String>,
-    pub(super) request_id: Option<String>,
+/// A refusal: a problem document (RFC 9457). The sidecar writes every member.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Problem {
+    /// Always `about:blank`: the code tells the kinds apart.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    /// The status in words.
+    pub title: Option<String>,
+    /// The HTTP status.
+    pub status: Option<u16>,
+    /// What is told of it.
+    pub detail: Option<String>,
+    /// The stable code.
+    pub code: Option<String>,
+    /// The request's id, which the audit log also has.
+    pub request_id: Option<String>,
 }
 
 /// The answer to the admin listener's `GET /status`.
@@ -316,4 +357,14 @@ fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error
 fn secrets<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, Secret>, D::Error> {
     let texts = BTreeMap::<String, String>::deserialize(deserializer)?;
     Ok(texts.into_iter().map(|(name, text)| (name, Secret::new(text))).collect())
+}
+
+fn expose<S: Serializer>(secret: &Secret, serializer: S) -> Result<S::Ok, S::Error> {
+    // exposed: this is the answer to whoever began the task
+    serializer.serialize_str(secret.expose())
+}
+
+fn expose_all<S: Serializer>(secrets: &BTreeMap<String, Secret>, serializer: S) -> Result<S::Ok, S::Error> {
+    // exposed: as above
+    serializer.collect_map(secrets.iter().map(|(name, secret)| (name, secret.expose())))
 }
