@@ -7,16 +7,16 @@ pub mod admin;
 mod aws;
 pub mod begin_body;
 mod connection;
-mod crowd;
 pub mod descriptors;
 pub(crate) mod dialect;
+mod eviction;
 pub mod guard;
+mod head_timer;
 pub mod mtls;
 mod native;
-mod patience;
 pub mod problem;
-mod stall;
 mod tasks;
+mod write_timeout;
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -40,7 +40,7 @@ use crate::clock::{Moment, within};
 use crate::identity::task_token::{NoRandomness, random};
 use crate::metrics::{Limit, RequestMetrics};
 
-use connection::Speaker;
+use connection::PendingBody;
 pub use connection::{Listener, ListenerLimits, Peer, serve};
 use dialect::{Action, Asked, Call, CredentialRoute, Dialect, Handler, Presented, Refusal, Wanted};
 use problem::Problem;
@@ -67,15 +67,15 @@ pub struct Server {
     /// The address of the loopback listener, as workloads reach it.
     http: SocketAddr,
     ids: RequestIds,
-    turns: Turns,
-    dialects: Vec<Arc<Spoken>>,
+    limit: RequestLimit,
+    dialects: Vec<Arc<ServedDialect>>,
     /// For every path that no other dialect has.
-    native: Arc<Spoken>,
+    native: Arc<ServedDialect>,
 }
 
 /// A dialect, and how its answers are counted.
 #[derive(Debug)]
-struct Spoken {
+struct ServedDialect {
     dialect: &'static Dialect,
     requests: RequestMetrics,
 }
@@ -96,18 +96,22 @@ impl Server {
     /// # Errors
     /// When the system gives no random bytes for request ids.
     pub fn new(broker: Arc<Broker>, http: SocketAddr) -> Result<Self, NoRandomness> {
-        Self::speaking(&dialect::ALL, broker, http)
+        Self::with_dialects(&dialect::ALL, broker, http)
     }
 
     /// The same for these dialects, and our own.
-    fn speaking(dialects: &[&'static Dialect], broker: Arc<Broker>, http: SocketAddr) -> Result<Self, NoRandomness> {
-        let turns = Turns { most: broker.parts().limits.requests, taken: Arc::default() };
+    fn with_dialects(
+        dialects: &[&'static Dialect],
+        broker: Arc<Broker>,
+        http: SocketAddr,
+    ) -> Result<Self, NoRandomness> {
+        let limit = RequestLimit { most: broker.parts().limits.requests, taken: Arc::default() };
         let metrics = &broker.parts().metrics;
-        let spoken =
-            |dialect: &'static Dialect| Arc::new(Spoken { dialect, requests: metrics.requests(dialect.label) });
+        let served =
+            |dialect: &'static Dialect| Arc::new(ServedDialect { dialect, requests: metrics.requests(dialect.label) });
         let others = dialects.iter().filter(|dialect| !dialect.below.is_empty());
-        let (dialects, native) = (others.copied().map(spoken).collect(), spoken(&native::DIALECT));
-        Ok(Self { ids: RequestIds::new()?, turns, dialects, native, broker, http })
+        let (dialects, native) = (others.copied().map(served).collect(), served(&native::DIALECT));
+        Ok(Self { ids: RequestIds::new()?, limit, dialects, native, broker, http })
     }
 
     /// Answers one request. Nearly all are for a live credential: their answer is ready when this returns, so that no request
@@ -115,29 +119,29 @@ impl Server {
     pub fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> impl Future<Output = Answer> + Send {
         let (began, id) = (self.broker.parts().clock.moment(), self.ids.next());
         let (parts, body) = request.into_parts();
-        let spoken = self.spoken(parts.uri.path());
-        let step = self.admit(&parts, peer, spoken.dialect).and_then(|presented| {
-            let step = self.at_once(spoken.dialect, &parts, &presented, id, began)?;
+        let served = self.served(parts.uri.path());
+        let step = self.admit(&parts, peer, served.dialect).and_then(|presented| {
+            let step = self.at_once(served.dialect, &parts, &presented, id, began)?;
             Ok((step, presented))
         });
         let answered = match step {
             Ok((Step::Answer(answer), _)) => Ok(answer),
-            Ok((step, presented)) => match self.turns.take() {
-                Some(turn) => {
-                    let (server, spoken) = (Arc::clone(&self), Arc::clone(spoken));
+            Ok((step, presented)) => match self.limit.take() {
+                Some(permit) => {
+                    let (server, served) = (Arc::clone(&self), Arc::clone(served));
                     let request = (parts, body, presented);
-                    return Answering::Right(Box::pin(server.answer(spoken, step, request, turn, id, began)));
+                    return Answering::Right(Box::pin(server.answer(served, step, request, permit, id, began)));
                 }
                 None => Err(self.too_many()),
             },
             Err(refusal) => Err(refusal),
         };
-        Answering::Left(ready(self.finish(answered, spoken, id, began)))
+        Answering::Left(ready(self.finish(answered, served, id, began)))
     }
 
     /// The dialect of `path`.
-    fn spoken(&self, path: &str) -> &Arc<Spoken> {
-        self.dialects.iter().find(|spoken| spoken.dialect.has(path)).unwrap_or(&self.native)
+    fn served(&self, path: &str) -> &Arc<ServedDialect> {
+        self.dialects.iter().find(|served| served.dialect.has(path)).unwrap_or(&self.native)
     }
 
     /// Lets a request in, whatever it asks for, and reads its proof.
@@ -147,7 +151,7 @@ impl Server {
     fn admit(&self, parts: &Parts, peer: Peer, dialect: &Dialect) -> Result<Presented, Refusal> {
         guard::check(parts, peer, self.http.port(), &dialect.rules)
             .map_err(|refused| Refusal::new(refused.problem(), refused.detail()))?;
-        if self.turns.are_taken() {
+        if self.limit.is_reached() {
             return Err(self.too_many());
         }
         let presented = (dialect.presented)(parts);
@@ -194,14 +198,14 @@ impl Server {
     /// The answer to a request that was let in and takes its time.
     async fn answer(
         self: Arc<Self>,
-        spoken: Arc<Spoken>,
+        served: Arc<ServedDialect>,
         step: Step,
         (parts, body, presented): (Parts, Incoming, Presented),
-        turn: Turn,
+        permit: RequestPermit,
         id: RequestId,
         began: Moment,
     ) -> Answer {
-        let _turn = turn;
+        let _permit = permit;
         let answered = match step {
             Step::Answer(answer) => Ok(answer),
             Step::Credential(route, wanted) => self.credential(route, wanted, id).await,
@@ -209,7 +213,7 @@ impl Server {
                 handler(Arc::clone(&self), Call { parts, body, parameter, presented, id }).await
             }
         };
-        self.finish(answered, &spoken, id, began)
+        self.finish(answered, &served, id, began)
     }
 
     async fn credential(&self, route: &CredentialRoute, wanted: Wanted, id: RequestId) -> Result<Answer, Refusal> {
@@ -231,8 +235,14 @@ impl Server {
     }
 
     /// What every answer says besides what it is about; and it is counted, and a refusal audited.
-    fn finish(&self, answered: Result<Answer, Refusal>, spoken: &Spoken, id: RequestId, began: Moment) -> Answer {
-        let mut answer = answered.unwrap_or_else(|refusal| self.refuse(spoken.dialect, id.as_str(), refusal));
+    fn finish(
+        &self,
+        answered: Result<Answer, Refusal>,
+        served: &ServedDialect,
+        id: RequestId,
+        began: Moment,
+    ) -> Answer {
+        let mut answer = answered.unwrap_or_else(|refusal| self.refuse(served.dialect, id.as_str(), refusal));
         let headers = answer.headers_mut();
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -240,7 +250,7 @@ impl Server {
             headers.insert(REQUEST_ID, id);
         }
         let took = self.broker.parts().clock.boot().saturating_sub(began.boot);
-        spoken.requests.answered(answer.status().as_u16(), took);
+        served.requests.answered(answer.status().as_u16(), took);
         answer
     }
 
@@ -276,30 +286,33 @@ impl Server {
     }
 }
 
-/// So many requests are answered at a time. Nobody waits for a turn, so this is a number and no queue.
+/// So many requests are answered at a time. Nobody waits for a permit, so this is a number and no queue.
 #[derive(Debug)]
-struct Turns {
+struct RequestLimit {
     most: usize,
     taken: Arc<AtomicUsize>,
 }
 
 /// Given back when it is dropped.
 #[derive(Debug)]
-struct Turn(Arc<AtomicUsize>);
+struct RequestPermit(Arc<AtomicUsize>);
 
-impl Turns {
+impl RequestLimit {
     /// Whether there is none left for a request that takes its time. One that does not takes none.
-    fn are_taken(&self) -> bool {
+    fn is_reached(&self) -> bool {
         self.taken.load(Ordering::Acquire) >= self.most
     }
 
-    fn take(&self) -> Option<Turn> {
+    fn take(&self) -> Option<RequestPermit> {
         let next = |taken: usize| (taken < self.most).then(|| taken.saturating_add(1));
-        self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, next).ok().map(|_| Turn(Arc::clone(&self.taken)))
+        self.taken
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, next)
+            .ok()
+            .map(|_| RequestPermit(Arc::clone(&self.taken)))
     }
 }
 
-impl Drop for Turn {
+impl Drop for RequestPermit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -358,8 +371,8 @@ pub(crate) async fn read_body(server: &Server, parts: &Parts, body: Incoming) ->
     let whole = Limited::new(body, MAX_BODY).collect();
     match within(clock, BODY_LIMIT, whole).await {
         Some(Ok(body)) => {
-            if let Some(speaker) = parts.extensions.get::<Speaker>() {
-                speaker.heard();
+            if let Some(pending) = parts.extensions.get::<PendingBody>() {
+                pending.is_read();
             }
             Ok(body.to_bytes())
         }

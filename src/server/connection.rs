@@ -22,10 +22,10 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::Answer;
-use super::crowd::{Crowd, Place, Seat};
+use super::eviction::{OpenConnections, Slot, Waiting};
+use super::head_timer::HeadTimer;
 use super::mtls::{Mtls, Session};
-use super::patience::Patience;
-use super::stall::{Seen, Stalling};
+use super::write_timeout::{ConnectionState, WriteTimeout};
 use crate::audit::{Audit, Event, Kind};
 use crate::clock::{SharedClock, Timestamp};
 use crate::metrics::{Limit, Metrics};
@@ -155,19 +155,19 @@ pub async fn serve<H, F>(
     F: Future<Output = Answer> + Send + 'static,
 {
     let slots = Arc::new(Semaphore::new(limits.connections));
-    let crowd = Arc::new(Crowd::default());
+    let open = Arc::new(OpenConnections::default());
     loop {
         let accepted = tokio::select! {
             () = stopped(&mut stop) => break,
-            accepted = accept(&listener, &slots, &crowd, &limits) => accepted,
+            accepted = accept(&listener, &slots, &open, &limits) => accepted,
         };
-        let Some((accepted, peer, slot)) = accepted else {
+        let Some((accepted, peer, permit)) = accepted else {
             clock.sleep(EXHAUSTED_PAUSE).await;
             continue;
         };
-        let place = Taken { _slot: slot, seat: crowd.enter() };
+        let admitted = Admitted { _permit: permit, slot: open.enter() };
         let (limits, clock) = (limits.clone(), Arc::clone(&clock));
-        tokio::spawn(converse(accepted, peer, place, limits, clock, stop.clone(), handle.clone()));
+        tokio::spawn(serve_connection(accepted, peer, admitted, limits, clock, stop.clone(), handle.clone()));
     }
     drop(listener);
     // Every slot free again means that every connection is closed.
@@ -180,17 +180,17 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// A connection's place: one of so many, and its seat in the crowd.
-struct Taken {
-    _slot: OwnedSemaphorePermit,
-    seat: Seat,
+/// One of so many connections: its permit, and its slot among the open ones.
+struct Admitted {
+    _permit: OwnedSemaphorePermit,
+    slot: Slot,
 }
 
-/// The next connection and its place; `None` where the system has none to give, or the connection was broken.
+/// The next connection and its permit; `None` where the system has none to give, or the connection was broken.
 async fn accept(
     listener: &Listener,
     slots: &Arc<Semaphore>,
-    crowd: &Crowd,
+    open: &OpenConnections,
     limits: &ListenerLimits,
 ) -> Option<(Accepted, Peer, OwnedSemaphorePermit)> {
     let (accepted, peer) = match listener.accept().await {
@@ -199,7 +199,7 @@ async fn accept(
             tracing::warn!(%error, "a connection could not be accepted");
             if is_exhaustion(&error) {
                 limits.met(Limit::Descriptors);
-                crowd.make_room();
+                open.make_room();
             }
             return None;
         }
@@ -208,7 +208,7 @@ async fn accept(
         Ok(slot) => slot,
         Err(_) => {
             limits.met(Limit::Connections);
-            crowd.make_room();
+            open.make_room();
             Arc::clone(slots).acquire_owned().await.ok()?
         }
     };
@@ -230,10 +230,10 @@ enum ConnectionEnd {
     Now,
 }
 
-async fn converse<H, F>(
+async fn serve_connection<H, F>(
     accepted: Accepted,
     peer: Peer,
-    taken: Taken,
+    admitted: Admitted,
     limits: ListenerLimits,
     clock: SharedClock,
     mut stop: watch::Receiver<bool>,
@@ -244,28 +244,28 @@ async fn converse<H, F>(
 {
     let (stream, session): (Box<dyn Stream>, Option<Session>) = match accepted {
         Accepted::Plain(stream) => (stream, None),
-        Accepted::Mtls(stream, address, mtls) => match mtls.accept(stream, address, taken.seat.sent_away()).await {
+        Accepted::Mtls(stream, address, mtls) => match mtls.accept(stream, address, admitted.slot.evicted()).await {
             Some((stream, session)) => (Box::new(stream), Some(session)),
             None => return,
         },
     };
-    let (stream, seen) = Stalling::new(stream, Arc::clone(&clock), limits.answer);
+    let (stream, state) = WriteTimeout::new(stream, Arc::clone(&clock), limits.answer);
     let who = session.as_ref().map(|session| Arc::clone(session.peer()));
     let service = service_fn(|mut request: Request<Incoming>| {
         if let Some(who) = &who {
             request.extensions_mut().insert(Arc::clone(who));
         }
-        hear(&mut request, taken.seat.place());
+        head_is_read(&mut request, admitted.slot.waiting());
         handle(request, peer).map(|answer| {
             // A stream is ours to go on with; after any other answer it is the client's turn.
             if matches!(answer.body(), Either::Left(_)) {
-                taken.seat.wait();
+                admitted.slot.answered();
             }
             Ok::<_, Infallible>(answer)
         })
     });
     let connection = http1::Builder::new()
-        .timer(Patience::default())
+        .timer(HeadTimer::default())
         .header_read_timeout(limits.head)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service);
@@ -281,7 +281,7 @@ async fn converse<H, F>(
         ConnectionEnd::AfterRequest
     }));
     ends.push(Box::pin(forever_or(session.map(Session::over)).map(|()| ConnectionEnd::Now)));
-    ends.push(Box::pin(taken.seat.sent_away().map(|()| {
+    ends.push(Box::pin(admitted.slot.evicted().map(|()| {
         tracing::debug!(?peer, "a connection made room for another");
         ConnectionEnd::Now
     })));
@@ -298,7 +298,7 @@ async fn converse<H, F>(
         }
     };
     if let Err(error) = ended {
-        if let Some(limit) = limit_met(&error, &seen) {
+        if let Some(limit) = limit_met(&error, &state) {
             limits.ended(limit, peer, &error, clock.now());
         }
         tracing::debug!(%error, ?peer, "a connection ended badly");
@@ -315,35 +315,35 @@ async fn forever_or(some: Option<impl Future<Output = ()>>) {
 
 /// The head of a request is there. Without a body it is all that the client has to say; else whoever reads the body says
 /// when it was heard.
-fn hear(request: &mut Request<Incoming>, place: &Arc<Place>) {
+fn head_is_read(request: &mut Request<Incoming>, waiting: &Arc<Waiting>) {
     if request.body().is_end_stream() {
-        place.heard();
+        waiting.request_read();
     } else {
-        request.extensions_mut().insert(Speaker(Arc::clone(place)));
+        request.extensions_mut().insert(PendingBody(Arc::clone(waiting)));
     }
 }
 
 /// In the extensions of a request whose body is still to be read.
 #[derive(Debug, Clone)]
-pub(super) struct Speaker(Arc<Place>);
+pub(super) struct PendingBody(Arc<Waiting>);
 
-impl Speaker {
+impl PendingBody {
     /// The body is there.
-    pub(super) fn heard(&self) {
-        self.0.heard();
+    pub(super) fn is_read(&self) {
+        self.0.request_read();
     }
 }
 
 /// The limit by which a connection ended, if it was one. That nothing came on an idle connection is none, nor is that a
 /// client went away while we worked for it.
-fn limit_met(error: &hyper::Error, seen: &Seen) -> Option<Limit> {
-    if seen.stalled.load(Ordering::Acquire) {
+fn limit_met(error: &hyper::Error, state: &ConnectionState) -> Option<Limit> {
+    if state.stalled.load(Ordering::Acquire) {
         Some(Limit::AnswerTime)
     } else if error.is_parse_too_large() {
         Some(Limit::HeadSize)
-    } else if error.is_timeout() && seen.unanswered.load(Ordering::Acquire) {
+    } else if error.is_timeout() && state.unanswered.load(Ordering::Acquire) {
         Some(Limit::HeadTime)
-    } else if error.is_parse() || (error.is_incomplete_message() && seen.unanswered.load(Ordering::Acquire)) {
+    } else if error.is_parse() || (error.is_incomplete_message() && state.unanswered.load(Ordering::Acquire)) {
         Some(Limit::Malformed)
     } else {
         None

@@ -173,17 +173,17 @@ impl Mtls {
         }
     }
 
-    /// Shakes hands with the peer at `address` until it is `sent_away`, counts how that went and audits a refusal.
+    /// Shakes hands with the peer at `address` until it is `evicted`, counts how that went and audits a refusal.
     pub(super) async fn accept(
         &self,
         stream: TcpStream,
         address: SocketAddr,
-        sent_away: impl Future<Output = ()>,
+        evicted: impl Future<Output = ()>,
     ) -> Option<(TlsStream<TcpStream>, Session)> {
         let parts = self.broker.parts();
         let shaken = tokio::select! {
             shaken = within(&*parts.clock, HANDSHAKE, self.shake_hands(stream, address)) => shaken,
-            () = sent_away => Some(Err(HandshakeError::NoRoom)),
+            () = evicted => Some(Err(HandshakeError::NoRoom)),
         };
         match shaken.unwrap_or(Err(HandshakeError::TimedOut)) {
             Ok(connection) => {

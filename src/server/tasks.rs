@@ -129,21 +129,21 @@ fn begun_answer(server: &Server, Begun { task, token }: Begun) -> Answer {
 }
 
 /// Whose tasks a bearer may see and end.
-enum Sight {
+enum Visibility {
     /// Every task of this owner.
     Owner(crate::identity::SpiffeId),
     /// This one.
     One(Arc<Task>),
 }
 
-fn sight(broker: &Broker, call: &Call) -> Result<Sight, FindError> {
+fn visibility(broker: &Broker, call: &Call) -> Result<Visibility, FindError> {
     let owner = |evidence: &Evidence| match broker.caller(evidence) {
-        Ok(caller) => Ok(Sight::Owner(caller.spiffe_id().clone())),
+        Ok(caller) => Ok(Visibility::Owner(caller.spiffe_id().clone())),
         Err(error) => Err(FindError::Unauthenticated(error.to_string())),
     };
     let none = || FindError::Unauthenticated("no usable bearer".into());
     match &call.presented {
-        Presented::Token(token) => of_token(broker, token).map(Sight::One),
+        Presented::Token(token) => of_token(broker, token).map(Visibility::One),
         Presented::Svid(evidence) => owner(evidence),
         Presented::Nothing => owner(&peer(&call.parts).ok_or_else(none)?),
         Presented::Unusable => Err(none()),
@@ -156,14 +156,14 @@ fn of_token(broker: &Broker, token: &TokenHash) -> Result<Arc<Task>, FindError> 
 
 /// The task named in the path, if the bearer may see it: unknown and foreign ids get the same answer.
 fn find(broker: &Broker, call: &Call) -> Result<Arc<Task>, Refusal> {
-    let sight = sight(broker, call)?;
+    let visibility = visibility(broker, call)?;
     let task = call.parameter.parse().ok().and_then(|id: TaskId| broker.tasks().by_id(&id));
     let task = task.ok_or(FindError::NotFound)?;
-    let seen = match sight {
-        Sight::Owner(owner) => *task.owner() == owner,
-        Sight::One(own) => own.id() == task.id(),
+    let is_visible = match visibility {
+        Visibility::Owner(owner) => *task.owner() == owner,
+        Visibility::One(own) => own.id() == task.id(),
     };
-    if seen { Ok(task) } else { Err(FindError::NotFound.into()) }
+    if is_visible { Ok(task) } else { Err(FindError::NotFound.into()) }
 }
 
 /// The task of `token`, if it is the one named `id`.
@@ -181,11 +181,11 @@ impl From<FindError> for Refusal {
 /// `GET /v1/tasks[?after=]`
 pub(super) fn list(server: &Server, call: Call) -> Result<Answer, Refusal> {
     let broker = server.broker();
-    let mut tasks = match sight(broker, &call)? {
-        Sight::One(task) => vec![task],
-        Sight::Owner(owner) => broker.tasks().of(&owner),
+    let mut tasks = match visibility(broker, &call)? {
+        Visibility::One(task) => vec![task],
+        Visibility::Owner(owner) => broker.tasks().of(&owner),
     };
-    tasks.sort_by(|a, b| place(a).cmp(&place(b)));
+    tasks.sort_by(|a, b| listing_order(a).cmp(&listing_order(b)));
     let first = match call.parts.uri.query().map(|query| query.strip_prefix("after=")) {
         None => 0,
         Some(Some(after)) => match tasks.iter().position(|task| task.id().to_string() == after) {
@@ -204,7 +204,7 @@ pub(super) fn list(server: &Server, call: Call) -> Result<Answer, Refusal> {
 }
 
 /// Where a task stands among others: the latest first.
-fn place(task: &Task) -> (Reverse<Timestamp>, &TaskId) {
+fn listing_order(task: &Task) -> (Reverse<Timestamp>, &TaskId) {
     (Reverse(task.begun().begun_at), task.id())
 }
 
@@ -247,7 +247,7 @@ fn lease_view(lease: &LeaseFacts) -> LeaseView {
 
 /// Tasks as they are shown, the latest first.
 pub(super) fn views(mut tasks: Vec<Arc<Task>>) -> Vec<TaskView> {
-    tasks.sort_by(|a, b| place(a).cmp(&place(b)));
+    tasks.sort_by(|a, b| listing_order(a).cmp(&listing_order(b)));
     tasks.iter().map(|task| view(task)).collect()
 }
 
@@ -291,25 +291,25 @@ pub(super) async fn hold(server: Arc<Server>, call: Call) -> Result<Answer, Refu
     if let Err(reason) = server.broker().still_runs(&task).await {
         return Err(Refusal::new(Problem::task_ended(), format!("hold of a task that has ended: {reason}")));
     }
-    let held = Held::grasp(Arc::clone(server.broker()), task)?;
+    let held = Holder::start(Arc::clone(server.broker()), task)?;
     let (lines, body) = mpsc::channel::<Result<Frame<Bytes>, Infallible>>(4);
-    tokio::spawn(held.beat(lines));
+    tokio::spawn(held.send_heartbeats(lines));
     let mut answer = Response::new(Either::Right(BodyExt::boxed(StreamBody::new(ReceiverStream::new(body)))));
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     Ok(answer)
 }
 
 /// One holder of a task; letting go of it is its drop.
-struct Held {
+struct Holder {
     broker: Arc<Broker>,
     task: Arc<Task>,
-    _place: Counted,
+    _permit: Counted,
 }
 
-impl Held {
+impl Holder {
     /// A hold never makes room for another connection, so there are only so many.
-    fn grasp(broker: Arc<Broker>, task: Arc<Task>) -> Result<Self, Refusal> {
-        let place = broker.let_hold(task.owner()).ok_or_else(|| {
+    fn start(broker: Arc<Broker>, task: Arc<Task>) -> Result<Self, Refusal> {
+        let permit = broker.let_hold(task.owner()).ok_or_else(|| {
             let problem = Problem::rate_limited("Too many tasks of this workload are held.", problem::SOON);
             Refusal::new(problem, "as many tasks of this caller are held as may be")
         })?;
@@ -324,11 +324,11 @@ impl Held {
         }
         state.holders = state.holders.saturating_add(1);
         drop(state);
-        Ok(Self { broker, task, _place: place })
+        Ok(Self { broker, task, _permit: permit })
     }
 
     /// Sends a line now and every two seconds, and a last one when the task ends; ends when nobody reads any more.
-    async fn beat(self, lines: mpsc::Sender<Result<Frame<Bytes>, Infallible>>) {
+    async fn send_heartbeats(self, lines: mpsc::Sender<Result<Frame<Bytes>, Infallible>>) {
         let clock = Arc::clone(&self.broker.parts().clock);
         let mut ended = self.task.watch_end();
         loop {
@@ -359,7 +359,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for Holder {
     fn drop(&mut self) {
         let mut state = self.task.state();
         state.holders = state.holders.saturating_sub(1);

@@ -131,7 +131,7 @@ impl World {
         let settings = MtlsSettings { address, spiffe_id: None, federated };
         let mtls = Arc::new(Mtls::new(Arc::clone(&broker), &settings));
         let dialects = [&dialect::ALL[..], &[&ELSEWHERE]].concat();
-        let server = Arc::new(Server::speaking(&dialects, Arc::clone(&broker), address).unwrap());
+        let server = Arc::new(Server::with_dialects(&dialects, Arc::clone(&broker), address).unwrap());
         let (stop, stopping) = watch::channel(false);
         let handle = move |request, peer| Arc::clone(&server).handle(request, peer);
         tokio::spawn(serve(Listener::Mtls(listener, mtls), limits, shared, stopping, handle));

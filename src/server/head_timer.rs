@@ -11,13 +11,13 @@ use hyper::rt::{Sleep, Timer};
 
 /// The timer of one connection.
 #[derive(Default)]
-pub(super) struct Patience(Arc<Mutex<Option<Armed>>>);
+pub(super) struct HeadTimer(Arc<Mutex<Option<Armed>>>);
 
 type Armed = Pin<Box<tokio::time::Sleep>>;
 
-impl fmt::Debug for Patience {
+impl fmt::Debug for HeadTimer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Patience").finish_non_exhaustive()
+        f.debug_struct("HeadTimer").finish_non_exhaustive()
     }
 }
 
@@ -27,7 +27,7 @@ struct Wait {
     armed: Arc<Mutex<Option<Armed>>>,
 }
 
-impl Timer for Patience {
+impl Timer for HeadTimer {
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
         self.sleep_until(self.now() + duration)
     }
@@ -77,25 +77,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_wait_lasts_its_own_time_whatever_the_one_before_left_behind() {
-        let patience = Patience::default();
-        let mut first = patience.sleep(Duration::from_secs(5));
+    async fn each_wait_lasts_its_own_time_whatever_was_armed_before() {
+        let timers = HeadTimer::default();
+        let mut first = timers.sleep(Duration::from_secs(5));
         assert!(!is_over(&mut first).await);
         drop(first);
         tokio::time::advance(Duration::from_secs(4)).await;
-        let mut second = patience.sleep(Duration::from_secs(5));
+        let mut second = timers.sleep(Duration::from_secs(5));
         assert!(!is_over(&mut second).await);
-        let began = patience.now();
+        let began = timers.now();
         second.as_mut().await;
-        assert!((5000..5010).contains(&(patience.now() - began).as_millis()));
+        assert!((5000..5010).contains(&(timers.now() - began).as_millis()));
         // One that is over sooner than what is armed, and one after a timer that ran out unseen.
-        let mut third = patience.sleep(Duration::from_secs(9));
+        let mut third = timers.sleep(Duration::from_secs(9));
         assert!(!is_over(&mut third).await);
-        let began = patience.now();
-        patience.sleep(Duration::from_secs(2)).await;
-        assert!((2000..2010).contains(&(patience.now() - began).as_millis()));
+        let began = timers.now();
+        timers.sleep(Duration::from_secs(2)).await;
+        assert!((2000..2010).contains(&(timers.now() - began).as_millis()));
         tokio::time::advance(Duration::from_secs(60)).await;
-        let mut last = patience.sleep(Duration::from_secs(5));
+        let mut last = timers.sleep(Duration::from_secs(5));
         assert!(!is_over(&mut last).await);
         tokio::time::advance(Duration::from_millis(4990)).await;
         assert!(!is_over(&mut last).await);
