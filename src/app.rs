@@ -15,22 +15,22 @@ use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
-use crate::audit::{Audit, AuditError};
-use crate::broker::{BeginError, Broker, Limits, MintError, Parts, reaper};
+use crate::audit::{self, Audit, AuditError};
+use crate::broker::{Broker, Limits, Metrics, Parts, reaper};
 use crate::clock::{SharedClock, SystemClock, Timestamp, TrustedClock, within};
 use crate::config::{AtShutdown, Config, PolicyPlace, RepositoryPlace, RepositorySettings, ShutdownSettings};
 use crate::exchange::aws::{AwsSts, Settings, SettingsError};
 use crate::exchange::vault::{self, Vault};
-use crate::exchange::{Context, Exchange, ExchangeError, Provider, Revocation};
+use crate::exchange::{Context, Exchange, Provider};
 use crate::http_client::TlsSettings;
-use crate::identity::Authenticator;
 use crate::identity::task_token::NoRandomness;
 use crate::identity::workload_api::endpoint::EndpointError;
 use crate::identity::workload_api::{SpiffeWorkloadApi, WorkloadApi};
+use crate::identity::{self, Authenticator};
 use crate::journal::{DiskJournal, JournalError};
 use crate::lease::LeaseRecord;
 use crate::lease::stranded::{Stranded, stranded};
-use crate::metrics::{Metrics, Words};
+use crate::metrics::Registry;
 use crate::pod_task::PodTask;
 use crate::policy::cache::PolicyCache;
 use crate::policy::repository::fault::Fault;
@@ -39,12 +39,11 @@ use crate::policy::repository::http::{ClientSvid, HttpError, HttpFetch, HttpSett
 use crate::policy::repository::signed::{SignedSettings, SignedSource};
 use crate::policy::repository::trusted::MAX_ROOT;
 use crate::policy::repository::{DirectorySource, PolicySource};
-use crate::policy::{DenialReason, LoadOptions, Problem, Tier};
+use crate::policy::{self, LoadOptions};
 use crate::retry::SystemJitter;
 use crate::server::admin::Admin;
 use crate::server::mtls::{self, Mtls};
-use crate::server::{Listener, ListenerLimits, Server, descriptors, serve};
-use crate::task::EndReason;
+use crate::server::{self, Listener, ListenerLimits, Server, descriptors, serve};
 use crate::timekeeper;
 
 /// How long requests under way may take once the sidecar stops.
@@ -224,30 +223,20 @@ pub fn limits(config: &Config) -> Limits {
     }
 }
 
-/// The metrics, with every word that the stages can put into a label.
+/// The metrics of every module, so that each series is there from the first scrape; the broker's are returned.
 ///
 /// # Errors
 /// Only when two metrics have one name.
 pub fn metrics() -> Result<Metrics, prometheus::Error> {
-    let denials: Vec<_> = DenialReason::ALL.iter().map(|reason| reason.as_str()).chain(BeginError::KINDS).collect();
-    let metrics = Metrics::new(&Words {
-        tiers: &Tier::ALL.map(Tier::as_str),
-        providers: &Provider::ALL.map(Provider::as_str),
-        end_reasons: &EndReason::ALL.map(EndReason::as_str),
-        denials: &denials,
-        mint_outcomes: &MintError::OUTCOMES,
-        revocations: &Revocation::ALL.map(Revocation::as_str),
-        revocation_outcomes: &revocation_outcomes(),
-        suspensions: &Problem::KINDS,
-    })?;
-    metrics.expect_tls_handshakes(mtls::outcomes());
-    metrics.expect_connections_ended(mtls::ENDINGS);
+    let registry = Registry::default();
+    audit::metrics::Metrics::new(&registry);
+    identity::metrics::Metrics::new(&registry);
+    policy::metrics::Metrics::new(&registry);
+    server::metrics::Metrics::new(&registry);
+    mtls::metrics::Metrics::new(&registry);
+    let metrics = Metrics::new(registry);
+    metrics.registry().check()?;
     Ok(metrics)
-}
-
-/// How a try to take a credential back can end, and what becomes of it where none succeeds.
-fn revocation_outcomes() -> Vec<&'static str> {
-    ["revoked", "requested", "lapsed"].into_iter().chain(ExchangeError::KINDS).collect()
 }
 
 fn policy(
@@ -428,11 +417,6 @@ impl Bound {
     /// The loopback listener's address.
     pub fn http_address(&self) -> SocketAddr {
         self.listeners.http_address
-    }
-
-    /// The mutual TLS listener's address, where there is one.
-    pub fn mtls_address(&self) -> Option<SocketAddr> {
-        self.listeners.mtls.as_ref().map(|(_, address)| *address)
     }
 
     /// The operators' listener's address.

@@ -10,6 +10,7 @@
 pub mod chain;
 pub mod key;
 mod log;
+pub(crate) mod metrics;
 pub(crate) mod settings;
 #[cfg(feature = "dev")]
 pub mod testing;

@@ -7,6 +7,7 @@
 //! - [`task_token`]: the opaque token that stands for a running task.
 
 pub mod jwt_svid;
+pub(crate) mod metrics;
 pub mod spiffe_id;
 pub mod task_token;
 pub mod workload_api;

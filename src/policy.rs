@@ -26,6 +26,7 @@ pub mod document;
 pub mod kill;
 mod lint;
 mod load;
+pub mod metrics;
 mod permit;
 mod problem;
 pub mod public_key;

@@ -12,6 +12,7 @@ pub(crate) mod dialect;
 mod eviction;
 pub mod guard;
 mod head_timer;
+pub(crate) mod metrics;
 pub mod mtls;
 mod native;
 pub mod problem;
@@ -34,11 +35,12 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Either, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 
+use self::metrics::{Metrics, RequestMetrics};
 use crate::audit::{Event, Kind};
+use crate::broker::Limit;
 use crate::broker::{Broker, CredentialsError, NoSoleProvider};
 use crate::clock::{Moment, within};
 use crate::identity::task_token::{NoRandomness, random};
-use crate::metrics::{Limit, RequestMetrics};
 
 use connection::PendingBody;
 pub use connection::{Listener, ListenerLimits, Peer, serve};
@@ -106,7 +108,7 @@ impl Server {
         http: SocketAddr,
     ) -> Result<Self, NoRandomness> {
         let limit = RequestLimit { most: broker.parts().limits.requests, taken: Arc::default() };
-        let metrics = &broker.parts().metrics;
+        let metrics = Metrics::new(broker.parts().metrics.registry());
         let served =
             |dialect: &'static Dialect| Arc::new(ServedDialect { dialect, requests: metrics.requests(dialect.label) });
         let others = dialects.iter().filter(|dialect| !dialect.below.is_empty());

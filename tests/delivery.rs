@@ -11,12 +11,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use sidemint::broker::{BeginError, MintError};
 use sidemint::config::{self, Config, PolicyPlace};
-use sidemint::metrics::{POLICY_ROLES, POLICY_STATES, REVIEW_WITHIN, Snapshot};
 use sidemint::policy::cache::RefreshOutcome;
+use sidemint::policy::metrics::{Role, State, Within};
 use sidemint::policy::repository::DirectorySource;
 use sidemint::policy::{DenialReason, Policy, Problem, Tier};
 use sidemint::task::EndReason;
@@ -274,37 +273,11 @@ fn every_policy_file_is_in_the_config_map_and_mounted_where_it_belongs() {
     assert_eq!(job.matches("{key: ").count(), paths.len());
 }
 
-/// Every metric of ours with its labels, as Prometheus sees it once everything has happened.
+/// Every metric of ours with its labels.
 fn metrics() -> BTreeMap<String, BTreeSet<String>> {
-    let metrics = sidemint::app::metrics().unwrap();
-    metrics.mint("aws", "baseline", "minted", Duration::from_millis(1));
-    metrics.residual("aws", Duration::from_secs(1));
-    for dialect in ["native", "aws"] {
-        metrics.requests(dialect).answered(200, Duration::from_millis(1));
-    }
-    let page = metrics.page(&Snapshot {
-        leases: vec![("aws", "expire", 1)],
-        credential_expiry: vec![("aws", 1.0)],
-        svid_expiry: Some(1.0),
-        policy_expiry: vec![(POLICY_ROLES[0], 1.0)],
-        policy_refreshes: RefreshOutcome::ALL.map(|outcome| (outcome.as_str(), 1)).to_vec(),
-        suspended: vec![(Problem::KINDS[0], 1)],
-        ..Snapshot::default()
-    });
-    let page = String::from_utf8(page.unwrap()).unwrap();
-    let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for line in page.lines() {
-        if let Some(name) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split(' ').next()) {
-            found.insert(name.to_owned(), BTreeSet::new());
-        } else if let Some((name, rest)) = line.split_once('{') {
-            let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
-            let labels = rest.split_once("} ").unwrap().0.split("\",").filter_map(|pair| pair.split_once("=\""));
-            let labels = labels.map(|(label, _)| label.to_owned()).filter(|label| label != "le");
-            found.get_mut(family).unwrap_or_else(|| panic!("{family}")).extend(labels);
-        }
-    }
-    found.retain(|name, _| name.starts_with("sidemint_"));
-    found
+    let families = sidemint::app::metrics().unwrap().registry().families();
+    let owned = |labels: Vec<&str>| labels.into_iter().map(str::to_owned).collect();
+    families.into_iter().map(|(name, labels)| (name.to_owned(), owned(labels))).collect()
 }
 
 #[test]
@@ -344,9 +317,9 @@ fn the_readme_lists_every_metric_with_its_labels() {
 #[test]
 fn label_values_that_the_alert_rules_ask_for_occur() {
     let rules = read("config/prometheus/rules.yml");
-    let mut known: BTreeSet<&str> = POLICY_STATES.into();
-    known.extend(REVIEW_WITHIN);
-    known.extend(POLICY_ROLES);
+    let mut known: BTreeSet<&str> = State::ALL.map(State::as_str).into();
+    known.extend(Within::ALL.map(Within::as_str));
+    known.extend(Role::ALL.map(Role::as_str));
     known.extend(RefreshOutcome::ALL.map(RefreshOutcome::as_str));
     known.extend(BeginError::KINDS.into_iter().chain(MintError::OUTCOMES));
     known.extend(["1800", "5..", "sidemint"]);

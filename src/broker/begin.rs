@@ -5,13 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::end::SWEEP_EVERY;
-use super::{BeginError, Broker};
+use super::{BeginError, Broker, Limit};
 use crate::audit::{Event, Kind};
 use crate::clock::Timestamp;
 use crate::identity::task_token::{self, TokenHash};
 use crate::identity::{Caller, Evidence, SpiffeId};
 use crate::journal::{self, Change, JournalError};
-use crate::metrics::Limit;
 use crate::policy::{Ask, Permit, PolicyVersion};
 use crate::secret::Secret;
 use crate::task::{Decided, EndReason, Idempotency, Task, TaskId, TaskRecord};
@@ -254,7 +253,7 @@ impl Broker {
         caller: Option<&Caller>,
         error: BeginError,
     ) -> BeginError {
-        self.parts.metrics.denied(error.kind());
+        self.parts.metrics.denied(&error);
         match &error {
             BeginError::TooMany => self.parts.metrics.limited(Limit::Tasks),
             BeginError::TooManyOfCaller => self.parts.metrics.limited(Limit::TasksPerCaller),

@@ -5,9 +5,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::Broker;
+use super::{Broker, Limit};
 use crate::identity::SpiffeId;
-use crate::metrics::Limit;
 use crate::retry::{Rate, TokenBucket};
 
 const MINUTE: Duration = Duration::from_secs(60);

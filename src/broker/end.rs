@@ -128,7 +128,7 @@ impl Broker {
         detail: Option<String>,
         request_id: Option<&str>,
     ) {
-        self.parts.metrics.task_ended(ending.reason.as_str());
+        self.parts.metrics.task_ended(ending.reason);
         let counted_later: Vec<_> = task
             .state()
             .leases
@@ -137,7 +137,7 @@ impl Broker {
             .map(|l| l.id.clone())
             .collect();
         for lease in ending.leases.iter().filter(|lease| !counted_later.contains(&lease.id)) {
-            self.parts.metrics.residual(lease.provider.as_str(), lease.residual(ending.ended_at));
+            self.parts.metrics.residual(lease.provider, lease.residual(ending.ended_at));
         }
         self.journal_task(task).await;
         let record = task.begun();

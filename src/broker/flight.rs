@@ -7,11 +7,10 @@ use tokio::sync::watch;
 
 use super::due::{dead_by, is_to_be_replaced};
 use super::outcome::{MintFor, dead_on_arrival};
-use super::{Broker, CredentialsError, MintError};
+use super::{Broker, CredentialsError, Limit, MintError};
 use crate::audit::{Event, Kind};
 use crate::clock::within;
 use crate::exchange::{MintOrder, Provider};
-use crate::metrics::Limit;
 use crate::policy::{DenialReason, Permit, ResolvedGrant};
 use crate::task::Issued;
 use crate::task::{Flight, FlightResult, Task};
@@ -114,7 +113,7 @@ impl Broker {
         let result = self.exchange(task, provider, request_id).await;
         let took = self.parts.clock.boot().saturating_sub(started);
         let outcome = result.as_ref().map_or_else(MintError::kind, |(_, word)| word);
-        self.parts.metrics.mint(provider.as_str(), task.begun().tier.as_str(), outcome, took);
+        self.parts.metrics.mint(provider, task.begun().tier, outcome, took);
         if let Err(error) = &result {
             tracing::warn!(task = %task.id(), %provider, request_id, %error, "nothing minted");
             let event = Event {

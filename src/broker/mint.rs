@@ -135,7 +135,7 @@ impl Broker {
         };
         if let Some(ended_at) = ended_at.filter(|_| record.revocation == Revocation::Expire) {
             let left = LeaseEnding::from(&*record).residual(ended_at);
-            self.parts.metrics.residual(record.provider.as_str(), left);
+            self.parts.metrics.residual(record.provider, left);
         }
         self.write_lease(task, record, change).await
     }

@@ -160,7 +160,7 @@ impl Broker {
             RevokeOutcome::Revoked => "revoked",
             RevokeOutcome::Requested => "requested",
         };
-        let provider = lease.provider.as_str();
+        let provider = lease.provider;
         self.parts.metrics.revocation(provider, outcome);
         if taken == RevokeOutcome::Revoked {
             self.parts.metrics.revoked_after(provider, now.since(ended_at));
@@ -173,7 +173,7 @@ impl Broker {
     }
 
     async fn note_not_revoked(&self, task: &Arc<Task>, lease: &LeaseFacts, error: &ExchangeError, first: bool) {
-        self.parts.metrics.revocation(lease.provider.as_str(), error.kind());
+        self.parts.metrics.revocation(lease.provider, error.kind());
         self.failures.note(&lease.id, error);
         tracing::warn!(task = %task.id(), lease = %lease.id, provider = %lease.provider, %error, "not revoked yet");
         if first {
@@ -185,11 +185,11 @@ impl Broker {
     pub(super) async fn lapsed(&self, task: &Arc<Task>, lease: &LeaseFacts) {
         let ended_at = task.state().ending.as_ref().map_or(lease.usable_until, |ending| ending.ended_at);
         if is_unanswered(lease) {
-            self.parts.metrics.residual(lease.provider.as_str(), LeaseEnding::from(lease).residual(ended_at));
+            self.parts.metrics.residual(lease.provider, LeaseEnding::from(lease).residual(ended_at));
             return;
         }
-        self.parts.metrics.revocation(lease.provider.as_str(), "lapsed");
-        self.parts.metrics.residual(lease.provider.as_str(), LeaseEnding::from(lease).residual(ended_at));
+        self.parts.metrics.revocation(lease.provider, "lapsed");
+        self.parts.metrics.residual(lease.provider, LeaseEnding::from(lease).residual(ended_at));
         tracing::error!(task = %task.id(), lease = %lease.id, "could not be revoked before its own end");
         self.audit_revocation(task, lease, "lapsed", None).await;
     }

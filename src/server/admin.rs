@@ -21,13 +21,12 @@ use super::{Answer, Peer, guard, tasks};
 use crate::audit::{self, Event};
 use crate::broker::{Broker, Outstanding};
 use crate::clock::Timestamp;
+use crate::identity;
 use crate::identity::workload_api::SpiffeWorkloadApi;
-use crate::metrics::{REVIEW_WITHIN, Snapshot};
 use crate::pod_task::PodTask;
-use crate::policy::cache::{PolicyCache, RefreshOutcome, Refusal};
-use crate::policy::document::{Decision, Kind as DecisionKind};
+use crate::policy::cache::{PolicyCache, Refusal};
 use crate::policy::standing::{PolicyState, RoleName};
-use crate::policy::{Policy, Problem, ScopeId, Tier, kind};
+use crate::policy::{self, Policy, Problem, ScopeId};
 use crate::task::{EndReason, Task, TaskId};
 
 /// The operators' side of one sidecar.
@@ -38,6 +37,15 @@ pub struct Admin {
     workload_api: Arc<SpiffeWorkloadApi>,
     pod_task: Option<Arc<PodTask>>,
     http: SocketAddr,
+    gauges: Gauges,
+}
+
+/// What is set when Prometheus asks, beside the broker's.
+#[derive(Debug)]
+struct Gauges {
+    policy: policy::metrics::Metrics,
+    identity: identity::metrics::Metrics,
+    audit: audit::metrics::Metrics,
 }
 
 /// What `/status` tells.
@@ -86,7 +94,13 @@ impl Admin {
         pod_task: Option<Arc<PodTask>>,
         http: SocketAddr,
     ) -> Self {
-        Self { broker, policy, workload_api, pod_task, http }
+        let registry = broker.parts().metrics.registry();
+        let gauges = Gauges {
+            policy: policy::metrics::Metrics::new(registry),
+            identity: identity::metrics::Metrics::new(registry),
+            audit: audit::metrics::Metrics::new(registry),
+        };
+        Self { broker, policy, workload_api, pod_task, http, gauges }
     }
 
     /// Answers one request.
@@ -213,7 +227,12 @@ impl Admin {
     }
 
     fn metrics(&self) -> Answer {
-        let page = self.broker.parts().metrics.page(&self.snapshot());
+        let parts = self.broker.parts();
+        self.broker.update_gauges();
+        self.gauges.policy.update(&self.policy, self.broker.now());
+        self.gauges.identity.update(&parts.workload_api.identities());
+        self.gauges.audit.update(&parts.audit);
+        let page = parts.metrics.registry().page();
         match page {
             Ok(page) => {
                 let mut answer = Response::new(Either::Left(Full::new(page.into())));
@@ -223,54 +242,6 @@ impl Admin {
             }
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
         }
-    }
-
-    fn snapshot(&self) -> Snapshot {
-        let census = self.broker.census();
-        let identities = self.broker.parts().workload_api.identities();
-        let policy = self.policy.current();
-        let mut suspended: BTreeMap<&'static str, i64> = BTreeMap::new();
-        for problems in policy.iter().flat_map(|policy| policy.suspended().values()) {
-            *suspended.entry(problems.first().map_or("unknown", |problem| problem.kind)).or_default() += 1;
-        }
-        let now = self.broker.now();
-        let orphaned = policy.as_ref().map_or(0, |policy| policy.orphaned(now));
-        *suspended.entry(kind::OWNER).or_default() += i64::try_from(orphaned).unwrap_or(i64::MAX);
-        let ends = policy.as_ref().map(|policy| policy.ends()).unwrap_or_default();
-        let decisions = || policy.iter().flat_map(|policy| policy.scopes().filter_map(|scope| policy.decision(scope)));
-        let exception = |decision: &&Decision| {
-            decision.kind == DecisionKind::Exception && decision.expires_at.is_some_and(|end| end > now)
-        };
-        let break_glass = census.tasks.iter().find(|(tier, _)| *tier == Tier::BreakGlass.as_str());
-        Snapshot {
-            break_glass_active: break_glass.map_or(0, |(_, count)| *count),
-            exceptions_open: count(decisions().filter(exception)),
-            review_due: review_due(decisions(), now),
-            tasks: census.tasks,
-            leases: census.leases,
-            outstanding: census.outstanding,
-            left_alone: self.left_alone(),
-            credential_expiry: census.credential_expiry,
-            svid_expiry: identities.svids.iter().map(|svid| svid.expires_at.as_secs() as f64).reduce(f64::min),
-            policy_version: policy.as_ref().and_then(|policy| policy.snapshot()).unwrap_or(0),
-            policy_state: policy.as_ref().map(|policy| policy.state(now).as_str()),
-            policy_expiry: ends.into_iter().map(|(role, end)| (role, end.as_secs() as f64)).collect(),
-            policy_refreshes: self.policy_refreshes(),
-            suspended: suspended.into_iter().collect(),
-            journal_pending: i64::try_from(self.broker.parts().journal.pending()).unwrap_or(i64::MAX),
-            audit_lost: self.broker.parts().audit.lost(),
-            clock_untrusted: self.broker.parts().clock.trusted().is_err(),
-        }
-    }
-
-    fn left_alone(&self) -> Vec<&'static str> {
-        let exchanges = self.broker.parts().exchanges.values();
-        exchanges.filter(|exchange| exchange.circuit_open()).map(|exchange| exchange.provider().as_str()).collect()
-    }
-
-    fn policy_refreshes(&self) -> Vec<(&'static str, u64)> {
-        let counts = self.policy.status().counts;
-        RefreshOutcome::ALL.iter().map(|outcome| outcome.as_str()).zip(counts).collect()
     }
 
     fn status(&self, whole: bool) -> Value {
@@ -362,24 +333,6 @@ fn shown(mut outstanding: Vec<Outstanding>, whole: bool) -> Vec<Outstanding> {
         }
     }
     outstanding
-}
-
-fn count<T>(all: impl Iterator<Item = T>) -> i64 {
-    i64::try_from(all.count()).unwrap_or(i64::MAX)
-}
-
-/// How many reviews are overdue, or due within a day, a week, thirty days: each once, in the nearest.
-fn review_due<'a>(decisions: impl Iterator<Item = &'a Decision>, now: Timestamp) -> Vec<(&'static str, i64)> {
-    const DAY: Duration = Duration::from_secs(24 * 3600);
-    let limits = [Duration::ZERO, DAY, 7 * DAY, 30 * DAY];
-    let mut due: Vec<_> = REVIEW_WITHIN.into_iter().map(|within| (within, 0)).collect();
-    for decision in decisions {
-        let left = decision.review_by.since(now);
-        if let Some(slot) = limits.iter().position(|limit| left <= *limit).and_then(|nearest| due.get_mut(nearest)) {
-            slot.1 += 1;
-        }
-    }
-    due
 }
 
 /// The methods that a path takes from this peer, where there is something for it.

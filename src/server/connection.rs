@@ -27,8 +27,8 @@ use super::head_timer::HeadTimer;
 use super::mtls::{Mtls, Session};
 use super::write_timeout::{ConnectionState, WriteTimeout};
 use crate::audit::{Audit, Event, Kind};
+use crate::broker::{Limit, Metrics};
 use crate::clock::{SharedClock, Timestamp};
-use crate::metrics::{Limit, Metrics};
 
 /// Who is at the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,6 +7,8 @@
 //!   under way when another policy is in force than at its beginning (`Session::outdated`).
 //! - Whatever token or JWT-SVID a request brings must be of the same SPIFFE ID as the peer (`brings_foreign`).
 
+pub(crate) mod metrics;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
@@ -23,6 +25,7 @@ use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use self::metrics::Metrics;
 use super::dialect::Presented;
 use crate::audit::{Event, Kind};
 use crate::broker::Broker;
@@ -153,6 +156,7 @@ pub struct Mtls {
     provider: Arc<CryptoProvider>,
     spiffe_id: Option<SpiffeId>,
     federated: Arc<BTreeSet<TrustDomain>>,
+    metrics: Metrics,
 }
 
 impl fmt::Debug for Mtls {
@@ -166,6 +170,7 @@ impl Mtls {
     /// For `broker`'s identities and clock, with its metrics and audit log.
     pub fn new(broker: Arc<Broker>, settings: &MtlsSettings) -> Self {
         Self {
+            metrics: Metrics::new(broker.parts().metrics.registry()),
             broker,
             provider: Arc::new(rustls::crypto::aws_lc_rs::default_provider()),
             spiffe_id: settings.spiffe_id.clone(),
@@ -187,11 +192,11 @@ impl Mtls {
         };
         match shaken.unwrap_or(Err(HandshakeError::TimedOut)) {
             Ok(connection) => {
-                parts.metrics.tls_handshake("ok");
+                self.metrics.handshake("ok");
                 Some(connection)
             }
             Err(error) => {
-                parts.metrics.tls_handshake(error.kind());
+                self.metrics.handshake(error.kind());
                 parts.audit.note(&Event {
                     reason: Some(error.kind()),
                     detail: Some(format!("TLS handshake with {address}: {error}")),
@@ -225,6 +230,7 @@ impl Mtls {
         let until = peer.claims().expires_at().min(own_until);
         let session = Session {
             broker: Arc::clone(&self.broker),
+            metrics: self.metrics.clone(),
             address,
             own: key.0,
             own_until,
@@ -270,6 +276,7 @@ impl Mtls {
 #[derive(Debug)]
 pub(super) struct Session {
     broker: Arc<Broker>,
+    metrics: Metrics,
     address: SocketAddr,
     peer: Arc<PeerSvid>,
     own: SpiffeId,
@@ -298,20 +305,21 @@ impl Session {
     /// Returns once the connection must end at once; that is counted and audited.
     pub(super) async fn over(mut self) {
         let why = self.why_over().await;
-        tell_ended(&self.broker, &self.peer, self.address, why.ending(), why.kind(), &why.to_string());
+        tell_ended(&self.broker, &self.metrics, &self.peer, self.address, why.ending(), why.kind(), &why.to_string());
     }
 
     /// Returns once another policy is in force than when it began, if ever; that is counted and audited.
     pub(super) fn outdated(&self) -> impl Future<Output = ()> + use<> {
         let (broker, peer, address) = (Arc::clone(&self.broker), Arc::clone(&self.peer), self.address);
         let (mut policies, then) = (self.policies.clone(), self.policy.clone());
+        let metrics = self.metrics.clone();
         async move {
             if policies.wait_for(|now| version(now.as_deref()) != then).await.is_err() {
                 // There will be no other.
                 return std::future::pending().await;
             }
             let detail = "another policy is in force than at its beginning";
-            tell_ended(&broker, &peer, address, POLICY, "policy_changed", detail);
+            tell_ended(&broker, &metrics, &peer, address, POLICY, "policy_changed", detail);
         }
     }
 
@@ -350,6 +358,7 @@ impl Session {
 /// Counts a connection that is ended for `ending`, a word of [`ENDINGS`], and notes it in the audit log.
 fn tell_ended(
     broker: &Broker,
+    metrics: &Metrics,
     peer: &PeerSvid,
     address: SocketAddr,
     ending: &'static str,
@@ -357,7 +366,7 @@ fn tell_ended(
     why: &str,
 ) {
     tracing::info!(reason, %address, "a connection of mutual TLS is over");
-    broker.parts().metrics.connection_ended(ending);
+    metrics.connection_ended(ending);
     broker.parts().audit.note(&Event {
         reason: Some(reason),
         detail: Some(format!("connection from {address}: {why}")),

@@ -19,13 +19,13 @@ use super::dialect::{self, Call, Presented, Refusal};
 use super::problem::{self, Problem};
 use super::{Answer, Server, begin_body, json, mtls, read_body};
 use crate::api::{self, LeaseView, TaskList, TaskView};
+use crate::broker::Limit;
 use crate::broker::{BeginRequest, Begun, Broker, Claimant, Counted, FindError};
 use crate::clock::Timestamp;
 use crate::exchange::Handle;
 use crate::identity::Evidence;
 use crate::identity::task_token::TokenHash;
 use crate::lease::LeaseFacts;
-use crate::metrics::Limit;
 use crate::task::{EndReason, Idempotency, Task, TaskId};
 
 /// How often a held task says that it lives.

@@ -9,7 +9,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sidemint::clock::Timestamp;
 use sidemint::identity::jwt_svid::JwtBundle;
-use sidemint::metrics::Snapshot;
 
 use crate::http::Call;
 use crate::policy_files::REPORT;
@@ -80,7 +79,7 @@ fn cases() -> Vec<Case> {
 
 /// The count of one series, without asking the listener.
 fn count(w: &World, series: &str) -> u64 {
-    let page = w.broker.parts().metrics.page(&Snapshot::default()).unwrap();
+    let page = w.broker.parts().metrics.registry().page().unwrap();
     let page = String::from_utf8(page).unwrap();
     page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')).unwrap().parse().unwrap()
 }

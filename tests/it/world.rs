@@ -24,7 +24,6 @@ use sidemint::identity::Authenticator;
 use sidemint::identity::workload_api::testing::FakeWorkloadApi;
 use sidemint::identity::workload_api::{SpiffeWorkloadApi, WorkloadApi};
 use sidemint::journal::{JournalError, Recovered};
-use sidemint::metrics::Snapshot;
 use sidemint::pod_task::PodTask;
 use sidemint::policy::LoadOptions;
 use sidemint::policy::cache::{PolicyCache, RefreshOutcome};
@@ -621,7 +620,7 @@ impl World {
         let mut places: Vec<(String, Vec<u8>)> = vec![("the audit log".into(), self.audit.text().into())];
         if let Some(sidecar) = &self.sidecar {
             let metrics = &sidecar.broker.parts().metrics;
-            places.push(("the metrics".into(), metrics.page(&Snapshot::default()).unwrap()));
+            places.push(("the metrics".into(), metrics.registry().page().unwrap()));
             places.push(("Debug of the broker".into(), format!("{:?}", sidecar.broker).into()));
         }
         for state in &self.states {

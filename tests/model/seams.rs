@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use sidemint::audit::Audit;
-use sidemint::broker::{BeginRequest, Broker, Claimant, Limits, Parts};
+use sidemint::broker::{BeginRequest, Broker, Claimant, Limits, Metrics, Parts};
 use sidemint::clock::{Clock as _, ManualClock, Timestamp};
 use sidemint::exchange::{
     AwsCredential, Credential, Exchange, ExchangeError, Handle, MintOrder, Minted, Provider, Revocability, Revocable,
@@ -19,7 +19,6 @@ use sidemint::identity::workload_api::testing::FakeWorkloadApi;
 use sidemint::identity::{Authenticator, Evidence};
 use sidemint::journal::{Change, Journal, JournalError, Recovered};
 use sidemint::lease::{LeaseId, LeaseRecord, LeaseState};
-use sidemint::metrics::Metrics;
 use sidemint::policy::cache::PolicyCache;
 use sidemint::policy::document::Digest;
 use sidemint::policy::repository::{Fetched, PolicyFiles, PolicySource, PolicySourceError};

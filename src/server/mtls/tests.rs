@@ -26,7 +26,6 @@ use crate::identity::workload_api::WorkloadApi;
 use crate::identity::workload_api::testing::FakeWorkloadApi;
 use crate::identity::x509_svid::testing::{TestAuthority, TestSvid};
 use crate::journal::DiskJournal;
-use crate::metrics::Snapshot;
 use crate::policy::LoadOptions;
 use crate::policy::cache::PolicyCache;
 use crate::policy::repository::DirectorySource;
@@ -185,7 +184,7 @@ impl World {
     }
 
     fn counter(&self, series: &str) -> u64 {
-        let page = self.broker.parts().metrics.page(&Snapshot::default()).unwrap();
+        let page = self.broker.parts().metrics.registry().page().unwrap();
         let page = String::from_utf8(page).unwrap();
         let value = page.lines().find_map(|line| line.strip_prefix(series));
         value.unwrap_or_else(|| panic!("no series {series}")).parse().unwrap()
@@ -818,7 +817,7 @@ async fn no_private_key_of_ours_or_of_a_peer_is_written_anywhere_whatever_goes_w
     told += &format!("{:?}\n", world.call(client(&world, &peer)).await.err());
 
     keys.extend([one.key, other.key, stranger.key, expired.key, peer.key]);
-    let metrics = world.broker.parts().metrics.page(&Snapshot::default()).unwrap();
+    let metrics = world.broker.parts().metrics.registry().page().unwrap();
     let debug = format!("{:?} {:?}", world.broker, world.api.identities());
     let mut files = Vec::new();
     files_below(world.directory.path(), &mut files);
