@@ -48,12 +48,12 @@ use crate::timekeeper;
 
 /// How long requests under way may take once the sidecar stops.
 const DRAIN: Duration = Duration::from_millis(500);
-/// How long the tasks' ends may take to become durable, and what is under way to be taken back, once the sidecar stops.
+/// How long the tasks' ends may take to become durable, and revocations under way, once the sidecar stops.
 const END_TASKS: Duration = Duration::from_millis(1000);
 /// How long the audit log's last checkpoint may take to reach the disk.
 const CLOSE_AUDIT: Duration = Duration::from_millis(300);
 
-/// Why the sidecar did not start. Each says the mend; all are mistakes of configuration or of the machine's set-up.
+/// Why the sidecar did not start. Each says the fix; all are mistakes of configuration or of the machine's set-up.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The Workload API's address.
@@ -74,7 +74,7 @@ pub enum StartError {
     /// The trust anchor cannot be read.
     #[error("policy.root: {0}")]
     PolicyRoot(String),
-    /// The trust anchor is none.
+    /// The trust anchor is invalid.
     #[error("policy.root: {0}: ask the policy's publishers for the root.json to trust")]
     PolicyAnchor(#[from] Fault),
     /// The policy repository's place cannot be used.
@@ -322,15 +322,16 @@ pub(crate) fn exchanges(
     let settings = Settings { rate: config.limits.upstream(), ..config.aws.clone() };
     let context = Context { workload_api, clock: Arc::clone(clock), jitter: Arc::new(SystemJitter) };
     let aws = AwsSts::new(settings, context.clone())?;
-    let mut exchanges = BTreeMap::from([(Provider::Aws, Arc::new(aws) as Arc<dyn Exchange>)]);
-    if let Some(settings) = &config.vault {
-        let vault = Vault::new(settings.clone(), context)?;
-        exchanges.insert(Provider::Vault, Arc::new(vault));
-    }
-    Ok(exchanges)
+    let vault = config.vault.clone().map(|settings| Vault::new(settings, context)).transpose()?;
+    let configured = [exchange(Some(aws)), exchange(vault)];
+    Ok(configured.into_iter().flatten().map(|exchange| (exchange.provider(), exchange)).collect())
 }
 
-/// The live leases that no configured provider can take back, where the configuration says to leave them.
+fn exchange(exchange: Option<impl Exchange + 'static>) -> Option<Arc<dyn Exchange>> {
+    exchange.map(|exchange| Arc::new(exchange) as _)
+}
+
+/// The live leases that no configured provider can revoke, where the configuration says to abandon them.
 ///
 /// # Errors
 /// It does not say so: a provider must not be dropped in silence while it has live leases (threat T16).
