@@ -22,7 +22,7 @@ use sidemint::task::EndReason;
 
 const SOCKET: (&str, &str) = ("SPIFFE_ENDPOINT_SOCKET", "unix:///run/spire.sock");
 /// The variables that are no key of the configuration: of other commands, and of the test bed.
-const OTHER_VARIABLES: [&str; 11] = [
+const OTHER_VARIABLES: [&str; 12] = [
     "SIDEMINT_ROLE",
     "SIDEMINT_HTTP",
     "SIDEMINT_ADMIN",
@@ -34,6 +34,7 @@ const OTHER_VARIABLES: [&str; 11] = [
     "SIDEMINT_BIN",
     "SIDEMINT_INTEROP_KEEP",
     "SIDEMINT_README_LIMIT",
+    "SIDEMINT_BENCH_BASE",
 ];
 
 fn root() -> &'static Path {
