@@ -62,13 +62,13 @@ pub enum Kind {
     Mint,
     /// A task ended.
     End,
-    /// A credential was taken back, or could not be.
+    /// A credential was revoked, or could not be.
     Revocation,
     /// A request was refused at the door, before any decision.
     Refusal,
     /// A connection of mutual TLS was ended.
     Connection,
-    /// The clocks disagreed, agreed again, or an operator said which to believe.
+    /// The clocks disagreed, agreed again, or an operator said which to trust.
     Clock,
     /// What was found wrong with the log when the sidecar started.
     Recovery,
@@ -124,7 +124,7 @@ pub struct Event<'a> {
     /// How the caller proved itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proof: Option<Proof>,
-    /// What is wrong with a proof that is not believed: a word of a closed set.
+    /// What is wrong with a proof that is invalid: a status of a closed set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub flaw: Option<&'static str>,
     /// The scope.

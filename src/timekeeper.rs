@@ -17,7 +17,7 @@ use crate::identity::workload_api::WorkloadApi;
 
 /// How often the clocks are compared.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often the time is asked for while it is believed.
+/// How often the time is asked for while it is trusted.
 const ASK: Duration = Duration::from_secs(600);
 /// How often it is asked for while it is in doubt, or was never told.
 const ASK_IN_DOUBT: Duration = Duration::from_secs(5);
@@ -84,7 +84,7 @@ async fn tell(change: TrustChange, now: Timestamp, audit: &Audit) {
             Event { reason: Some(distrust.kind()), detail, ..Event::new(now, Kind::Clock, "untrusted") }
         }
         TrustChange::Regained => {
-            tracing::warn!("the time is believed again");
+            tracing::warn!("the time is trusted again");
             Event::new(now, Kind::Clock, "trusted")
         }
     };

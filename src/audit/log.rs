@@ -59,7 +59,7 @@ impl Log {
 impl Stream {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.torn {
-            // What was broken off cannot be taken back; at least it does not spoil the next line.
+            // What was broken off cannot be removed; at least it does not spoil the next line.
             self.sink.write_all(b"\n")?;
             self.torn = false;
         }

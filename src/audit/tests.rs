@@ -256,7 +256,7 @@ async fn a_checkpoint_of_another_key_is_foreign() {
     assert_eq!(report.unsigned_tail, 3);
     let both = Options { keys: vec![own, place.key()], ..Options::default() };
     assert!(verify(&[place.log()], both).unwrap().ok);
-    // Without a key the first one is believed, and no other.
+    // Without a key the first one is trusted, and no other.
     assert_eq!(kinds(&verify(&[place.log()], Options::default()).unwrap()).len(), 2);
 }
 

@@ -21,7 +21,7 @@ const MAX_LISTED: usize = 100;
 /// What is known from elsewhere.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// The keys that may sign. Where none is given, the first key in the log is believed, which proves much less.
+    /// The keys that may sign. Where none is given, the first key in the log is trusted, which proves much less.
     pub keys: Vec<PublicKey>,
     /// The last line that the log must have.
     pub head: Option<Head>,
@@ -282,7 +282,7 @@ impl Verifier {
 
     fn recovery(&mut self, seq: u64, line: &Line) {
         let what = line.outcome.as_deref().unwrap_or_default();
-        // A line that was broken off when the machine stopped was never believed by anyone: it is told, not held
+        // A line that was broken off when the machine stopped was never trusted by anyone: it is told, not held
         // against the log.
         if !matches!(what, "torn_line" | "resumed") {
             let detail =

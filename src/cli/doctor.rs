@@ -16,7 +16,7 @@ use crate::check::{Check, Level};
 use crate::clock::{SharedClock, SystemClock};
 use crate::config::{Config, PolicyPlace};
 
-/// Check what a sidecar needs here, and say how to mend what is missing.
+/// Check what a sidecar needs here, and say how to fix what is missing.
 ///
 /// It reads the same configuration as `serve`; flags win over it. Run it as the user, and in the place, of the sidecar:
 /// the SPIFFE agent tells identities by the process that asks. Exits 0 when nothing failed; warnings do not count.
@@ -107,7 +107,7 @@ impl Report {
 pub async fn run(args: Args) -> CliResult {
     let report = Report::new(match args.load() {
         Ok(config) => examine(&config, Arc::new(SystemClock)).await,
-        Err(error) => vec![Check::fail("configuration", error.to_string(), "mend this first; the rest depends on it")],
+        Err(error) => vec![Check::fail("configuration", error.to_string(), "fix this first; the rest depends on it")],
     });
     match args.output {
         Output::Text => print(report.text())?,

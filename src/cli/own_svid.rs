@@ -55,11 +55,11 @@ fn explain(error: &WorkloadApiError) -> CliError {
         WorkloadApiError::Denied(_) => Exit::Denied,
         WorkloadApiError::Untrusted(_) | WorkloadApiError::Invalid(_) => Exit::Failed,
     };
-    CliError::new(exit, format!("{error}; {}", mend(error)))
+    CliError::new(exit, format!("{error}; {}", fix(error)))
 }
 
-/// What mends an error of the Workload API.
-pub(super) fn mend(error: &WorkloadApiError) -> &'static str {
+/// What fixes an error of the Workload API.
+pub(super) fn fix(error: &WorkloadApiError) -> &'static str {
     match error {
         WorkloadApiError::Unavailable(_) => "is the SPIFFE agent running, and may this user open its socket?",
         WorkloadApiError::Denied(_) => {

@@ -24,7 +24,7 @@ pub struct Args {
 /// Serves until SIGTERM or SIGINT; SIGHUP looks at the policy at once.
 ///
 /// # Errors
-/// Exit 2 with one line that says the mend, when the configuration cannot be used.
+/// Exit 2 with one line that says the fix, when the configuration cannot be used.
 pub async fn run(args: Args) -> CliResult {
     // First of all: nothing secret has come into the process yet.
     hardening::harden().map_err(|error| CliError::new(Exit::Failed, error.to_string()))?;

@@ -78,7 +78,7 @@ fn policy_text(text: &mut String, policy: &PolicyStatus) {
     }
     let _ = writeln!(text, "  kill list     {} in force", policy.killed);
     for (role, end) in &policy.ends {
-        let _ = writeln!(text, "  speaks        {} until {}", plain(role), plain(end));
+        let _ = writeln!(text, "  expires       {} at {}", plain(role), plain(end));
     }
     for problem in &policy.problems {
         let _ = writeln!(text, "  problem       {}", plain(&located(problem)));
@@ -142,8 +142,8 @@ mod tests {
         for part in [
             "7-0f, stale, signed",
             "kill list     2 in force",
-            "speaks        security until 2026-12-01T00:00:00Z",
-            "speaks        timestamp until 2026-11-23T10:00:00Z",
+            "expires       security at 2026-12-01T00:00:00Z",
+            "expires       timestamp at 2026-11-23T10:00:00Z",
             "problem       boundaries/b.cedar: unexpected token",
             "last refusal  2026-11-23T09:00:00Z: (source): rollback: ",
             "note          policy state was damaged",

@@ -94,8 +94,8 @@ pub async fn run(args: Args) -> CliResult {
 fn client(common: &Common) -> Result<Client, CliError> {
     let address = setting(common.workload_api.as_deref(), ENVIRONMENT, "");
     if address.is_empty() {
-        let mend = "set it to the address of your agent, e.g. unix:///run/spire/agent/api.sock, or give --workload-api";
-        return Err(CliError::new(Exit::Usage, format!("{ENVIRONMENT} is not set: {mend}")));
+        let fix = "set it to the address of your agent, e.g. unix:///run/spire/agent/api.sock, or give --workload-api";
+        return Err(CliError::new(Exit::Usage, format!("{ENVIRONMENT} is not set: {fix}")));
     }
     let endpoint: Endpoint = address
         .parse()
@@ -104,7 +104,7 @@ fn client(common: &Common) -> Result<Client, CliError> {
 }
 
 fn explain(error: &WorkloadApiError, endpoint: &Endpoint) -> CliError {
-    let (exit, mend) = match error {
+    let (exit, fix) = match error {
         WorkloadApiError::Unavailable(_) => {
             (Exit::Unavailable, "is the SPIFFE agent running, and is this its address?")
         }
@@ -117,7 +117,7 @@ fn explain(error: &WorkloadApiError, endpoint: &Endpoint) -> CliError {
             (Exit::Failed, "compare the versions and the clocks of the agent and of this machine")
         }
     };
-    CliError::new(exit, format!("{error} (at {endpoint}): {mend}"))
+    CliError::new(exit, format!("{error} (at {endpoint}): {fix}"))
 }
 
 fn choose<'a>(svids: &'a [X509Material], wanted: Option<&SpiffeId>) -> Result<&'a X509Material, CliError> {

@@ -88,7 +88,7 @@ fn parse_param(text: &str) -> Result<(ParamName, String), String> {
     Ok((name, value.to_owned()))
 }
 
-/// Checks the text here, where the mend is near; the sidecar reads it again.
+/// Checks the text here, where the fix is near; the sidecar reads it again.
 fn parse_ttl(text: &str) -> Result<String, String> {
     match humantime::parse_duration(text) {
         Ok(ttl) if ttl.is_zero() => Err("must be longer than zero".into()),
@@ -389,7 +389,7 @@ pub(super) fn ending_text(ending: &Ending) -> String {
 
 /// What to say of an end that the sidecar could not record.
 pub(super) const NOT_DURABLE: &str = "the task has ended, but the sidecar cannot write its journal: should it crash before it can, the \
-                                      task runs again until its deadline; mend the disk and end it again";
+                                      task runs again until its deadline; fix the disk and end it again";
 
 /// One line on what became of a credential. `revoked` only where the provider took it back (docs/glossary.md).
 fn lease_ending_text(lease: &LeaseEnding) -> String {

@@ -77,7 +77,7 @@ struct PolicyStatus {
     /// Entries of the kill list that are in force.
     killed: usize,
     problems: Vec<Problem>,
-    /// What was refused last, also where it was mended since.
+    /// What was refused last, also where it was fixed since.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_refusal: Option<Refusal>,
     /// What is odd about the source and harms nothing.

@@ -257,7 +257,7 @@ async fn a_journal_that_came_without_its_directory_is_anothers_and_refused() {
     holding(&other, &[("journal.redb", &bytes), ("sidecar-id", b"00000000000000ab\n")]);
     assert!(foreign(&other).contains("and this state directory to sidecar 00000000000000ab"));
     assert_eq!(fs::read(other.join("sidecar-id")).unwrap(), b"00000000000000ab\n", "and is left as it is");
-    // The mend that it names.
+    // The fix that it names.
     fs::write(other.join("sidecar-id"), &id).unwrap();
     let (_, recovered) = DiskJournal::open(&other).unwrap();
     assert_eq!((recovered.tasks.len(), recovered.leases.len()), (1, 1));

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use tokio::net::TcpStream;
 
 use crate::check::Check;
-use crate::cli::own_svid::{LIMIT, mend};
+use crate::cli::own_svid::{LIMIT, fix};
 use crate::clock::{Clock, SharedClock, Timestamp, within};
 use crate::config::Config;
 use crate::exchange::{Exchange, SvidFacts, SvidWanted};
@@ -93,7 +93,7 @@ fn is_socket(path: &Path) -> Result<(), Check> {
 async fn x509(client: &Client, now: Timestamp) -> Check {
     let svids = match client.fetch_x509_svids(LIMIT).await {
         Ok(svids) => svids,
-        Err(error) => return Check::fail(X509, error.to_string(), mend(&error)),
+        Err(error) => return Check::fail(X509, error.to_string(), fix(&error)),
     };
     let listed = svids.iter().map(|each| format!("{} until {}", each.svid.spiffe_id, each.svid.expires_at));
     let listed = listed.collect::<Vec<_>>().join(", ");
@@ -110,7 +110,7 @@ async fn jwt(client: &Client, wanted: SvidWanted<'_>, now: Timestamp) -> (Check,
     let name = wanted.check;
     let svid = match client.fetch_jwt_svid(None, wanted.audience, LIMIT).await {
         Ok(svid) => svid,
-        Err(error) => return (Check::fail(name, error.to_string(), mend(&error)), None),
+        Err(error) => return (Check::fail(name, error.to_string(), fix(&error)), None),
     };
     // exposed: its header and claims are what is checked; nothing of the signature is kept
     let facts = read(svid.token.expose());
