@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_its_own_thread_gives_way() {
+    fn lowers_the_priority_of_its_own_thread_only() {
         let nice = || rustix::process::getpriority_process(None).unwrap();
         let before = nice();
         for (priority, niceness) in [(LowPriority::Lower, 4), (LowPriority::Lowest, 10)] {

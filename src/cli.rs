@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_from_elsewhere_stays_on_one_line_and_cannot_steer_the_terminal() {
+    fn keeps_foreign_text_on_one_line_without_control_characters() {
         assert_eq!(plain("a\r\nb\u{1b}[2Jc\u{9b}d"), "a  b [2Jc d");
     }
 }

@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_tells_its_place_and_no_value_that_it_saw() {
+    fn a_panic_message_has_its_location_and_no_values() {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&seen);
         let before = std::panic::take_hook();

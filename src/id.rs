@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_is_read_as_it_is_written_and_nothing_else_is_one() {
+    fn reads_back_an_id_and_rejects_everything_else() {
         let (task, lease) = (TaskId::generate().unwrap(), LeaseId::generate().unwrap());
         assert_eq!(task.to_string().parse(), Ok(task.clone()));
         assert_eq!(serde_json::from_str(&serde_json::to_string(&lease).unwrap()).ok(), Some(lease.clone()));

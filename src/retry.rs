@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn backoff_waits_at_least_as_long_as_it_was_told() {
+    fn backoff_waits_at_least_the_retry_after() {
         let mut retries = Retries::new(millis(100), millis(300), 5);
         assert_eq!(retries.next(0.5, Some(millis(40)), LONG), Some(millis(50)));
         assert_eq!(retries.next(0.5, Some(millis(7000)), LONG), Some(millis(7000)));
@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn a_held_bucket_lets_nobody_through_before_its_time() {
+    fn a_held_bucket_allows_no_call_before_its_time() {
         let mut bucket = TokenBucket::new(Rate { interval: millis(100), burst: 3 });
         bucket.hold(LONG + millis(5000));
         assert_eq!(bucket.take(LONG, LONG), Ok(millis(5000)));
@@ -512,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_circuit_lets_one_ask_at_a_time_each_later_than_the_last_until_there_is_an_answer() {
+    fn an_open_circuit_allows_one_probe_at_a_time_with_growing_pauses() {
         let (mut circuit, mut now) = (after_failures(FAILURES, LONG), LONG);
         let mut pauses = Vec::new();
         for _ in 0..8 {
@@ -532,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_before_a_circuit_opened_neither_opens_it_again_nor_counts_after_it_closed() {
+    fn a_circuit_ignores_the_results_of_calls_begun_before_it_opened() {
         let mut circuit = Circuit::default();
         let old = circuit.ask(LONG).unwrap();
         for _ in 0..FAILURES {
@@ -550,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_that_was_never_sent_is_anothers() {
+    fn an_unsent_probe_passes_to_another_caller() {
         let mut circuit = after_failures(FAILURES, LONG);
         let now = LONG + FIRST_PAUSE;
         let probe = circuit.ask(now).unwrap();
@@ -561,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn a_circuit_believes_how_long_to_stay_away_up_to_a_minute() {
+    fn a_circuit_honours_retry_after_up_to_one_minute() {
         for (told, wait) in [(millis(10), FIRST_PAUSE / 2), (millis(20_000), millis(20_000)), (LONG, LONGEST_OPEN)] {
             let mut circuit = after_failures(FAILURES - 1, LONG);
             let leave = circuit.ask(LONG).unwrap();
@@ -571,7 +571,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_gate_is_shut_at_once_while_its_circuit_is_open() {
+    async fn a_gate_refuses_at_once_while_its_circuit_is_open() {
         let clock = ManualClock::at(Timestamp::from_secs(10));
         let gate = Gate::new(Rate { interval: millis(100), burst: 100 });
         for _ in 0..FAILURES {
@@ -599,7 +599,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_at_a_gate_that_is_then_held_waits_on() {
+    async fn a_waiter_keeps_waiting_when_its_gate_is_held() {
         let clock = ManualClock::at(Timestamp::from_secs(10));
         let gate = Gate::new(Rate { interval: millis(100), burst: 1 });
         gate.pass(&clock, LONG).await.unwrap();
@@ -618,7 +618,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_at_a_gate_that_is_then_shut_is_sent_away() {
+    async fn a_waiter_is_refused_when_its_gate_shuts() {
         let clock = ManualClock::at(Timestamp::from_secs(10));
         let gate = Gate::new(Rate { interval: millis(100), burst: FAILURES });
         let mut turns = Vec::new();
@@ -653,7 +653,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_comes_an_open_circuit_lets_one_ask_at_a_time_and_opens_for_no_longer_than_it_may(
+        fn any_history_of_an_open_circuit_has_one_probe_at_a_time_and_bounded_pauses(
             steps in prop::collection::vec((0_u64..3000, 0.0..1.0, 0_usize..4), 1..200),
         ) {
             let (mut circuit, mut now, mut out) = (Circuit::default(), LONG, Vec::new());

@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_moved_for_each_request_stays_small() {
+    fn futures_moved_for_each_request_stay_small() {
         fn size<A, F: Future>(_: impl FnOnce(A) -> F) -> usize {
             size_of::<F>()
         }

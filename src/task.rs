@@ -320,7 +320,7 @@ mod tests {
 
     /// Ten thousand tasks are ten thousand times as much (`task_bytes` of benches/report).
     #[test]
-    fn what_is_kept_of_each_task_stays_small() {
+    fn the_memory_of_each_task_stays_small() {
         let sizes = [size_of::<Task>(), size_of::<Issued>(), size_of::<LeaseRecord>()];
         assert!(sizes.iter().zip([536, 136, 152]).all(|(size, most)| *size <= most), "{sizes:?}: box what is rare");
     }

@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_question_is_for_an_audience_of_its_own_that_is_nobodys() {
+    async fn requests_each_time_token_for_a_fresh_audience_of_nobody() {
         let place = Place::new();
         assert!(place.ask().await && place.ask().await);
         let audiences: Vec<_> = place.api.fetches().into_iter().map(|(_, audience)| audience).collect();

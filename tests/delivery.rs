@@ -219,7 +219,7 @@ fn the_kubernetes_sidecar_and_its_container_agree_and_serve_takes_the_configurat
 }
 
 #[test]
-fn the_signed_policy_in_the_comments_of_the_kubernetes_sidecar_is_taken_in_place_of_the_directory() {
+fn serve_accepts_the_signed_policy_in_the_comments_of_the_kubernetes_sidecar() {
     let job = read("config/kubernetes/job.yaml");
     let signed: Vec<_> = job
         .lines()
@@ -336,7 +336,7 @@ fn label_values_that_the_alert_rules_ask_for_occur() {
 }
 
 #[test]
-fn the_operations_guide_explains_every_word_of_the_closed_sets() {
+fn the_operations_guide_explains_every_status_of_the_closed_sets() {
     let guide = read("docs/operations.md");
     let explained: BTreeSet<_> = guide.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
     let denials = DenialReason::ALL.map(DenialReason::as_str).into_iter().chain(BeginError::KINDS);

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_has_one_form_only() {
+    fn accepts_one_form_of_a_number_only() {
         let zeros = "0".repeat(64);
         for (line, seq) in [
             (format!("{{\"seq\":7,\"prev\":\"{zeros}\",\"a\":1}}"), Some(7)),
@@ -218,7 +218,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reading_any_bytes_never_fails_otherwise_than_by_saying_no(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn parsing_arbitrary_bytes_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = link(&bytes);
             let _ = String::from_utf8_lossy(&bytes).parse::<Head>();
         }

@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_key_is_made_once_and_nobody_else_may_read_it() {
+    fn creates_the_key_once_and_readable_by_its_owner_only() {
         let state = tempfile::tempdir().unwrap();
         let first = SigningKey::load_or_create(state.path()).unwrap();
         let again = SigningKey::load_or_create(state.path()).unwrap();
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_file_that_is_a_link_or_no_key_is_refused() {
+    fn rejects_a_key_file_that_is_a_link_or_not_a_key() {
         let state = tempfile::tempdir().unwrap();
         let path = state.path().join(FILE);
         std::os::unix::fs::symlink(state.path().join("elsewhere"), &path).unwrap();

@@ -92,7 +92,7 @@ fn kinds(report: &Report) -> Vec<Found> {
 }
 
 #[tokio::test]
-async fn a_log_that_nobody_touched_verifies_over_restarts() {
+async fn verifies_an_untouched_log_across_restarts() {
     let place = Place::new();
     place.session(3).await;
     let head = place.session(2).await;
@@ -107,7 +107,7 @@ async fn a_log_that_nobody_touched_verifies_over_restarts() {
 }
 
 #[tokio::test]
-async fn checkpoints_come_after_so_many_lines_and_after_some_time() {
+async fn writes_checkpoints_by_line_count_and_by_time() {
     let mut place = Place::new();
     place.settings.checkpoint_every = 2;
     let audit = Arc::new(place.start());
@@ -135,7 +135,7 @@ async fn checkpoints_come_after_so_many_lines_and_after_some_time() {
 }
 
 #[tokio::test]
-async fn a_full_file_is_rotated_and_only_so_many_are_kept() {
+async fn rotates_a_full_file_and_keeps_a_limited_number() {
     let mut place = Place::new();
     place.settings.rotation = Rotation { size: 4096, age: None, keep: 2 };
     let head = place.session(200).await;
@@ -156,7 +156,7 @@ async fn a_full_file_is_rotated_and_only_so_many_are_kept() {
 }
 
 #[tokio::test]
-async fn an_old_file_is_rotated_when_the_next_line_comes() {
+async fn rotates_an_old_file_at_the_next_line() {
     let mut place = Place::new();
     place.settings.rotation.age = Some(Duration::from_secs(3600));
     place.session(1).await;
@@ -167,7 +167,7 @@ async fn an_old_file_is_rotated_when_the_next_line_comes() {
 }
 
 #[tokio::test]
-async fn a_line_that_was_broken_off_is_kept_aside_and_told_of() {
+async fn keeps_a_torn_line_in_its_own_file_and_reports_it() {
     let place = Place::new();
     place.crashed_session(2).await;
     let mut text = place.text();
@@ -181,7 +181,7 @@ async fn a_line_that_was_broken_off_is_kept_aside_and_told_of() {
 }
 
 #[tokio::test]
-async fn what_was_cut_off_while_the_sidecar_was_down_is_seen_at_its_next_start() {
+async fn detects_at_start_lines_that_were_cut_off_while_down() {
     let place = Place::new();
     let head = place.crashed_session(5).await;
     let text = place.text();
@@ -200,7 +200,7 @@ async fn what_was_cut_off_while_the_sidecar_was_down_is_seen_at_its_next_start()
 }
 
 #[tokio::test]
-async fn a_last_line_that_was_changed_while_the_sidecar_was_down_is_seen_at_its_next_start() {
+async fn detects_at_start_a_last_line_that_was_changed_while_down() {
     let place = Place::new();
     place.crashed_session(3).await;
     let text = place.text();
@@ -211,7 +211,7 @@ async fn a_last_line_that_was_changed_while_the_sidecar_was_down_is_seen_at_its_
 }
 
 #[tokio::test]
-async fn a_log_written_a_moment_before_a_crash_goes_on_without_a_word() {
+async fn continues_a_log_written_just_before_a_crash_without_a_warning() {
     let place = Place::new();
     place.crashed_session(1).await;
     let behind = fs::read(place.state().join("audit-head")).unwrap();
@@ -223,7 +223,7 @@ async fn a_log_written_a_moment_before_a_crash_goes_on_without_a_word() {
 }
 
 #[tokio::test]
-async fn a_log_of_another_chain_is_not_taken_over_silently() {
+async fn does_not_silently_continue_a_log_of_another_chain() {
     let (place, other) = (Place::new(), Place::new());
     place.session(5).await;
     other.session(2).await;
@@ -234,7 +234,7 @@ async fn a_log_of_another_chain_is_not_taken_over_silently() {
 }
 
 #[tokio::test]
-async fn a_file_that_begins_anew_goes_on_with_the_chain() {
+async fn continues_the_chain_in_a_new_file() {
     let place = Place::new();
     let before = place.session(2).await;
     fs::rename(place.log(), place.logs().join("moved")).unwrap();
@@ -269,7 +269,7 @@ async fn two_sidecars_cannot_write_one_log() {
 }
 
 #[tokio::test]
-async fn a_link_in_place_of_the_log_is_refused() {
+async fn rejects_a_link_in_place_of_the_log() {
     let place = Place::new();
     fs::write(place.directory.path().join("target"), "").unwrap();
     std::os::unix::fs::symlink(place.directory.path().join("target"), place.log()).unwrap();
@@ -277,7 +277,7 @@ async fn a_link_in_place_of_the_log_is_refused() {
 }
 
 #[tokio::test]
-async fn a_flood_of_refusals_is_bounded_and_counted_in_the_log() {
+async fn bounds_and_counts_a_flood_of_refusals_in_the_log() {
     let place = Place::new();
     let audit = place.start();
     for _ in 0..5000 {
@@ -321,7 +321,7 @@ impl Write for Faulty {
 }
 
 #[tokio::test]
-async fn a_line_that_cannot_be_written_fails_what_it_records_and_leaves_the_chain_whole() {
+async fn fails_the_operation_when_its_line_cannot_be_written_and_keeps_the_chain() {
     let sink = Faulty::default();
     let audit = Audit::to(Box::new(sink.clone())).unwrap();
     let now = Timestamp::from_secs(1);
@@ -485,7 +485,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_log_verifies_and_no_tampering_with_it_does(
+    fn verifies_any_log_and_rejects_any_tampering(
         sessions in prop::collection::vec((0..12u8, any::<bool>()), 1..4),
         every in 1..6u32,
         size in prop_oneof![Just(2048u64), Just(1 << 20)],
@@ -509,7 +509,7 @@ proptest! {
     }
 
     #[test]
-    fn verifying_any_bytes_ends_with_a_report(text in "(\\{\"seq\":[0-9]{1,3},\"prev\":\"[0-9a-f]{64}\",\"time\":\"2026-11-23T16:48:33Z\",\"event\":\"(end|checkpoint)\"\\}\n|[ -~]{0,20}\n?){0,8}") {
+    fn verifying_arbitrary_bytes_ends_with_a_report(text in "(\\{\"seq\":[0-9]{1,3},\"prev\":\"[0-9a-f]{64}\",\"time\":\"2026-11-23T16:48:33Z\",\"event\":\"(end|checkpoint)\"\\}\n|[ -~]{0,20}\n?){0,8}") {
         let report = report(&vec![(PathBuf::from("log"), text.clone().into_bytes())], Options::default());
         prop_assert_eq!(report.ok, text.is_empty());
     }
@@ -583,7 +583,7 @@ fn every_member() -> std::collections::BTreeSet<String> {
 }
 
 #[test]
-fn the_readers_guide_explains_every_member_and_every_event_and_no_other() {
+fn the_audit_guide_documents_exactly_the_members_and_events() {
     let guide = include_str!("../../docs/audit.md");
     let rows = |header: &str| {
         let table = guide.split(header).nth(1).unwrap().lines().skip(2).take_while(|line| line.starts_with('|'));

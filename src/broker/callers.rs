@@ -131,7 +131,7 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     #[test]
-    fn a_caller_that_has_used_up_its_minute_waits_and_no_other_does() {
+    fn rate_limits_one_caller_and_no_other() {
         let callers = Callers::new(60);
         let (busy, other) = ("spiffe://example.org/a".parse().unwrap(), "spiffe://example.org/b".parse().unwrap());
         for _ in 0..60 {
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn the_books_do_not_grow_with_callers_that_have_gone_quiet() {
+    fn forgets_callers_that_are_idle() {
         let callers = Callers::new(60);
         for number in 0..5 * MANY {
             let caller = format!("spiffe://example.org/{number}").parse().unwrap();
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn tasks_that_are_being_opened_count_until_they_are_or_are_not() {
+    fn counts_tasks_that_are_being_opened() {
         let callers = Callers::new(1);
         let caller = "spiffe://example.org/a".parse().unwrap();
         let (first, one) = callers.open(&caller);
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn one_caller_never_gets_all_that_the_listeners_take_whatever_is_configured() {
+    fn one_caller_gets_at_most_half_of_the_connections() {
         let limits = crate::broker::Limits::default();
         for (connections, waits, holds) in [(2048, 1000, 500), (1000, 500, 250), (2, 1, 1), (1, 1, 1)] {
             let within = limits.within(connections);
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn one_too_many_is_not_counted_and_takes_nothing_from_another_caller() {
+    fn a_request_over_the_limit_is_not_counted_and_affects_no_other_caller() {
         let (busy, other) = ("spiffe://example.org/a".parse().unwrap(), "spiffe://example.org/b".parse().unwrap());
         let counts = Counts::default();
         let first = counts.take_one_of(&busy, 2);

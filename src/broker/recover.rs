@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_without_its_task_is_owed_by_a_task_that_has_ended() {
+    fn a_lease_without_its_task_is_outstanding_of_an_ended_task() {
         let id = TaskId::generate().unwrap();
         let table = recovered(Vec::new(), vec![lease(&id, LeaseState::Issued), lease(&id, LeaseState::Revoked)]);
         let task = table.by_id(&id).unwrap();
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_recorded_as_issued_after_its_tasks_end_is_owed() {
+    fn a_lease_issued_after_the_end_of_its_task_is_outstanding() {
         let id = TaskId::generate().unwrap();
         let record = placeholder(id.clone(), &[], NOW).unwrap();
         let table = recovered(vec![record], vec![lease(&id, LeaseState::Issued)]);
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_running_tasks_leases_are_left_as_they_are() {
+    fn keeps_the_leases_of_a_running_task_unchanged() {
         let id = TaskId::generate().unwrap();
         let record = TaskRecord { ending: None, ..placeholder(id.clone(), &[], NOW).unwrap() };
         let table = recovered(vec![record], vec![lease(&id, LeaseState::Issued), lease(&id, LeaseState::Intent)]);

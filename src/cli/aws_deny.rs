@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn one_deny_names_the_one_session_of_a_task_however_many_credentials_it_had() {
+    fn one_deny_covers_all_credentials_of_a_tasks_session() {
         let leases = [
             lease("l-1", "aws", "ending", "15:00", Some("ledger")),
             lease("l-2", "aws", "ending", "20:00.5", Some("ledger")),
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn each_role_gets_its_own_and_where_it_is_not_known_the_command_cannot_run_as_it_is() {
+    fn writes_one_deny_per_role_and_a_placeholder_for_an_unknown_role() {
         let leases =
             [lease("l-1", "aws", "ending", "15:00", Some("a")), lease("l-2", "aws", "issued", "16:00", Some("b"))];
         let roles: Vec<_> = of_task(&task(&leases.join(","))).unwrap().iter().map(Deny::whose).collect();
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_any_more_needs_no_deny() {
+    fn writes_no_deny_for_credentials_that_cannot_be_used() {
         let leases =
             [lease("l-1", "aws", "expired", "15:00", Some("a")), lease("l-2", "aws", "revoked", "16:00", Some("a"))];
         let denies = of_task(&task(&leases.join(","))).unwrap();
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_would_widen_the_deny_or_steer_a_shell_are_refused() {
+    fn rejects_names_that_would_widen_the_deny_or_inject_into_a_shell() {
         for bad in ["*", "a'b", "a b", "a:b", "a?b", "$(id)", "a\\u0022b", ""] {
             let lease = lease("l-1", "aws", "ending", "15:00", Some("ledger")).replace(SESSION, bad);
             assert!(of_task(&task(&lease)).is_err(), "{bad}");

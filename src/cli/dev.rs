@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_directory_that_is_none_is_a_usage_error() {
+    fn an_invalid_policy_directory_is_a_usage_error() {
         let file = tempfile::NamedTempFile::new().unwrap();
         for path in [file.path(), Path::new("/nowhere/at/all")] {
             assert_eq!(policy(Some(path)).unwrap_err().exit, Exit::Usage);

@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_that_is_not_there_is_unavailable_and_the_error_says_the_mend() {
+    async fn reports_a_missing_socket_as_unavailable_and_says_the_fix() {
         let directory = tempfile::tempdir().unwrap();
         let address = format!("unix://{}/none.sock", directory.path().display());
         for line in ["svid jwt --audience sidemint", "svid x509"] {
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_to_be_asked_without_audience_or_for_what_is_no_spiffe_id() {
+    fn rejects_a_missing_audience_and_an_invalid_spiffe_id() {
         for line in [
             "svid jwt",
             "svid jwt --audience=",

@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn a_credential_is_called_revoked_only_where_its_provider_took_it_back() {
+    fn says_revoked_only_where_the_provider_revoked() {
         let text = |outcome: &str| {
             let json = format!(
                 r#"{{"id":"t1","reason":"holder","ended_at":"2026-11-23T10:00:00Z","leases":[

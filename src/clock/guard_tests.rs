@@ -34,7 +34,7 @@ fn kind(clock: &TrustedClock) -> Option<&'static str> {
 }
 
 #[test]
-fn a_clock_that_nobody_touches_is_trusted_also_after_suspend() {
+fn trusts_an_untouched_clock_also_after_suspend() {
     let machine = Machine::new();
     let clock = machine.start("a");
     // On suspend both clocks go on, and we see nothing of it but the time that has passed.
@@ -122,7 +122,7 @@ fn a_clock_that_was_wrong_from_the_start_is_found_out_by_the_first_signed_time()
 }
 
 #[test]
-fn the_high_water_mark_holds_over_restarts_and_boots_until_an_operator_says_otherwise() {
+fn keeps_the_high_water_mark_across_reboots_until_an_operator_resets_it() {
     let machine = Machine::new();
     let clock = machine.start("a");
     clock.witness(START, SECOND);
@@ -276,7 +276,7 @@ proptest! {
     }
 
     #[test]
-    fn reading_any_bytes_as_what_was_kept_ends_with_yes_or_no(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn parsing_arbitrary_bytes_as_stored_state_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(FILE), bytes).unwrap();
         let _ = TrustedClock::start_in(Arc::new(ManualClock::at(START)), folder.path(), "a".into());

@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_of_a_handle_is_read_again_whatever_it_is() {
+    fn reads_back_any_handle_that_was_written() {
         let session = "arn:aws:sts::111122223333:assumed-role/ledger/report.ledger-read.t-1";
         let lease = r#"{"lease":"database/creds/ro/x1","accessor":"a","address":"https://v","mount":"jwt","role":"r","audience":"vault"}"#;
         for (provider, text, is_readable) in [

@@ -676,7 +676,7 @@ mod tests {
     const START: Timestamp = Timestamp::from_secs(1_000_000);
 
     #[test]
-    fn tokens_that_are_surely_dead_make_room_and_a_clock_that_was_set_forward_kills_none() {
+    fn evicts_expired_tokens_and_none_when_the_clock_was_set_forward() {
         let (machine, directory) = (ManualClock::at(START), tempfile::tempdir().unwrap());
         let clock = TrustedClock::start(Arc::new(machine.clone()), directory.path()).unwrap();
         let rate = Rate::default();

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_that_only_look_alike_are_different() {
+    fn distinguishes_ids_that_look_alike() {
         let id: SpiffeId = "spiffe://example.org/foo".parse().unwrap();
         for other in [
             "spiffe://example.org/foobar",

@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn every_event_in_every_state_leads_where_the_table_says_or_is_refused() {
+    fn every_event_in_every_state_follows_the_transition_table() {
         use LeaseState::{Ending, Expired, Intent, Issued, Revoked};
         use Revocation::{Exact, Expire};
         let late = TOLD + SKEW;
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_revoked_ends_when_the_provider_said_so_and_what_was_requested_at_its_own_end() {
+    fn a_revoked_lease_ends_at_the_providers_answer_and_a_requested_one_at_expiry() {
         let ending = reached(LeaseState::Ending, Revocation::Exact, true);
         let at = OPENED + Duration::from_secs(5);
         assert_eq!(after(&ending, &Event::Revoked(at)).unwrap().usable_until, at);
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_lengthens_before_it_is_asked_for_and_is_as_long_as_was_told_once_it_is_answered() {
+    fn a_renewal_extends_the_lease_before_the_call_and_takes_the_answered_expiry() {
         let issued = reached(LeaseState::Issued, Revocation::Exact, true);
         let renewing = after(&issued, &Event::Renewing(ALLOWED)).unwrap();
         assert_eq!((renewing.usable_until, renewing.state), (ALLOWED, LeaseState::Issued));
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_ends_with_its_task_is_taken_back_all_the_same_where_that_can_be_done() {
+    fn revokes_a_lease_that_expires_with_its_task_where_its_class_is_exact() {
         for (class, state) in [(Revocation::Exact, LeaseState::Ending), (Revocation::Expire, LeaseState::Expired)] {
             let issued = reached(LeaseState::Issued, class, true);
             assert_eq!(after(&issued, &Event::Ended(TOLD)).unwrap().state, state, "{class:?}");
@@ -369,7 +369,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_history_leaves_an_end_shortens_access_by_itself_or_forgets_an_unanswered_intent(
+        fn no_history_leaves_a_final_state_shortens_access_or_forgets_an_intent(
             events in prop::collection::vec(any_event(), 0..24),
         ) {
             let mut lease = LeaseRecord::of(intent());

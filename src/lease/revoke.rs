@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_owed_is_due_at_once_and_a_few_at_a_time() {
+    fn pending_revocations_are_due_at_once_in_small_batches() {
         let (mut queue, ids) = (Queue::default(), ids(AT_A_TIME + 1));
         queue.sync(of(Provider::Vault, &ids), NOW);
         assert_eq!(queue.wait(NOW), Some(Duration::ZERO));
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn tries_come_further_apart_and_never_end() {
+    fn retries_with_growing_intervals_and_never_gives_up() {
         let (mut queue, ids) = (Queue::default(), ids(1));
         queue.sync(of(Provider::Vault, &ids), NOW);
         let (mut now, mut waits) = (NOW, Vec::new());
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_provider_that_says_when_to_come_back_is_believed_up_to_a_minute() {
+    fn honours_retry_after_up_to_one_minute() {
         let (mut queue, ids) = (Queue::default(), ids(1));
         queue.sync(of(Provider::Vault, &ids), NOW);
         queue.take(NOW);
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_try_that_ends_after_its_lease_was_over_frees_its_place() {
+    fn a_try_that_ends_after_its_lease_frees_its_slot() {
         let (mut queue, ids) = (Queue::default(), ids(AT_A_TIME));
         queue.sync(of(Provider::Vault, &ids), NOW);
         let taken = queue.take(NOW);

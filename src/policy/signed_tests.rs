@@ -183,7 +183,7 @@ fn a_stale_policy_permits_and_says_so_and_an_expired_one_denies() {
 }
 
 #[test]
-fn an_expired_policy_ends_no_running_task_and_says_nothing_to_strangers() {
+fn an_expired_policy_ends_no_running_task_and_is_hidden_from_others() {
     let policy = load(&sample());
     let (late, task) = (now() + 20 * DAY, TaskId::generate().unwrap());
     let kept = policy.still_permits(&caller(REPORT, Proof::JwtSvid), &ledger("c-42"), &task, late).unwrap();
@@ -209,7 +209,7 @@ fn the_charter_sets_how_stale_a_policy_may_get() {
 }
 
 #[test]
-fn the_lapse_of_a_role_concerns_those_who_rest_on_it() {
+fn an_expired_role_affects_only_the_scopes_that_depend_on_it() {
     let mut one = sample();
     one.lives.extend([("finance".to_owned(), HOUR), ("timestamp".to_owned(), 9 * DAY)]);
     one.publish(now()).unwrap();
@@ -301,7 +301,7 @@ async fn a_heartbeat_renews_the_policy_and_decides_nothing_again() {
 }
 
 #[tokio::test]
-async fn what_must_not_be_trusted_is_counted_apart_from_what_is_out_of_reach() {
+async fn counts_untrusted_versions_apart_from_unavailable_sources() {
     let source = Source::new(sample());
     let cache = source.cache();
     *source.reachable.lock().unwrap() = Err(true);

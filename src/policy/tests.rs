@@ -205,7 +205,7 @@ fn break_glass_needs_a_reason_that_says_something() {
 }
 
 #[test]
-fn a_decision_stops_by_itself_when_its_review_and_grace_are_past() {
+fn a_decision_lapses_after_its_review_date_and_grace() {
     let policy = Policy::load(&fixture()).unwrap();
     let at = |time: &str| {
         let result = policy.decide(&caller(REPORT, Proof::JwtSvid), &ledger("c-42"), time.parse().unwrap());
@@ -360,7 +360,7 @@ fn a_boundary_may_ask_for_a_parameter_that_no_scope_has() {
 }
 
 #[test]
-fn a_file_that_belongs_to_no_scope_is_reported_and_harms_none() {
+fn reports_a_file_of_no_scope_and_suspends_nothing() {
     let files = fixture_with(&[("scopes/Bad Name.toml", Some("")), ("grants/lonely.toml", Some("schema = 1"))]);
     let policy = Policy::load(&files).unwrap();
     assert_eq!((policy.active(), policy.suspended().len()), (3, 0));
@@ -378,7 +378,7 @@ fn versions_follow_paths_and_bytes() {
 }
 
 #[test]
-fn configuration_loads_only_the_scopes_it_names_and_reports_one_that_is_not_there() {
+fn loads_only_the_configured_scopes_and_reports_a_missing_one() {
     let scopes = ["ledger-read", "elsewhere"].map(|id| id.parse().unwrap()).into();
     let policy = Policy::load_with(&fixture(), &LoadOptions { scopes, ..LoadOptions::default() }).unwrap();
     assert_eq!(policy.scopes().map(ScopeId::as_str).collect::<Vec<_>>(), ["ledger-read"]);
@@ -475,7 +475,7 @@ fn allowing(action: &str, residual: &str) -> PolicyFiles {
 const ACCEPTED: &str = "max_residual = \"20m\"\naccept_residual = true";
 
 #[test]
-fn access_that_outlives_max_residual_suspends_its_scope_unless_the_decision_accepts_it() {
+fn suspends_a_scope_whose_access_outlives_max_residual_unless_accepted() {
     let ledger: ScopeId = "ledger-read".parse().unwrap();
     let rows = [
         ("\"sts:AssumeRole\"", "max_residual = \"20m\"", "sts:AssumeRole leaves a session of another role"),
@@ -497,7 +497,7 @@ fn access_that_outlives_max_residual_suspends_its_scope_unless_the_decision_acce
 }
 
 #[test]
-fn a_session_lives_so_briefly_that_what_outlives_it_keeps_the_law_too() {
+fn shortens_a_session_so_that_what_outlives_it_keeps_the_law_of_life() {
     let grant = |residual: &str| {
         let policy = Policy::load(&allowing("\"sts:AssumeRole\"", residual)).unwrap();
         let permit = policy
@@ -572,7 +572,7 @@ fn lint_warns_of_a_grant_that_nobody_decided_on() {
 }
 
 #[test]
-fn lint_warns_of_reviews_and_ends_that_come_near() {
+fn lint_warns_of_approaching_reviews_and_expiries() {
     let policy = Policy::load(&fixture()).unwrap();
     let due = |time: &str| -> Vec<String> {
         let all = policy.due(time.parse().unwrap());

@@ -25,7 +25,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn work_that_panics_is_told_as_cut_off() {
+    async fn reports_work_that_panics_as_cut_off() {
         assert_eq!(run(|| 1).await, Some(1));
         assert_eq!(run(|| assert_eq!(1, 2)).await, None);
     }

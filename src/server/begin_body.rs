@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nests_is_refused_at_its_first_bracket_not_read() {
+    fn rejects_nesting_at_its_first_bracket() {
         for name in ["ttl", "params", "hold", "task", "more"] {
             for (open, close) in [("[", "]"), ("{\"a\":", "}")] {
                 let deep = format!("{{\"scope\":\"a\",\"{name}\":{}1{}}}", open.repeat(60), close.repeat(60));
@@ -232,7 +232,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+        fn never_panics_on_arbitrary_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
             let _ = parse(&bytes);
         }
 

@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn each_path_belongs_to_one_dialect_and_careless_slashes_change_nothing() {
+    fn each_path_belongs_to_one_dialect_whatever_its_slashes() {
         for (path, label, found) in [
             ("/v1/aws/credentials", "aws", true),
             ("//v1//aws/credentials/", "aws", true),
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_at_a_path_is_below_the_path_of_its_dialect_and_no_dialect_hides_another() {
+    fn routes_are_below_the_path_of_their_dialect_and_hide_no_other_dialect() {
         for dialect in ALL {
             for resource in dialect.resources {
                 let owner = ALL.iter().find(|other| other.has(resource.path)).unwrap();

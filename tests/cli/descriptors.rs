@@ -95,7 +95,7 @@ fn met_the_limit(admin: SocketAddr) -> u64 {
 }
 
 #[test]
-fn a_sidecar_out_of_descriptors_stays_up_and_answers_when_the_crowd_has_gone() {
+fn survives_descriptor_exhaustion_and_answers_once_connections_close() {
     let (mut serve, http, admin) = serve(tempfile::tempdir().unwrap(), &[]);
     assert!(answered(http, "/v1/tasks").starts_with("HTTP/1.1 401"));
     assert_eq!(met_the_limit(admin), 0);

@@ -40,7 +40,7 @@ fn assert_no_token_file(world: &World) {
 }
 
 #[tokio::test]
-async fn the_command_gets_the_task_and_nothing_that_an_sdk_would_take_before_it() {
+async fn the_command_gets_the_task_and_no_variable_that_an_sdk_would_prefer() {
     let world = World::new().await;
     let script = r#"env >env; f=$AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE; cp "$f" token
         stat -c %a "$f" "$(dirname "$f")"; ls "$(dirname "$f")""#;
@@ -75,7 +75,7 @@ async fn the_command_gets_the_task_and_nothing_that_an_sdk_would_take_before_it(
 }
 
 #[tokio::test]
-async fn a_command_without_an_aws_grant_is_told_of_no_aws_endpoint() {
+async fn a_command_without_an_aws_grant_gets_no_aws_endpoint() {
     let world = World::new().await;
     let begun = format!(
         r#"{{"id":"t-1","scope":"ledger-read","spiffe_id":"spiffe://dev.test/report","token":"{TOKEN}",
@@ -106,7 +106,7 @@ async fn the_svid_is_asked_for_the_brokers_audience_and_the_named_identity() {
 }
 
 #[tokio::test]
-async fn exec_ends_as_its_command_ends() {
+async fn exec_returns_the_exit_code_of_its_command() {
     let world = World::new().await;
     assert_eq!(world.run(&exec(&[], "exit 7")).await.code, 7);
     assert_eq!(world.run(&exec(&[], "kill -KILL $$")).await.code, 137);
@@ -128,7 +128,7 @@ async fn a_command_that_cannot_run_ends_as_in_a_shell_and_its_task_ends() {
 }
 
 #[tokio::test]
-async fn signals_reach_the_command_and_its_word_counts() {
+async fn forwards_signals_and_lets_the_command_decide() {
     let world = World::new().await;
     let signals = [(Signal::TERM, "TERM"), (Signal::HUP, "HUP"), (Signal::INT, "INT"), (Signal::USR1, "USR1")];
     // What this test ignores (as `nohup` and background jobs do), its children ignore too.
@@ -152,7 +152,7 @@ fn is_ignored_here(signal: Signal) -> bool {
 }
 
 #[tokio::test]
-async fn a_signal_that_exec_was_told_to_ignore_is_ignored_by_its_command_too() {
+async fn the_command_inherits_signals_that_exec_ignores() {
     let world = World::new().await;
     let arguments = exec(&[], "grep SigIgn /proc/self/status; echo ready; read go");
     let mut shell = world.sidemint(&[]);
@@ -174,7 +174,7 @@ async fn a_signal_that_exec_was_told_to_ignore_is_ignored_by_its_command_too() {
 }
 
 #[tokio::test]
-async fn a_killed_exec_lets_go_of_its_task_and_takes_its_command_along() {
+async fn a_killed_exec_releases_its_task_and_kills_its_command() {
     let world = World::new().await;
     let (mut child, mut stdout, first) =
         started(&world, &[], "trap 'echo told; exit' TERM; echo ready; read never").await;
@@ -222,7 +222,7 @@ async fn a_task_that_ends_first_leaves_the_command_running_and_one_line_says_so(
 }
 
 #[tokio::test]
-async fn a_task_that_ended_while_the_sidecar_was_away_is_told_once() {
+async fn reports_once_a_task_that_ended_while_the_sidecar_was_away() {
     for (status, code) in [(401, "unauthenticated"), (409, "task_ended")] {
         let mut world = World::new().await;
         let (mut child, _stdout, _) = started(&world, &[], "echo ready; read go; exit 6").await;
@@ -265,7 +265,7 @@ async fn no_command_runs_without_a_task_that_is_held() {
 }
 
 #[tokio::test]
-async fn without_a_sidecar_exec_says_where_it_looked() {
+async fn exec_names_the_address_where_no_sidecar_answers() {
     let mut world = World::new().await;
     world.sidecar.stop().await;
     let outcome = world.run(&exec(&["--wait", "0s"], "echo it ran")).await;
@@ -298,7 +298,7 @@ async fn without_a_workload_api_exec_names_the_variable_or_the_socket() {
 }
 
 #[tokio::test]
-async fn verbose_tells_the_task_and_what_is_left_of_each_credential() {
+async fn verbose_shows_the_task_and_the_residual_access() {
     let world = World::new().await;
     let outcome = world.run(&exec(&["-v"], "true")).await;
     let lines: Vec<_> = outcome.stderr.lines().collect();

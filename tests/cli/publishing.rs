@@ -243,7 +243,7 @@ fn publishing_what_is_published_writes_nothing() {
 }
 
 #[test]
-fn a_wider_grant_is_told_suspends_its_scope_and_lands_with_its_new_decision_in_one_snapshot() {
+fn a_wider_grant_is_reported_and_published_with_its_decision_in_one_snapshot() {
     let repository = Repository::new(true);
     repository.edit("grants/ledger-read-aws.toml", "[\"s3:GetObject\"]", "[\"s3:GetObject\", \"s3:PutObject\"]");
     let refused = repository.publish(&[]).unwrap_err();
@@ -417,7 +417,7 @@ fn drill_stolen_online_keys_are_replaced_by_the_root() {
 }
 
 #[test]
-fn a_repository_that_was_put_back_is_not_called_the_newest_nor_published_over() {
+fn a_restored_older_repository_is_not_called_newest_nor_published_over() {
     let repository = Repository::new(true);
     let state = repository.place.path().join("heartbeat.json");
     let beat = || {
@@ -505,7 +505,7 @@ fn drill_new_keys_of_the_root_and_online_are_followed_by_sidecars() {
 }
 
 #[test]
-fn drill_roles_that_lapse_are_told_and_renewed() {
+fn drill_expired_roles_are_reported_and_renewed() {
     let mut repository = Repository::new(true);
     repository.at = "2027-05-15T00:00:00Z".to_owned();
     let published = repository.publish(&[]).unwrap();
@@ -744,7 +744,7 @@ fn drill_a_publication_that_was_cut_off_is_published_again() {
 }
 
 #[test]
-fn drill_a_heartbeat_that_is_down_makes_policy_stale_until_it_beats_elsewhere() {
+fn drill_a_missing_heartbeat_makes_policy_stale_until_another_host_sends_it() {
     let mut repository = Repository::new(true);
     let beat = |repository: &Repository, key: &str| {
         repository.run("heartbeat", &["--to", &repository.out(), "--timestamp-key", key]).unwrap()
@@ -772,7 +772,7 @@ fn drill_a_heartbeat_that_is_down_makes_policy_stale_until_it_beats_elsewhere() 
 }
 
 #[test]
-fn drill_a_publishers_machine_that_is_gone_is_replaced_from_a_clone_and_the_web_server() {
+fn drill_a_lost_publisher_is_rebuilt_from_a_clone_and_the_web_server() {
     let copy = |from: &str, to: &str, without: &str| {
         for (path, bytes) in tree(Path::new(from)) {
             let place = Path::new(to).join(path.strip_prefix(from).unwrap());
@@ -854,7 +854,7 @@ fn another_fleets_repository_is_not_published_over() {
 }
 
 #[test]
-fn a_signer_command_signs_and_one_that_does_not_is_told() {
+fn signs_by_a_command_and_reports_one_that_does_not_sign() {
     let repository = Repository::new(true);
     repository.edit("decisions/ledger-read.cedar", "c-43", "c-44");
     let sign = |command: &str| {
@@ -979,7 +979,7 @@ fn a_key_that_others_may_read_is_refused() {
 }
 
 #[test]
-fn a_heartbeat_goes_on_until_it_is_told_to_stop() {
+fn a_heartbeat_runs_until_it_is_stopped() {
     let repository = Repository::new(true);
     let mut child = Command::new(env!("CARGO_BIN_EXE_sidemint"))
         .args(["policy", "heartbeat", "--to", &repository.out(), "--timestamp-key", &repository.key("timestamp")])

@@ -97,7 +97,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn a_stranger_is_refused_and_the_fix_is_told() {
+fn rejects_a_socket_of_another_user_and_says_the_fix() {
     if !is_root() {
         return;
     }
@@ -130,7 +130,7 @@ fn a_stranger_is_refused_and_the_fix_is_told() {
 }
 
 #[test]
-fn trusts_who_was_given_the_directory_alone() {
+fn trusts_the_sole_owner_of_the_directory() {
     if !is_root() {
         return;
     }

@@ -94,7 +94,7 @@ async fn serve_does_not_start_without_a_provider_that_has_live_leases() {
 }
 
 #[tokio::test]
-async fn told_to_abandon_them_it_starts_and_lists_audits_and_counts_them() {
+async fn starts_with_abandoned_leases_when_configured_and_reports_them() {
     let directory = tempfile::tempdir().unwrap();
     let until = journal(directory.path()).await;
     refused(directory.path(), &[]);
@@ -125,7 +125,7 @@ async fn with_its_provider_configured_as_it_was_serve_starts() {
 }
 
 #[tokio::test]
-async fn what_another_vault_was_asked_for_and_never_answered_is_out_of_reach_too() {
+async fn counts_an_unanswered_intent_of_another_vault_as_out_of_reach() {
     let directory = tempfile::tempdir().unwrap();
     let unanswered = json!({ "upstream": null, "revocation": "expire", "place": VAULT });
     let until = journal_with(directory.path(), unanswered).await;

@@ -39,7 +39,7 @@ async fn list_show_and_end_read_well_and_never_say_revoked_of_what_expires() {
 }
 
 #[tokio::test]
-async fn a_list_that_was_cut_says_how_it_goes_on() {
+async fn a_truncated_list_says_how_to_continue() {
     let world = World::new().await;
     let page = r#"{"tasks":[{"id":"t-9","scope":"s","spiffe_id":"spiffe://dev.test/report","tier":"baseline","state":"active",
         "hold":false,"begun_at":"2026-11-23T10:00:00Z","expires_at":"2026-11-23T11:00:00Z","leases":[]}],"next":"t-9"}"#;
@@ -76,7 +76,7 @@ async fn end_prints_the_deny_for_the_one_session_whether_the_task_ran_or_not() {
 }
 
 #[tokio::test]
-async fn the_end_is_told_also_where_the_deny_cannot_be_made() {
+async fn reports_the_end_also_when_no_deny_can_be_made() {
     let world = World::new().await;
     world.sidecar.refuse("GET /v1/tasks/t-1", 503, "unavailable");
     let outcome = world.run(&["task", "end", "t-1", "--print-aws-deny"]).await;
@@ -135,7 +135,7 @@ async fn an_id_that_is_no_id_never_becomes_part_of_a_path() {
 }
 
 #[tokio::test]
-async fn a_sidecar_that_speaks_nonsense_is_named_and_never_quoted() {
+async fn reports_a_malformed_sidecar_answer_and_never_quotes_it() {
     let world = World::new().await;
     world.sidecar.answer("POST /v1/tasks", 201, &format!(r#"{{"token":"{TOKEN}","id":7}}"#));
     let outcome = world.run(&["task", "begin", "--scope", "s"]).await;
@@ -179,7 +179,7 @@ async fn wrong_arguments_are_usage_errors_before_anything_is_asked() {
 }
 
 #[tokio::test]
-async fn a_reader_that_goes_away_is_no_error() {
+async fn a_closed_pipe_is_not_an_error() {
     let world = World::new().await;
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -259,7 +259,7 @@ async fn doctor_with_vault_alone_says_nothing_of_aws() {
 }
 
 #[tokio::test]
-async fn doctor_looks_at_what_the_policy_grants_and_names_what_is_not_configured() {
+async fn doctor_checks_granted_providers_and_names_those_not_configured() {
     let world = World::new().await;
     let policy = world.path().join("policy");
     let grant = "schema = 1\nprovider = \"vault\"\nrole = \"r\"\naudience = \"vault\"\nread = \"database/creds/r\"\n\

@@ -167,7 +167,7 @@ impl Gate {
 }
 
 #[test]
-fn only_the_armed_point_is_told_and_only_the_time_that_was_meant() {
+fn only_the_armed_point_fires_and_only_at_its_count() {
     let gate = Gate::default();
     let mut told = gate.arm(Point::Minted, 1);
     assert!(!gate.pass(Point::Begun) && !gate.pass(Point::Minted));

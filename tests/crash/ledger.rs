@@ -305,12 +305,12 @@ mod tests {
     }
 
     #[test]
-    fn a_good_history_has_no_complaints() {
+    fn finds_nothing_wrong_in_a_good_history() {
         assert_eq!(complaints(&good()), "");
     }
 
     #[test]
-    fn sees_a_mint_without_an_intent_and_a_lease_forgotten_at_a_restart() {
+    fn detects_a_mint_without_an_intent_and_a_lease_forgotten_at_a_restart() {
         assert!(spoilt(|_, _, books| books.leases.clear()).contains("a lease is lost"));
         // A second mint, and one lease that cannot stand for both.
         let second = spoilt(|mints, _, _| mints.push(Mint { key: "ASIA2".into(), ..mints[0].clone() }));
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn sees_a_lease_whose_end_is_told_too_early_or_that_is_called_over() {
+    fn detects_a_lease_whose_expiry_is_reported_too_early_or_as_past() {
         assert!(spoilt(|_, _, books| books.leases[0].until = at(29)).contains("a lease is lost"));
         assert!(spoilt(|_, _, books| books.leases[0].open = false).contains("a lease is lost"));
         let longer = spoilt(|_, clients, _| clients.tasks[0].ended.as_mut().unwrap().lines[0].until = at(29));
@@ -328,12 +328,12 @@ mod tests {
     }
 
     #[test]
-    fn sees_what_is_served_before_it_is_recorded() {
+    fn detects_serving_before_the_record() {
         assert!(spoilt(|_, _, books| books.leases[0].issued = false).contains("served before it was recorded"));
     }
 
     #[test]
-    fn sees_what_is_served_after_the_end_the_told_expiry_or_the_deadline() {
+    fn detects_serving_after_the_end_the_advertised_expiry_or_the_deadline() {
         assert!(spoilt(|_, clients, _| clients.received[0].sent_tick = 8).contains("after the acknowledged end"));
         assert!(spoilt(|_, clients, _| clients.received[0].sent = at(27)).contains("after its told expiry"));
         let late = spoilt(|_, clients, books| {
@@ -345,14 +345,14 @@ mod tests {
     }
 
     #[test]
-    fn sees_what_was_minted_for_another() {
+    fn detects_serving_to_another_workload() {
         assert!(spoilt(|mints, _, _| mints[0].subject.push('x')).contains("across identities"));
         assert!(spoilt(|mints, _, _| mints[0].task = Some("t-2".into())).contains("across identities"));
         assert!(spoilt(|mints, _, _| mints.clear()).contains("nobody minted"));
     }
 
     #[test]
-    fn sees_tasks_and_ends_that_are_lost_or_made_up() {
+    fn detects_lost_and_invented_tasks_and_ends() {
         let lost = spoilt(|_, clients, books| {
             (clients.tasks[0].end_asked, clients.tasks[0].ended) = (false, None);
             books.tasks.clear();
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn sees_what_is_called_revoked_and_is_not() {
+    fn detects_a_false_claim_of_revocation() {
         let call = |books: &mut Books| (books.leases[0].revoked, books.leases[0].open) = (true, false);
         let lie = spoilt(|_, _, books| call(books));
         assert!(lie.contains("called revoked"), "{lie}");

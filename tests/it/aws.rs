@@ -29,7 +29,7 @@ async fn the_body_has_exactly_the_members_that_sdks_read() {
 }
 
 #[tokio::test]
-async fn the_expiration_told_is_the_end_less_a_margin_in_whole_seconds_of_utc() {
+async fn advertises_the_expiry_less_a_margin_in_whole_utc_seconds() {
     let w = World::new().await;
     // (scope, ttl, the credential's end after START's second, the margin)
     let rows = [
@@ -59,7 +59,7 @@ async fn a_provider_that_gives_less_than_was_ordered_moves_the_expiration() {
 }
 
 #[tokio::test]
-async fn a_refusal_has_both_spellings_and_nothing_of_ours() {
+async fn an_error_has_both_spellings_and_no_member_of_ours() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     let unknown = format!("smt_{}", "A".repeat(43));
@@ -96,7 +96,7 @@ async fn an_unavailable_provider_is_a_503_that_says_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn the_token_stands_bare_or_as_bearer_and_nothing_around_it_is_forgiven() {
+async fn accepts_a_bare_or_bearer_token_with_nothing_around_it() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     let get = |value: String| w.send(Call::get("/v1/aws/credentials").header("authorization", &value));
@@ -128,7 +128,7 @@ async fn the_token_stands_bare_or_as_bearer_and_nothing_around_it_is_forgiven() 
 }
 
 #[tokio::test]
-async fn careless_joins_of_the_path_mean_the_same_path() {
+async fn ignores_extra_slashes_in_the_path() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     for target in ["/v1/aws/credentials/", "//v1/aws/credentials", "/v1//aws//credentials//", "/v1/aws/credentials?x=y"]

@@ -38,7 +38,7 @@ async fn a_proved_caller_begins_a_task_and_is_served() {
 }
 
 #[tokio::test]
-async fn the_token_is_told_once_and_shown_nowhere() {
+async fn returns_the_token_once_and_shows_it_nowhere_else() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     w.served(&task.token).await;
@@ -221,7 +221,7 @@ async fn a_child_may_do_no_more_than_policy_permits_its_owner() {
 }
 
 #[tokio::test]
-async fn somebody_elses_task_is_no_parent() {
+async fn rejects_the_task_of_another_caller_as_parent() {
     let w = World::new().await;
     let foreign =
         begun(&w.send(Call::post("/v1/tasks").bearer(&w.svid(OTHER)).json(&json!({"scope": "archive"}))).await);
@@ -274,7 +274,7 @@ async fn an_identity_that_is_withdrawn_while_its_task_begins_ends_it_at_once() {
 }
 
 #[tokio::test]
-async fn a_caller_that_hangs_up_leaves_nothing_half_begun() {
+async fn a_disconnected_caller_leaves_no_task_half_begun() {
     let mut w = World::new().await;
     w.journal.hold("task");
     let mut connection = Connection::open(w.address).await;
@@ -313,7 +313,7 @@ async fn a_key_replayed_while_its_task_ends_does_not_bring_it_back_after_a_crash
 }
 
 #[tokio::test]
-async fn a_crowd_does_not_pass_the_limit_of_tasks_together() {
+async fn concurrent_begins_do_not_exceed_the_task_limit() {
     let w = World::with(Setup { tasks: 3, ..Setup::default() }).await;
     w.journal.hold("task");
     let calls = (0..12).map(|_| w.send(w.begin_call(&json!({ "scope": "archive" }))));
@@ -375,7 +375,7 @@ async fn an_acknowledged_end_is_not_undone_by_a_replayed_key_whose_write_lands_l
 }
 
 #[tokio::test]
-async fn one_callers_ended_tasks_that_left_access_do_not_fill_the_house() {
+async fn ended_tasks_of_one_caller_do_not_exhaust_the_task_limit() {
     let limits = |limits: &mut sidemint::broker::Limits| limits.tasks_per_caller = 2;
     let w = World::with(Setup { tasks: 8, limits, reaper: true, ..Setup::default() }).await;
     let call = |w: &World| w.begin_call(&json!({ "scope": "archive" }));

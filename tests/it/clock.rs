@@ -19,7 +19,7 @@ async fn guarded() -> World {
 }
 
 #[tokio::test]
-async fn while_the_clock_is_in_doubt_nothing_begins_or_is_minted_and_what_lives_on_both_clocks_is_served() {
+async fn a_clock_in_doubt_stops_begin_and_mint_but_serves_what_is_live_on_both_clocks() {
     let w = guarded().await;
     let (served, unserved) = (w.begin_scope("brief").await, w.begin_scope("brief").await);
     let first = w.served(&served.token).await;
@@ -49,7 +49,7 @@ async fn while_the_clock_is_in_doubt_nothing_begins_or_is_minted_and_what_lives_
 }
 
 #[tokio::test]
-async fn a_machine_that_was_frozen_serves_nothing_that_died_meanwhile() {
+async fn a_frozen_machine_serves_nothing_that_expired_meanwhile() {
     let w = guarded().await;
     let (task, lasting) = (w.begin_scope("brief").await, w.begin_scope("archive").await);
     let (credential, living) = (w.served(&task.token).await, w.served(&lasting.token).await);
@@ -69,7 +69,7 @@ async fn a_machine_that_was_frozen_serves_nothing_that_died_meanwhile() {
 }
 
 #[tokio::test]
-async fn a_suspended_machine_serves_nothing_that_died_meanwhile_and_doubts_nothing() {
+async fn a_suspended_machine_serves_nothing_expired_and_trusts_its_clock() {
     let w = guarded().await;
     let task = w.begin_scope("brief").await;
     let first = w.served(&task.token).await;
@@ -79,7 +79,7 @@ async fn a_suspended_machine_serves_nothing_that_died_meanwhile_and_doubts_nothi
 }
 
 #[tokio::test]
-async fn that_the_time_is_in_doubt_and_that_it_is_not_any_more_is_audited_once_each() {
+async fn audits_once_that_the_clock_is_in_doubt_and_once_that_it_is_trusted_again() {
     let w = guarded().await;
     let (trusted, parts, begun) = (w.trusted.clone().unwrap(), w.broker.parts(), w.clock.boot());
     let keeper = tokio::spawn(timekeeper::run(trusted, parts.workload_api.clone(), parts.audit.clone()));
@@ -114,7 +114,7 @@ async fn that_the_time_is_in_doubt_and_that_it_is_not_any_more_is_audited_once_e
 }
 
 #[tokio::test]
-async fn an_operator_says_that_the_clock_is_right_and_no_task_lives_longer_by_it() {
+async fn an_operators_confirmation_of_the_clock_lengthens_no_task() {
     let w = guarded().await;
     let task = w.begin(json!({ "scope": "archive", "ttl": "10m" })).await;
     let credential = w.served(&task.token).await;
@@ -133,7 +133,7 @@ async fn an_operator_says_that_the_clock_is_right_and_no_task_lives_longer_by_it
 }
 
 #[tokio::test]
-async fn a_clock_that_jumps_during_an_exchange_lets_nothing_out() {
+async fn a_clock_jump_during_an_exchange_serves_nothing() {
     let w = guarded().await;
     let task = w.begin_scope("archive").await;
     w.cloud.gate.shut();
@@ -148,7 +148,7 @@ async fn a_clock_that_jumps_during_an_exchange_lets_nothing_out() {
 }
 
 #[tokio::test]
-async fn a_clock_that_jumps_forward_calls_no_lease_dead_that_lives() {
+async fn a_clock_jump_forward_expires_no_live_lease() {
     let w = guarded().await;
     let (ended, running) = (w.begin_scope("archive").await, w.begin_scope("archive").await);
     for task in [&ended, &running] {

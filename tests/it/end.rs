@@ -20,7 +20,7 @@ async fn pass(w: &World, time: Duration) {
 }
 
 #[tokio::test]
-async fn an_end_says_until_when_access_remains_and_says_it_again() {
+async fn an_end_reports_the_residual_access_and_repeats_its_report() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     w.served(&task.token).await;
@@ -64,7 +64,7 @@ async fn many_ends_at_the_same_time_are_one() {
 }
 
 #[tokio::test]
-async fn an_end_is_carried_through_when_its_caller_hangs_up() {
+async fn completes_an_end_when_its_caller_disconnects() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     let child = w.begin(json!({ "scope": "brief", "parent": task.id })).await;
@@ -200,7 +200,7 @@ async fn a_holder_that_comes_back_in_time_keeps_the_task() {
 }
 
 #[tokio::test]
-async fn a_holder_hears_every_two_seconds_and_last_why_it_ended() {
+async fn a_holder_gets_a_heartbeat_every_two_seconds_and_the_reason_of_the_end() {
     let w = World::new().await;
     let task = w.begin(json!({ "scope": "archive", "hold": true })).await;
     let mut hold = w.hold(&task).await;
@@ -247,7 +247,7 @@ async fn an_identity_that_is_withdrawn_ends_its_tasks_and_no_others() {
 }
 
 #[tokio::test]
-async fn a_rule_that_is_taken_away_ends_what_it_let_begin() {
+async fn removing_a_rule_ends_the_tasks_that_it_permitted() {
     let w = World::with_reaper().await;
     let (task, other) = (w.begin_scope("archive").await, w.begin_scope("brief").await);
     w.served(&task.token).await;
@@ -326,7 +326,7 @@ async fn the_operators_listener_says_with_405_which_methods_a_path_takes() {
 }
 
 #[tokio::test]
-async fn what_tells_of_identities_is_for_the_operators_socket_alone() {
+async fn shows_identities_on_the_admin_socket_only() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     w.served(&task.token).await;
@@ -345,7 +345,7 @@ async fn what_tells_of_identities_is_for_the_operators_socket_alone() {
 }
 
 #[tokio::test]
-async fn an_end_that_cannot_be_journalled_is_an_end_and_is_journalled_later() {
+async fn applies_an_end_that_cannot_be_journalled_and_journals_it_later() {
     let mut w = World::with_reaper().await;
     let task = w.begin_scope("archive").await;
     w.served(&task.token).await;
@@ -415,7 +415,7 @@ async fn nothing_begins_once_the_sidecar_is_being_stopped() {
 }
 
 #[tokio::test]
-async fn what_was_about_to_begin_when_the_sidecar_was_stopped_has_ended_when_it_is() {
+async fn ends_a_task_that_begins_while_the_sidecar_stops() {
     let w = World::new().await;
     w.journal.hold("task");
     let begin = w.send(w.begin_call(&json!({ "scope": "archive" })));
@@ -437,7 +437,7 @@ async fn what_was_about_to_begin_when_the_sidecar_was_stopped_has_ended_when_it_
 }
 
 #[tokio::test]
-async fn what_a_provider_gives_while_the_sidecar_is_stopped_is_taken_back_before_it_has() {
+async fn revokes_a_credential_that_arrives_while_the_sidecar_stops() {
     let w = World::with(Setup { vault: true, ..Setup::default() }).await;
     crate::vault::scope(&w.policy_directory(), "db", "5m", &["vault"]);
     w.reload().await;
@@ -457,7 +457,7 @@ async fn what_a_provider_gives_while_the_sidecar_is_stopped_is_taken_back_before
 }
 
 #[tokio::test]
-async fn what_ended_together_is_written_down_before_a_sidecar_stops() {
+async fn records_ends_that_came_together_before_the_sidecar_stops() {
     const MANY: usize = 300;
     let w = World::with(Setup { reaper: true, tasks: 1000, limits: |l| l.tasks_per_caller = 1000, ..Setup::default() })
         .await;

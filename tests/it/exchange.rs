@@ -28,7 +28,7 @@ async fn circuit_open(w: &World) -> bool {
 }
 
 #[tokio::test]
-async fn a_credential_that_was_lost_on_its_way_stays_in_the_books_whatever_the_sts_says_next() {
+async fn keeps_the_intent_of_a_lost_credential_whatever_sts_answers_next() {
     let (mut w, sts) = world().await;
     let task = w.begin_scope("archive").await;
     sts.next([OnCall::Lose]);
@@ -109,7 +109,7 @@ impl Crowd {
 }
 
 #[tokio::test]
-async fn an_sts_that_hangs_opens_the_circuit_and_is_asked_by_one_at_a_time_until_it_answers() {
+async fn a_hanging_sts_opens_the_circuit_and_gets_one_probe_at_a_time() {
     let crowd = Crowd::new().await;
     crowd.sts.on_call(OnCall::Hang);
     // 20 at once and 5 a second, until the first have waited in vain for 8 s.
@@ -125,7 +125,7 @@ async fn an_sts_that_hangs_opens_the_circuit_and_is_asked_by_one_at_a_time_until
 }
 
 #[tokio::test]
-async fn an_sts_that_lies_opens_the_circuit_and_is_asked_by_one_at_a_time_until_it_is_honest() {
+async fn an_sts_with_invalid_answers_opens_the_circuit_and_gets_one_probe_at_a_time() {
     let crowd = Crowd::new().await;
     crowd.sts.on_call(LIE);
     let calls = crowd.ask_for(60).await;
@@ -136,7 +136,7 @@ async fn an_sts_that_lies_opens_the_circuit_and_is_asked_by_one_at_a_time_until_
 }
 
 #[tokio::test]
-async fn an_sts_that_throttles_is_asked_no_sooner_than_it_said_and_is_not_broken() {
+async fn waits_for_a_throttling_sts_without_opening_the_circuit() {
     let crowd = Crowd::new().await;
     crowd.sts.on_call(OnCall::Say(429, "retry-after: 30", ""));
     let calls = crowd.ask_for(29).await;
@@ -149,7 +149,7 @@ async fn an_sts_that_throttles_is_asked_no_sooner_than_it_said_and_is_not_broken
 }
 
 #[tokio::test]
-async fn refusals_of_callers_leave_the_sts_open_to_others() {
+async fn refused_callers_do_not_open_the_circuit() {
     let crowd = Crowd::new().await;
     crowd.sts.on_call(OnCall::Refuse(403, "AccessDenied"));
     let replies = join_all(crowd.tasks[..10].iter().map(|task| crowd.w.credentials(&task.token)));

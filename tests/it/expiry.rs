@@ -96,7 +96,7 @@ async fn a_policy_that_is_not_renewed_goes_stale_then_expires_and_ends_nothing()
 }
 
 #[tokio::test]
-async fn whoever_is_not_permitted_hears_nothing_of_an_expired_policy() {
+async fn hides_an_expired_policy_from_callers_that_are_not_permitted() {
     let w = signed().await;
     w.clock.advance(secs(30 * HOUR));
     for scope in ["others-only", "walled", "suspended", "nowhere"] {
@@ -122,7 +122,7 @@ async fn a_task_is_adopted_under_an_expired_policy_and_judged_by_its_rules() {
 }
 
 #[tokio::test]
-async fn the_status_tells_when_each_role_expires_and_what_was_refused() {
+async fn status_shows_when_each_role_expires_and_what_was_refused() {
     let w = signed().await;
     let policy = async || w.ask_admin("/status").await.json()["policy"].clone();
     let before = policy().await;
@@ -169,7 +169,7 @@ async fn an_owner_who_leaves_stops_their_scopes_after_the_grace() {
 }
 
 #[tokio::test]
-async fn each_fault_of_a_repository_is_counted_and_told_and_makes_a_sidecar_without_a_policy_not_ready() {
+async fn reports_each_repository_fault_and_is_not_ready_without_a_policy() {
     let mut w = signed().await;
     let count = async |w: &World, outcome: RefreshOutcome| {
         w.metric(&format!("sidemint_policy_refreshes_total{{outcome=\"{}\"}}", outcome.as_str())).await.unwrap()

@@ -61,7 +61,7 @@ async fn a_file_that_was_cut_off_is_refused() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_no_journal_is_refused() {
+async fn rejects_a_file_that_is_not_a_journal() {
     let (w, bytes) = written().await;
     let mut zeroed = bytes.clone();
     zeroed[..4096].fill(0);
@@ -75,7 +75,7 @@ async fn a_file_that_is_no_journal_is_refused() {
 }
 
 #[tokio::test]
-async fn a_flipped_byte_loses_no_task_in_silence() {
+async fn a_flipped_byte_never_loses_a_task_silently() {
     let (w, bytes) = written().await;
     let directory = w.directory.path().join("flipped");
     make(&directory);
@@ -112,7 +112,7 @@ async fn another_layout_is_refused_by_its_number() {
 }
 
 #[tokio::test]
-async fn a_database_of_somebody_else_is_refused() {
+async fn rejects_a_foreign_database() {
     let directory = tempfile::tempdir().unwrap();
     let foreign: TableDefinition<'static, &str, u64> = TableDefinition::new("foreign");
     let database = Database::create(directory.path().join("journal.redb")).unwrap();
@@ -176,7 +176,7 @@ async fn a_link_in_place_of_the_directory_is_not_followed() {
 }
 
 #[tokio::test]
-async fn what_others_may_write_is_refused_and_not_put_right() {
+async fn rejects_files_that_others_may_write_and_does_not_change_their_mode() {
     let directory = tempfile::tempdir().unwrap();
     let state = directory.path().join("state");
     drop(DiskJournal::open(&state).unwrap());
@@ -213,7 +213,7 @@ async fn what_belongs_to_another_user_is_refused() {
 }
 
 #[tokio::test]
-async fn what_is_no_file_is_refused() {
+async fn rejects_what_is_not_a_file() {
     for kind in ["folder", "pipe"] {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("journal.redb");
@@ -243,7 +243,7 @@ fn holding(directory: &Path, files: &[(&str, &[u8])]) {
 }
 
 #[tokio::test]
-async fn a_journal_that_came_without_its_directory_is_anothers_and_refused() {
+async fn rejects_a_journal_that_came_without_its_directory() {
     let (w, bytes) = written().await;
     let id = fs::read_to_string(w.state().join("sidecar-id")).unwrap();
     let (alone, other) = (w.directory.path().join("alone"), w.directory.path().join("other"));
@@ -310,7 +310,7 @@ async fn a_directory_that_others_may_read_is_made_private() {
 }
 
 #[tokio::test]
-async fn whatever_ails_the_disk_nothing_is_minted_what_is_live_is_served_and_what_can_be_is_taken_back() {
+async fn a_failing_disk_stops_minting_but_not_serving_or_revoking() {
     const FULL: (i32, &str) = (28, "No space left on device");
     const READ_ONLY: (i32, &str) = (30, "Read-only file system");
     const BROKEN: (i32, &str) = (5, "Input/output error");
@@ -345,7 +345,7 @@ async fn whatever_ails_the_disk_nothing_is_minted_what_is_live_is_served_and_wha
 }
 
 #[tokio::test]
-async fn a_journal_that_is_removed_or_swapped_while_it_is_used_is_noticed_before_anything_is_minted() {
+async fn mints_nothing_once_the_journal_was_removed_or_swapped() {
     for swapped in [false, true] {
         let w = World::new().await;
         let (live, other) = (w.begin_scope("archive").await, w.begin_scope("archive").await);
@@ -383,7 +383,7 @@ where
 }
 
 #[tokio::test]
-async fn no_bytes_break_the_reader_of_records_and_what_is_read_is_written_again_as_the_same() {
+async fn records_round_trip_and_arbitrary_bytes_never_panic() {
     let w = World::new().await;
     let body = serde_json::json!({ "scope": "archive", "task": "nightly", "hold": true, "reason": "r" });
     let call = w.begin_call(&body).header("idempotency-key", "k");

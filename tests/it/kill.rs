@@ -88,7 +88,7 @@ async fn a_kill_of_a_workload_or_an_owner_stops_theirs_and_an_end_lifts_it() {
 }
 
 #[tokio::test]
-async fn a_kill_during_the_exchange_keeps_the_credential_from_being_served() {
+async fn does_not_serve_when_a_kill_comes_during_the_exchange() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     w.cloud.gate.shut();

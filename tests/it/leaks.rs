@@ -111,7 +111,7 @@ fn slot(block: u64) -> usize {
 }
 
 #[test]
-fn a_planted_secret_is_found_in_every_form_and_by_a_part() {
+fn finds_a_planted_secret_in_every_form_and_by_a_part() {
     let mut buffer = [0; 30];
     task_token::random(&mut buffer).unwrap();
     let secret = format!("smt_/+{}", URL_SAFE_NO_PAD.encode(buffer));

@@ -29,7 +29,7 @@ async fn a_caller_with_too_many_tasks_begins_no_more_and_takes_none_from_others(
 }
 
 #[tokio::test]
-async fn a_crowd_of_one_caller_does_not_pass_its_limit_together() {
+async fn concurrent_requests_of_one_caller_do_not_exceed_its_limit() {
     let w = World::with(Setup { limits: |limits| limits.tasks_per_caller = 5, ..Setup::default() }).await;
     w.journal.hold("task");
     let mut connections = Vec::new();
@@ -78,7 +78,7 @@ async fn a_caller_that_mints_too_often_waits_and_others_do_not() {
 }
 
 #[tokio::test]
-async fn more_tasks_than_may_be_remembered_are_refused_and_told() {
+async fn rejects_and_reports_more_tasks_than_may_be_remembered() {
     let w = World::with(Setup { tasks: 2, ..Setup::default() }).await;
     for _ in 0..2 {
         w.begin_scope("archive").await;
@@ -92,7 +92,7 @@ async fn more_tasks_than_may_be_remembered_are_refused_and_told() {
 }
 
 #[tokio::test]
-async fn a_task_is_held_by_so_many_and_a_caller_holds_so_many() {
+async fn limits_holders_per_task_and_holds_per_caller() {
     let w = World::with(Setup { limits: |limits| limits.holds_per_caller = 17, ..Setup::default() }).await;
     let (task, second) = (w.begin_scope("archive").await, w.begin_scope("archive").await);
     let hold = |task: &Begun| Call::post(&format!("/v1/tasks/{}/hold", task.id)).bearer(&task.token);
@@ -123,7 +123,7 @@ async fn a_task_is_held_by_so_many_and_a_caller_holds_so_many() {
 }
 
 #[tokio::test]
-async fn a_caller_whose_provider_hangs_keeps_so_many_waiting_and_others_are_served() {
+async fn limits_the_waiters_on_a_hanging_provider_and_serves_others() {
     let w = World::with(Setup { limits: |limits| limits.waits_per_caller = 3, ..Setup::default() }).await;
     let other = || Call::post("/v1/tasks").bearer(&w.svid(OTHER)).json(&json!({ "scope": "archive" }));
     let (served, unserved) = (begun(&w.send(other()).await), begun(&w.send(other()).await));
@@ -263,7 +263,7 @@ async fn until_limited(w: &World, limit: &str, times: f64) {
 }
 
 #[tokio::test]
-async fn who_asks_and_does_not_read_is_let_go() {
+async fn closes_connections_that_do_not_read_their_answers() {
     let w = World::new().await;
     let stream = TcpStream::connect(w.address).await.unwrap();
     let (mut answers, mut requests) = stream.into_split();
@@ -286,7 +286,7 @@ async fn who_asks_and_does_not_read_is_let_go() {
 }
 
 #[tokio::test]
-async fn a_thousand_silent_clients_do_not_keep_out_one_that_speaks_up() {
+async fn a_thousand_silent_clients_do_not_block_an_active_one() {
     let w = World::with(Setup { connections: 1024, ..Setup::default() }).await;
     let head = format!("GET /v1/aws/credentials HTTP/1.1\r\nhost: {}\r\n", w.address);
     let body = format!(
@@ -311,7 +311,7 @@ async fn a_thousand_silent_clients_do_not_keep_out_one_that_speaks_up() {
 }
 
 #[tokio::test]
-async fn a_held_task_is_not_what_makes_room() {
+async fn never_evicts_the_connection_of_a_held_task() {
     let w = World::with(Setup { connections: 4, ..Setup::default() }).await;
     let task = w.begin(json!({ "scope": "archive", "hold": true })).await;
     let mut hold = Connection::open(w.address).await;

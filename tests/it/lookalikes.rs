@@ -88,7 +88,7 @@ async fn touch(w: &World, task: &Begun, bearer: &str) -> [u16; 4] {
 }
 
 #[tokio::test]
-async fn of_a_thousand_callers_that_look_alike_none_is_served_what_is_anothers() {
+async fn serves_none_of_a_thousand_lookalikes_the_credential_of_another() {
     let ids = alike();
     let identities = ids.clone();
     let w = open_to_all(Setup { identities, unsearched: true, ..Setup::default() }).await;
@@ -155,7 +155,7 @@ async fn of_a_thousand_callers_that_look_alike_none_is_served_what_is_anothers()
 }
 
 #[tokio::test]
-async fn what_only_looks_like_a_spiffe_id_is_nobody() {
+async fn rejects_what_only_looks_like_a_spiffe_id() {
     let w = open_to_all(Setup::default()).await;
     let task = begun(&begin_as(&w, REPORT).await);
     let domain = "example.org".parse().unwrap();
@@ -190,7 +190,7 @@ async fn what_only_looks_like_a_spiffe_id_is_nobody() {
 const PARTNER: &str = "spiffe://partner.example/ns/finance/sa/report";
 
 #[tokio::test]
-async fn a_workload_of_another_trust_domain_with_the_same_path_is_nobody_here() {
+async fn rejects_a_workload_of_another_trust_domain_with_the_same_path() {
     let w = open_to_all(Setup::default()).await;
     // As the Workload API does for every domain that its server federates with.
     w.api.trust("partner.example".parse().unwrap());
@@ -207,7 +207,7 @@ async fn a_workload_of_another_trust_domain_with_the_same_path_is_nobody_here() 
 }
 
 #[tokio::test]
-async fn a_federated_workload_with_the_same_path_sees_and_touches_nothing_of_its_namesake() {
+async fn a_federated_workload_cannot_see_or_end_tasks_of_its_namesake() {
     let federated = &["partner.example"];
     let w = open_to_all(Setup { federated, ..Setup::default() }).await;
     w.api.trust("partner.example".parse().unwrap());

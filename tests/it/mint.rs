@@ -37,7 +37,7 @@ async fn a_thousand_cold_callers_of_one_task_share_one_exchange() {
 }
 
 #[tokio::test]
-async fn callers_that_go_away_take_nothing_from_those_who_wait() {
+async fn disconnected_callers_do_not_affect_those_who_wait() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     w.cloud.gate.shut();
@@ -126,7 +126,7 @@ async fn a_failure_is_shared_then_opens_the_circuit_then_is_tried_again() {
 }
 
 #[tokio::test]
-async fn the_last_good_credential_is_served_while_minting_fails_and_not_a_millisecond_longer() {
+async fn serves_the_last_credential_while_minting_fails_until_it_expires() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     let first = w.served(&task.token).await;
@@ -169,7 +169,7 @@ async fn reminted_after(w: &World, task: &Begun, step: Duration) -> Option<Durat
 }
 
 #[tokio::test]
-async fn a_long_credential_is_minted_again_when_less_than_ten_and_a_half_minutes_are_left() {
+async fn mints_again_a_long_credential_in_its_last_ten_and_a_half_minutes() {
     let w = World::new().await;
     let task = w.begin_scope("idling").await;
     // Dead at 12:20:00; 10 min 30 s before that is 12:09:30, and `begun` is 250 ms after 12:00.
@@ -196,7 +196,7 @@ async fn nothing_is_minted_again_when_the_deadline_is_the_limit() {
 }
 
 #[tokio::test]
-async fn a_credential_that_dies_before_its_order_is_minted_again_although_the_deadline_was_ordered() {
+async fn mints_again_when_a_credential_ends_before_the_deadline_that_was_ordered() {
     let w = World::new().await;
     let task = w.begin(json!({ "scope": "archive", "ttl": "15m" })).await;
     w.cloud.next([OnMint::Sooner(secs(600))]);
@@ -232,7 +232,7 @@ proptest::proptest! {
     /// Whatever the caps and whenever it is asked: no order outlives `max_residual`, `max_session` or the task, and no
     /// answer tells a time that has passed or one after the credential's death.
     #[test]
-    fn no_credential_outlives_its_law(
+    fn no_credential_outlives_the_law_of_life(
         residual in 30u64..7200,
         session in 30u64..7200,
         ttl in 6u64..20_000,
@@ -270,7 +270,7 @@ fn leak(seconds: u64) -> &'static str {
 }
 
 #[tokio::test]
-async fn the_intent_is_durable_before_the_provider_is_asked_and_the_lease_before_anyone_is_served() {
+async fn the_intent_is_durable_before_the_exchange_and_the_lease_before_serving() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     assert_eq!(w.log.take(), ["task"]);
@@ -300,7 +300,7 @@ async fn the_intent_is_durable_before_the_provider_is_asked_and_the_lease_before
 }
 
 #[tokio::test]
-async fn an_intent_that_cannot_be_journalled_asks_nobody() {
+async fn asks_no_provider_when_the_intent_cannot_be_journalled() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     w.journal.fail("intent");
@@ -310,7 +310,7 @@ async fn an_intent_that_cannot_be_journalled_asks_nobody() {
 }
 
 #[tokio::test]
-async fn a_credential_that_cannot_be_journalled_is_never_served_and_stays_on_the_books() {
+async fn never_serves_an_unjournalled_credential_and_keeps_its_intent() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     w.journal.fail("issued");
@@ -360,7 +360,7 @@ async fn during_the_exchange(w: &World, task: &Begun, meanwhile: impl AsyncFnOnc
 }
 
 #[tokio::test]
-async fn a_credential_that_is_dead_on_arrival_is_not_served() {
+async fn does_not_serve_a_credential_that_is_expired_on_arrival() {
     let w = World::new().await;
     // To the millisecond of its death, and long past it.
     for early in [secs(1200) - Duration::from_millis(250), secs(2000)] {
@@ -376,7 +376,7 @@ async fn a_credential_that_is_dead_on_arrival_is_not_served() {
 }
 
 #[tokio::test]
-async fn a_credential_that_dies_while_it_is_waited_for_is_not_served() {
+async fn does_not_serve_a_credential_that_expires_while_it_is_waited_for() {
     let w = World::new().await;
     let task = w.begin_scope("brief").await;
     w.cloud.takes(secs(61));
@@ -401,7 +401,7 @@ async fn a_task_that_ends_during_the_exchange_is_not_served_and_its_end_reports_
 }
 
 #[tokio::test]
-async fn a_policy_that_stops_permitting_during_the_exchange_keeps_the_credential_from_being_served() {
+async fn does_not_serve_when_policy_stops_permitting_during_the_exchange() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     let reply = during_the_exchange(&w, &task, async || {
@@ -414,7 +414,7 @@ async fn a_policy_that_stops_permitting_during_the_exchange_keeps_the_credential
 }
 
 #[tokio::test]
-async fn an_identity_withdrawn_during_the_exchange_keeps_the_credential_from_being_served() {
+async fn does_not_serve_when_the_identity_is_withdrawn_during_the_exchange() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     let reply = during_the_exchange(&w, &task, async || w.api.withdraw(crate::policy_files::REPORT)).await;
@@ -453,7 +453,7 @@ async fn every_credential_of_a_task_has_its_session_name_and_no_other_task_has_i
 }
 
 #[tokio::test]
-async fn a_wall_clock_that_is_set_back_makes_no_dead_credential_serve() {
+async fn serves_no_expired_credential_after_the_wall_clock_is_set_back() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     let found = w.broker.tasks().by_token(&TokenHash::of(&task.token).unwrap()).unwrap();

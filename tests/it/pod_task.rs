@@ -123,7 +123,7 @@ async fn it_begins_as_soon_as_identities_are_known() {
 }
 
 #[tokio::test]
-async fn what_ends_it_begins_it_again_when_policy_permits_again() {
+async fn begins_again_after_an_end_once_policy_permits() {
     let directory = tempfile::tempdir().unwrap();
     let settings = settings(&directory, "archive");
     let file = settings.token_file.clone();
@@ -183,7 +183,7 @@ async fn a_token_that_is_not_its_own_is_replaced() {
 }
 
 #[tokio::test]
-async fn without_renewal_its_end_is_the_end() {
+async fn does_not_begin_again_without_renewal() {
     let directory = tempfile::tempdir().unwrap();
     let settings = PodTaskSettings { renew: false, ..settings(&directory, "archive") };
     let file = settings.token_file.clone();

@@ -77,7 +77,7 @@ fn begin_with(authorization: &str) -> Call {
 }
 
 #[tokio::test]
-async fn callers_that_do_not_prove_themselves() {
+async fn rejects_callers_without_valid_proof() {
     let w = World::new().await;
     let domain: TrustDomain = "example.org".parse().unwrap();
     let stranger: TrustDomain = "stranger.test".parse().unwrap();
@@ -148,7 +148,7 @@ async fn callers_that_do_not_prove_themselves() {
 }
 
 #[tokio::test]
-async fn what_policy_does_not_permit_is_denied_in_the_same_words_whatever_the_reason() {
+async fn every_policy_denial_has_the_same_public_text() {
     let w = World::new().await;
     let customer = |customer: &str| json!({ "scope": "ledger-read", "params": { "customer": customer } });
     let rows = [
@@ -189,7 +189,7 @@ async fn an_elevated_scope_needs_an_approval_that_somebody_verified() {
 }
 
 #[tokio::test]
-async fn parameters_that_the_scope_does_not_take_are_invalid_to_those_whom_it_names() {
+async fn reports_invalid_parameters_only_to_callers_that_the_scope_names() {
     let w = World::new().await;
     let long = "c".repeat(33);
     let rows = [
@@ -229,7 +229,7 @@ async fn parameters_that_the_scope_does_not_take_are_invalid_to_those_whom_it_na
 }
 
 #[tokio::test]
-async fn bodies_that_are_no_task() {
+async fn rejects_invalid_task_bodies() {
     let w = World::new().await;
     let raw = |body: &str| {
         Call::post("/v1/tasks").bearer(&w.svid(REPORT)).header("content-type", "application/json").body(body.as_bytes())
@@ -271,7 +271,7 @@ async fn bodies_that_are_no_task() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_wrong_is_never_quoted() {
+async fn never_quotes_an_invalid_body() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     let svid = w.svid(REPORT);
@@ -292,7 +292,7 @@ async fn a_body_that_is_wrong_is_never_quoted() {
 }
 
 #[tokio::test]
-async fn requests_that_no_sdk_beside_us_sends() {
+async fn rejects_requests_that_no_local_sdk_sends() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     let get = || Call::get("/v1/aws/credentials").header("authorization", &task.token);
@@ -324,7 +324,7 @@ async fn requests_that_no_sdk_beside_us_sends() {
 }
 
 #[tokio::test]
-async fn methods_and_paths_that_are_not_there() {
+async fn rejects_unknown_methods_and_paths() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     for (method, target, allow) in [
@@ -457,7 +457,7 @@ async fn what_cannot_be_audited_does_not_begin_and_is_not_minted() {
 }
 
 #[tokio::test]
-async fn others_are_refused_what_they_did_not_begin() {
+async fn denies_a_task_to_callers_that_did_not_begin_it() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     let others =
@@ -470,7 +470,7 @@ async fn others_are_refused_what_they_did_not_begin() {
 }
 
 #[tokio::test]
-async fn bytes_that_are_no_request_get_no_answer_of_ours() {
+async fn malformed_requests_get_at_most_a_client_error() {
     let w = World::new().await;
     for bytes in [
         "\u{16}\u{3}\u{1}\u{2}\0garbage\r\n\r\n".to_owned(),

@@ -120,7 +120,7 @@ async fn a_hold_counts_its_ten_seconds_from_the_start() {
 }
 
 #[tokio::test]
-async fn an_exchange_cut_off_by_a_kill_is_remembered_until_its_credential_must_be_dead() {
+async fn remembers_an_exchange_cut_off_by_a_kill_until_its_credential_has_expired() {
     let mut w = World::with_reaper().await;
     let task = w.begin_scope("archive").await;
     w.cloud.gate.shut();
@@ -153,7 +153,7 @@ async fn an_intent_whose_answer_was_lost_survives_a_restart() {
 }
 
 #[tokio::test]
-async fn a_child_whose_parents_end_alone_was_durable_ends_too() {
+async fn ends_a_child_when_only_the_end_of_its_parent_was_durable() {
     let mut w = World::new().await;
     let parent = w.begin_scope("archive").await;
     let child = w.begin(json!({ "scope": "brief", "parent": parent.id })).await;

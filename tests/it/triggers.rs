@@ -155,7 +155,7 @@ async fn after_each_trigger_the_very_next_request_is_refused_and_revocation_is_q
 }
 
 #[tokio::test]
-async fn an_unknown_and_a_foreign_task_are_the_same_answer_whatever_is_asked_of_it() {
+async fn an_unknown_and_a_foreign_task_get_the_same_answer() {
     let w = World::new().await;
     let (own, foreign) = (w.begin_scope("archive").await, w.begin_scope("archive").await);
     let other = w.svid(OTHER);
@@ -194,7 +194,7 @@ fn left(ending: &Value, provider: &str) -> f64 {
 }
 
 #[tokio::test]
-async fn what_is_left_is_told_the_same_to_the_caller_in_the_audit_log_and_in_the_metric() {
+async fn reports_the_same_residual_access_in_answer_audit_log_and_metric() {
     let w = World::with(Setup { vault: true, reaper: true, ..Setup::default() }).await;
     scope(&w.policy_directory(), "both", "20m", &["aws", "vault"]);
     w.reload().await;
@@ -230,7 +230,7 @@ async fn what_is_left_is_told_the_same_to_the_caller_in_the_audit_log_and_in_the
 }
 
 #[tokio::test]
-async fn what_had_died_before_the_end_leaves_nothing() {
+async fn reports_no_residual_access_of_what_expired_before_the_end() {
     let w = World::new().await;
     let task = w.begin_scope("brief").await;
     w.served(&task.token).await;
@@ -242,7 +242,7 @@ async fn what_had_died_before_the_end_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn what_a_session_policy_lets_outlive_the_cut_is_told_everywhere() {
+async fn reports_everywhere_what_a_session_policy_lets_outlive_the_cut() {
     let w = World::with_reaper().await;
     // The session itself lives 30 min of the 90, since what it may assume lives another hour.
     w.publish(Scope { max_residual: "90m", action: "sts:AssumeRole", ..Scope::new("chained") }).await;
@@ -274,7 +274,7 @@ async fn what_a_session_policy_lets_outlive_the_cut_is_told_everywhere() {
 }
 
 #[tokio::test]
-async fn an_intent_without_an_answer_counts_what_it_might_leave_behind_too() {
+async fn counts_what_an_unanswered_intent_might_leave() {
     let w = World::new().await;
     w.publish(Scope { max_residual: "90m", action: "sts:AssumeRole", ..Scope::new("chained") }).await;
     let task = w.begin_scope("chained").await;
@@ -285,7 +285,7 @@ async fn an_intent_without_an_answer_counts_what_it_might_leave_behind_too() {
 }
 
 #[tokio::test]
-async fn what_has_no_end_is_said_to_have_none_and_needs_a_decision_that_accepts_it() {
+async fn access_without_an_end_is_reported_and_needs_a_decision_that_accepts_it() {
     let w = World::new().await;
     let scope = Scope { action: "rds-db:connect", ..Scope::new("connected") };
     w.publish(scope.clone()).await;
@@ -328,7 +328,7 @@ async fn an_answer_that_comes_after_the_end_is_reported_and_counted_once_it_is_k
 }
 
 #[tokio::test]
-async fn an_exchange_that_never_answers_is_counted_when_its_credential_must_be_dead() {
+async fn counts_an_unanswered_exchange_once_its_credential_has_expired() {
     let w = World::with_reaper().await;
     let task = w.begin_scope("brief").await;
     w.cloud.otherwise(OnMint::Fail(unavailable(None)));
@@ -345,7 +345,7 @@ async fn an_exchange_that_never_answers_is_counted_when_its_credential_must_be_d
 }
 
 #[tokio::test]
-async fn what_its_provider_was_told_to_take_back_is_listed_and_waits_for_nothing_more() {
+async fn lists_a_requested_revocation_as_outstanding_but_not_pending() {
     let w = World::with(Setup { vault: true, reaper: true, ..Setup::default() }).await;
     scope(&w.policy_directory(), "db", "5m", &["vault"]);
     w.reload().await;

@@ -124,7 +124,7 @@ fn audited(w: &World, event: &str, outcome: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn the_secret_is_served_in_vaults_own_shape_with_our_rule_of_expiration() {
+async fn serves_the_secret_in_vaults_shape_with_the_advertised_expiry() {
     let w = world().await;
     let task = w.begin_scope("db").await;
     w.log.take();
@@ -166,7 +166,7 @@ async fn the_environment_names_only_what_the_scope_grants() {
 }
 
 #[tokio::test]
-async fn without_a_name_the_only_provider_is_meant_and_of_two_none() {
+async fn uses_the_only_provider_when_none_is_named_and_refuses_among_two() {
     let w = world().await;
     let task = w.begin_scope("db").await;
     assert!(w.send(ask(&task, "")).await.json()["lease_id"].is_string());
@@ -196,7 +196,7 @@ async fn without_a_vault_its_scopes_do_not_begin() {
 }
 
 #[tokio::test]
-async fn an_end_takes_the_secret_back_before_it_is_answered() {
+async fn revokes_the_secret_before_the_end_is_answered() {
     let w = world().await;
     let task = w.begin_scope("db").await;
     secret(&w, &task).await;
@@ -217,7 +217,7 @@ async fn an_end_takes_the_secret_back_before_it_is_answered() {
 }
 
 #[tokio::test]
-async fn every_lease_that_a_task_still_has_is_taken_back() {
+async fn revokes_every_lease_that_a_task_still_has() {
     let w = world_of(200).await;
     vault(&w).role(|role| role.renewable = false);
     let task = w.begin_scope("db").await;
@@ -301,7 +301,7 @@ async fn a_secret_that_was_read_once_lives_as_long_as_its_task_and_no_longer() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_renewed_is_minted_anew_and_both_are_taken_back() {
+async fn mints_anew_what_cannot_be_renewed_and_revokes_both() {
     type Change = fn(&FakeVault);
     let rows: [(&str, Change); 6] = [
         ("not renewable", |vault| vault.role(|role| role.renewable = false)),
@@ -338,7 +338,7 @@ async fn what_cannot_be_renewed_is_minted_anew_and_both_are_taken_back() {
 }
 
 #[tokio::test]
-async fn a_renewal_whose_answer_is_lost_late_or_out_of_order_is_tried_again_and_the_record_never_says_less() {
+async fn retries_a_renewal_with_a_lost_or_late_answer_and_keeps_the_later_expiry() {
     for path in ["renew", "renew-self"] {
         for on in [On::Lost, On::Hang, On::Status(503), On::Later(429, 7)] {
             let w = world_of(290).await;
@@ -392,7 +392,7 @@ async fn a_renewal_for_longer_than_the_law_allows_is_not_trusted() {
 }
 
 #[tokio::test]
-async fn what_vault_ends_sooner_than_it_said_before_is_served_no_longer() {
+async fn stops_serving_a_secret_whose_expiry_vault_moved_earlier() {
     let w = world_of(290).await;
     let task = w.begin_scope("db").await;
     let first = secret(&w, &task).await;
@@ -412,7 +412,7 @@ async fn what_vault_ends_sooner_than_it_said_before_is_served_no_longer() {
 }
 
 #[tokio::test]
-async fn what_is_no_longer_permitted_is_not_renewed_and_what_is_granted_anew_is_minted_anew() {
+async fn does_not_renew_what_is_not_permitted_and_mints_what_is_granted_anew() {
     let w = world_of(55).await;
     let (gone, changed) = (w.begin_scope("db").await, w.begin_scope("db-brief").await);
     secret(&w, &gone).await;
@@ -442,7 +442,7 @@ async fn a_renewal_is_recorded_before_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn an_end_that_overtakes_a_renewal_takes_the_secret_back_all_the_same() {
+async fn revokes_the_secret_when_its_task_ends_during_the_renewal() {
     let w = world_of(290).await;
     let task = w.begin_scope("db").await;
     secret(&w, &task).await;
@@ -539,7 +539,7 @@ async fn a_lease_that_ended_by_itself_while_it_could_not_be_revoked_is_not_calle
 }
 
 #[tokio::test]
-async fn where_nobody_may_look_only_the_token_that_leased_it_is_trusted() {
+async fn trusts_only_the_leasing_token_where_lookup_is_forbidden() {
     for crashed in [false, true] {
         let mut w = world().await;
         vault(&w).role(|role| role.may_look = false);
@@ -567,7 +567,7 @@ async fn a_token_that_somebody_revoked_at_vault_is_replaced_by_a_new_login() {
 }
 
 #[tokio::test]
-async fn a_refusal_after_a_try_that_may_have_leased_something_leaves_its_intent() {
+async fn keeps_the_intent_when_a_refusal_follows_a_try_that_may_have_leased() {
     let w = world_of(290).await;
     let task = w.begin_scope("db").await;
     vault(&w).next("creds", On::Lost);
@@ -600,7 +600,7 @@ async fn a_lease_that_cannot_be_kept_is_revoked_at_once_or_else_its_intent_stays
 }
 
 #[tokio::test]
-async fn a_vault_that_is_down_is_tried_until_it_is_not_and_nothing_is_called_revoked_before() {
+async fn retries_a_vault_that_is_down_and_says_revoked_only_after_its_answer() {
     let w = world().await;
     let task = w.begin_scope("db").await;
     secret(&w, &task).await;
@@ -660,7 +660,7 @@ async fn a_vault_that_lies_about_revoking_is_not_trusted() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_taken_back_is_tried_to_its_own_end_and_then_told_of() {
+async fn retries_a_failing_revocation_until_expiry_and_then_reports_it() {
     let w = world().await;
     let task = w.begin_scope("db-brief").await;
     vault(&w).role(|role| (role.token_ttl, role.lease_ttl) = (60, 60));
@@ -685,7 +685,7 @@ async fn what_cannot_be_taken_back_is_tried_to_its_own_end_and_then_told_of() {
 }
 
 #[tokio::test]
-async fn where_policy_forbids_revoking_the_token_goes_and_nothing_is_called_revoked() {
+async fn drops_the_token_and_never_says_revoked_where_vault_forbids_revoking() {
     let w = world().await;
     vault(&w).role(|role| role.may_revoke = false);
     let task = w.begin_scope("db").await;
@@ -710,7 +710,7 @@ async fn an_answer_to_dropping_the_token_that_is_lost_does_no_harm() {
 }
 
 #[tokio::test]
-async fn after_a_crash_a_new_login_takes_back_what_the_lost_token_read() {
+async fn revokes_by_a_new_login_after_a_crash_lost_the_token() {
     for ended_first in [true, false] {
         let mut w = world().await;
         let task = w.begin_scope("db").await;
@@ -735,7 +735,7 @@ async fn after_a_crash_a_new_login_takes_back_what_the_lost_token_read() {
 }
 
 #[tokio::test]
-async fn after_a_crash_without_the_right_to_revoke_it_says_until_when_it_works() {
+async fn reports_the_expiry_after_a_crash_without_the_right_to_revoke() {
     let mut w = world().await;
     let task = w.begin_scope("db").await;
     secret(&w, &task).await;
@@ -795,7 +795,7 @@ async fn a_login_outside_the_law_is_refused_and_its_token_revoked() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_none_of_vaults_is_refused() {
+async fn rejects_an_answer_that_is_not_from_vault() {
     let long = "x".repeat(70_000);
     let foreign = json!({ "lease_id": "database/creds/rw/1", "lease_duration": 60, "data": { "password": "canary" } });
     let endless = json!({ "lease_id": "database/creds/ro/1", "lease_duration": 0, "data": { "password": "canary" } });
@@ -861,7 +861,7 @@ async fn a_lost_answer_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn an_end_that_overtakes_a_mint_takes_its_secret_back_too() {
+async fn revokes_the_secret_when_its_task_ends_during_the_mint() {
     let w = world().await;
     let task = w.begin_scope("db").await;
     w.journal.hold("issued");

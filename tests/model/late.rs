@@ -44,7 +44,7 @@ async fn ending(kit: &Kit) -> (Arc<Seams>, Arc<Broker>, Arc<Task>) {
 }
 
 #[tokio::test]
-async fn the_end_of_a_task_that_lands_after_its_leases_death_is_written_anew() {
+async fn writes_again_the_end_of_a_task_that_completes_after_its_leases_expired() {
     let kit = Kit::new();
     let (seams, broker, task) = ending(&kit).await;
     let (b, t) = (Arc::clone(&broker), Arc::clone(&task));

@@ -121,12 +121,12 @@ fn a_credential_that_is_served_before_it_is_recorded_is_caught() {
 }
 
 #[test]
-fn a_task_that_is_told_and_not_recorded_is_caught() {
+fn a_task_that_is_answered_and_not_recorded_is_caught() {
     caught_by(Planted::LoseBegins, "I4 what was acknowledged is durable");
 }
 
 #[test]
-fn an_end_that_is_told_and_not_recorded_is_caught() {
+fn an_end_that_is_answered_and_not_recorded_is_caught() {
     caught_by(Planted::LoseEnds, "I12 ends are recorded at once");
 }
 
@@ -136,7 +136,7 @@ fn a_key_that_begins_a_second_task_is_caught() {
 }
 
 #[test]
-fn a_credential_that_lives_longer_than_the_law_is_caught() {
+fn a_credential_that_outlives_the_law_of_life_is_caught() {
     caught_by(Planted::LongLives, "I7 the law of life");
 }
 
@@ -171,7 +171,7 @@ fn a_credential_that_is_served_to_a_withdrawn_identity_is_caught() {
 }
 
 #[test]
-fn a_credential_that_no_audit_line_tells_of_is_caught() {
+fn a_credential_without_an_audit_line_is_caught() {
     caught_by(Planted::SkipAudit, "I10 audited before it is seen");
 }
 

@@ -153,17 +153,17 @@ fn flip_the_tail(stop: Option<Stop>) {
 }
 
 #[test]
-fn a_flipped_bit_in_the_tail_of_a_closed_journal_is_told_or_harmless() {
+fn a_flipped_bit_in_the_tail_of_a_closed_journal_is_reported_or_harmless() {
     flip_the_tail(None);
 }
 
 #[test]
-fn a_flipped_bit_in_the_tail_of_a_journal_after_a_kill_is_told_or_harmless() {
+fn a_flipped_bit_in_the_tail_of_a_killed_journal_is_reported_or_harmless() {
     flip_the_tail(Some(Stop::Process));
 }
 
 #[test]
-fn a_journal_that_is_cut_off_anywhere_is_told_or_harmless() {
+fn a_journal_that_is_cut_off_anywhere_is_reported_or_harmless() {
     for stop in [None, Some(Stop::Process)] {
         let written = written(stop);
         let length = written.image.len();
@@ -187,7 +187,7 @@ fn a_journal_that_is_cut_off_anywhere_is_told_or_harmless() {
 /// What the journal is spared by verifying at each open: run with `--ignored` it tells how the bare store takes the same.
 #[test]
 #[ignore = "tells of the store alone, and is loud"]
-fn the_bare_store_panics_where_the_journal_tells() {
+fn the_bare_store_panics_where_the_journal_reports() {
     let written = written(None);
     let (mut panics, mut random) = (0, Random::new(7));
     let places: Vec<_> = written.tail.iter().copied().step_by(step()).collect();

@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_heartbeats_and_the_end_however_they_are_cut() {
+    fn reads_heartbeats_and_the_end_in_any_chunks() {
         let text = b"{\"id\":\"t\",\"state\":\"active\",\"expires_at\":\"2026-11-23T16:48:33Z\"}\n{\"id\":\"t\",\"state\":\"ended\",\"reason\":\"deadline\"}\n";
         for cut in 0..text.len() {
             let mut lines = Lines::default();
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_breaks_the_hold_but_never_ends_the_task() {
+    fn malformed_lines_break_the_hold_but_never_end_the_task() {
         for line in ["\n", "null\n", "{}\n", "{\"state\":\"ending\"}\n", "<html>\n"] {
             let mut lines = Lines::default();
             lines.push(line.as_bytes());
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_an_end_is_given_up() {
+    fn rejects_a_line_without_an_end() {
         let mut lines = Lines::default();
         lines.push(&vec![b'x'; MAX_LINE + 1]);
         assert_eq!(lines.next(), Err(TooLong));
@@ -128,7 +128,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_cut_without_panic_and_the_buffer_stays_bounded(parts: Vec<Vec<u8>>) {
+        fn splits_arbitrary_bytes_without_panic_in_a_bounded_buffer(parts: Vec<Vec<u8>>) {
             let mut lines = Lines::default();
             for part in parts {
                 lines.push(&part);

@@ -51,7 +51,7 @@ proptest! {
     }
 
     #[test]
-    fn any_body_of_a_refusal_becomes_one_harmless_line(status in 400u16..600, body: Vec<u8>) {
+    fn any_error_body_becomes_one_harmless_line(status in 400u16..600, body: Vec<u8>) {
         let error: CliError = refusal(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), &body, Timestamp::default()).into();
         prop_assert!(!error.message.chars().any(char::is_control));
         prop_assert!(error.exit != Exit::Ok);
@@ -83,7 +83,7 @@ fn every_refusal_has_its_exit_code_and_names_code_and_request() {
 }
 
 #[test]
-fn an_answer_without_a_problem_document_is_told_by_its_status() {
+fn reports_the_status_of_an_answer_without_a_problem_document() {
     let mut headers = HeaderMap::new();
     headers.insert("x-request-id", HeaderValue::from_static("r-2"));
     headers.insert(RETRY_AFTER, HeaderValue::from_static("7"));
@@ -103,7 +103,7 @@ fn control_characters_of_an_answer_never_reach_the_terminal() {
 }
 
 #[test]
-fn only_passing_failures_are_tried_again() {
+fn retries_only_transient_failures() {
     let status = |code: u16| refusal(StatusCode::from_u16(code).unwrap(), &HeaderMap::new(), b"", Timestamp::default());
     assert!(status(503).is_passing() && status(429).is_passing());
     assert!(!status(401).is_passing() && !status(403).is_passing() && !status(409).is_passing());

@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_port_is_free_or_taken_by_a_stranger() {
+    async fn distinguishes_a_free_port_from_one_of_another_process() {
         let clock: SharedClock = Arc::new(SystemClock);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

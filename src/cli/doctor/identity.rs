@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_from_the_future_means_that_clocks_differ() {
+    fn reports_clock_skew_for_a_token_from_the_future() {
         let now = Timestamp::from_secs(1_000_000);
         assert_eq!(compare(now + Duration::from_secs(60), now).level, Level::Fail);
         assert_eq!(compare(now + SKEW, now).level, Level::Ok);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_missing_socket_and_a_file_in_its_place_are_told_apart() {
+    async fn distinguishes_a_missing_socket_from_a_file_in_its_place() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("agent.sock");
         let look = async || socket(&Endpoint::Unix(path.clone()), None, &SystemClock).await;

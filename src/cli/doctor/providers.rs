@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn looks_at_what_is_configured_or_granted_and_where_nothing_is_known_at_what_is_there() {
+    fn examines_providers_that_are_configured_or_granted() {
         use Provider::{Aws, Vault};
         let set = |providers: &[Provider]| providers.iter().copied().collect::<ProviderSet>();
         for (there, granted, expected) in [

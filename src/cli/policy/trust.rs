@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_folder_has_no_server_to_prove_oneself_to() {
+    async fn rejects_mutual_tls_options_for_a_folder() {
         let folder = tempfile::tempdir().unwrap();
         sample(folder.path());
         let api: Arc<dyn WorkloadApi> =

@@ -300,7 +300,7 @@ async fn a_cut_session_is_refused_from_its_cut_on_though_not_expired() {
 }
 
 #[tokio::test]
-async fn an_expired_session_is_told_so() {
+async fn reports_an_expired_session_as_expired() {
     let bench = Bench::start().await;
     let s3 = bench.s3(Ask { duration: Some(900), ..PLAIN }).await;
     bench.clock.advance(Duration::from_secs(899));

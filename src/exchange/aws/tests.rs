@@ -405,7 +405,7 @@ async fn lets_sts_end_the_session_itself_when_there_is_time_enough() {
 }
 
 #[tokio::test]
-async fn a_grant_of_the_whole_role_is_cut_by_an_allow_of_everything_or_sent_without_a_policy() {
+async fn adds_the_cut_to_a_grant_of_the_whole_role_or_sends_no_policy() {
     let world = World::new([ok(&Given::default())]).await;
     world.aws.mint(&order_with(|_, grant| grant.session_policy = None)).await.unwrap();
     let statement = json!({
@@ -513,7 +513,7 @@ async fn a_token_that_sts_refuses_is_fetched_again_once() {
 }
 
 #[tokio::test]
-async fn answers_that_are_not_sts_are_errors_and_not_believed() {
+async fn rejects_answers_that_are_not_from_sts() {
     let answer = |status, body: &str| Reply::Answer(status, vec![], body.to_owned());
     let redirect = Reply::Answer(307, vec![("location", "http://127.0.0.1:9/".to_owned())], String::new());
     let whole = success(&Given::default());
@@ -537,7 +537,7 @@ async fn answers_that_are_not_sts_are_errors_and_not_believed() {
 }
 
 #[tokio::test]
-async fn breaks_in_the_middle_of_an_answer_are_passing() {
+async fn treats_a_broken_answer_as_transient() {
     for reply in [Reply::Half, Reply::Close] {
         let (error, seen) = refused([reply]).await;
         assert_eq!((error.kind(), seen.len()), ("unavailable", 4), "{error}");
@@ -545,7 +545,7 @@ async fn breaks_in_the_middle_of_an_answer_are_passing() {
 }
 
 #[tokio::test]
-async fn a_refusal_after_a_try_that_may_have_minted_settles_nothing() {
+async fn stays_uncertain_when_a_refusal_follows_a_try_that_may_have_minted() {
     for lost in [Reply::Close, Reply::Half, error(500, "InternalFailure"), error(504, "x")] {
         for last in [error(403, "AccessDenied"), error(400, "PackedPolicyTooLarge"), error(400, "InvalidIdentityToken")]
         {
@@ -562,7 +562,7 @@ async fn a_refusal_after_a_try_that_may_have_minted_settles_nothing() {
 }
 
 #[tokio::test]
-async fn an_svid_that_is_gone_after_a_try_that_may_have_minted_settles_nothing() {
+async fn stays_uncertain_when_the_svid_is_gone_after_a_try_that_may_have_minted() {
     static FETCHED: AtomicUsize = AtomicUsize::new(0);
     let once = |id: &SpiffeId| match FETCHED.fetch_add(1, Ordering::Relaxed) {
         0 => svid_of(id),
@@ -573,7 +573,7 @@ async fn an_svid_that_is_gone_after_a_try_that_may_have_minted_settles_nothing()
 }
 
 #[tokio::test]
-async fn nobody_listening_is_passing() {
+async fn treats_a_refused_connection_as_transient() {
     let world = World::new([Reply::Hang]).await;
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let settings = Settings { sts_endpoint: Some(format!("http://{free}")), ..Settings::default() };
@@ -583,7 +583,7 @@ async fn nobody_listening_is_passing() {
 }
 
 #[tokio::test]
-async fn an_sts_that_hangs_costs_no_more_than_the_orders_limit() {
+async fn times_out_a_hanging_sts_at_the_limit_of_the_order() {
     let world = World::new([Reply::Hang]).await;
     let began = world.clock.boot();
     let error = world.mint_stepping(&order(), Duration::from_secs(1)).await.unwrap_err();
@@ -615,7 +615,7 @@ async fn retry_after_is_honoured_and_handed_on_when_it_is_too_long() {
 }
 
 #[tokio::test]
-async fn one_bucket_shapes_all_calls_of_one_sts() {
+async fn one_token_bucket_limits_all_calls_to_one_sts() {
     let mut world = World::new([ok(&Given::default())]).await;
     world.aws.settings.rate = Rate { interval: Duration::from_secs(60), burst: 2 };
     for region in ["eu-west-1", "us-east-1"] {
@@ -808,7 +808,7 @@ fn authority(name: &str) -> (Issuer<'static, KeyPair>, String) {
 }
 
 #[tokio::test]
-async fn an_sts_whose_certificate_is_not_to_be_believed_is_sent_nothing() {
+async fn sends_nothing_to_an_sts_with_an_untrusted_certificate() {
     let ((known, root), (unknown, _)) = (authority("known"), authority("unknown"));
     let rows = [
         ("good", &known, "127.0.0.1", 4000, true),

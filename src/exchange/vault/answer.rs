@@ -168,13 +168,13 @@ mod tests {
     }
 
     #[test]
-    fn a_service_token_with_an_end_is_believed() {
+    fn accepts_a_service_token_with_an_expiry() {
         let login = login(&auth(json!({}))).unwrap();
         assert_eq!((login.token.expose(), login.accessor.as_str(), login.life), ("hvs.token", "acc", 300));
     }
 
     #[test]
-    fn other_tokens_are_refused_and_handed_back_to_be_revoked() {
+    fn rejects_other_tokens_and_returns_them_for_revocation() {
         for (change, says) in [
             (json!({ "token_type": "batch" }), "batch"),
             (json!({ "client_token": "b.AAAA" }), "batch"),

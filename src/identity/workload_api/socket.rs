@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_has_a_keeper_where_nobody_else_can_write_to_it_or_to_what_is_above_it() {
+    fn trusts_a_directory_only_when_no_other_user_can_write_to_it_or_its_parents() {
         const AGENT: u32 = 1000;
         const OWN: u32 = 10001;
         for (directories, kept_by) in [
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_this_very_user_serves_is_trusted() {
+    async fn trusts_a_socket_that_the_same_user_serves() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("api.sock");
         assert!(matches!(connect(&path, None).await, Err(ConnectError::Io(_))));

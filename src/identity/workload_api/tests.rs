@@ -426,7 +426,7 @@ async fn an_emptied_bundle_is_a_revocation() {
 }
 
 #[tokio::test]
-async fn permission_denied_on_a_running_stream_drops_its_half_at_once_and_it_comes_back() {
+async fn drops_the_state_of_a_stream_on_permission_denied_and_restores_it() {
     let agent = Agent::running();
     let (api, _) = start(&agent);
     until(&api, |identities, _| complete(identities)).await;
@@ -447,7 +447,7 @@ async fn permission_denied_on_a_running_stream_drops_its_half_at_once_and_it_com
 }
 
 #[tokio::test]
-async fn a_first_refusal_is_an_answer_too() {
+async fn counts_a_first_refusal_as_an_answer() {
     let agent = Agent::running();
     agent.says(Err(Status::permission_denied("no identity issued")));
     let (api, _) = start(&agent);
@@ -519,7 +519,7 @@ async fn reconnects_when_the_socket_comes_late_and_when_it_was_recreated() {
 }
 
 #[tokio::test]
-async fn asks_again_at_once_then_ever_later_with_jitter() {
+async fn reconnects_at_once_then_with_jittered_backoff() {
     let agent = Agent::new();
     let (api, clock) = start(&agent);
     until(&api, |_, _| clock.waits.lock().unwrap().len() >= 40).await;
@@ -536,7 +536,7 @@ async fn asks_again_at_once_then_ever_later_with_jitter() {
 }
 
 #[tokio::test]
-async fn a_request_that_the_agent_does_not_know_is_asked_again_only_slowly() {
+async fn retries_a_request_unknown_to_the_agent_slowly() {
     for code in [Code::Unimplemented, Code::InvalidArgument] {
         let agent = Agent::running();
         let (api, clock) = start(&agent);
@@ -632,7 +632,7 @@ async fn refuses_an_answer_that_is_not_what_was_asked_for() {
 }
 
 #[tokio::test]
-async fn tells_refusals_from_outages() {
+async fn distinguishes_refusals_from_outages() {
     let agent = Agent::running();
     let client = client(&agent.socket());
     for code in [Code::Unavailable, Code::Unknown, Code::Internal, Code::DeadlineExceeded, Code::ResourceExhausted] {

@@ -20,7 +20,7 @@ fn world() -> (TestAuthority, Bundles, BTreeSet<TrustDomain>) {
 }
 
 #[test]
-fn a_good_svid_says_whom_it_names_and_until_when() {
+fn a_valid_svid_yields_its_spiffe_id_and_expiry() {
     let (authority, bundles, accepted) = world();
     let svid = authority.issue(REPORT, NOW, NOW + HOUR);
     let claims = verify(&svid.chain, &bundles, &accepted, NOW).unwrap();
@@ -32,7 +32,7 @@ fn a_good_svid_says_whom_it_names_and_until_when() {
 }
 
 #[test]
-fn the_bundle_of_another_trust_domain_is_never_looked_at() {
+fn never_uses_the_bundle_of_another_trust_domain() {
     let (_, mut bundles, mut accepted) = world();
     let partner = TestAuthority::new("partner.example", NOW);
     bundles.insert("partner.example".parse().unwrap(), Arc::new(X509Bundle::from_der([partner.root()]).unwrap()));
@@ -45,7 +45,7 @@ fn the_bundle_of_another_trust_domain_is_never_looked_at() {
 }
 
 #[test]
-fn a_peer_is_judged_anew_when_its_bundle_changes() {
+fn verifies_a_peer_again_when_its_bundle_changes() {
     let (authority, mut bundles, accepted) = world();
     let svid = authority.issue(REPORT, NOW, NOW + HOUR);
     let peer = PeerSvid::verify(svid.chain, &bundles, &accepted, NOW).unwrap();

@@ -31,7 +31,7 @@ fn reads_a_decision_with_its_defaults() {
 }
 
 #[test]
-fn refuses_days_that_are_not_and_times_without_utc() {
+fn rejects_nonexistent_dates_and_times_without_utc() {
     assert!(decision("2028-02-29", "2027-02-29").is_err());
     assert!(decision("2028-02-29", "\"2028-02-29\"").is_err());
     let ending =

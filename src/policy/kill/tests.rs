@@ -173,7 +173,7 @@ proptest! {
     }
 
     #[test]
-    fn no_damage_makes_the_reader_panic_or_take_an_entry_without_an_aim(at in any::<usize>(), with in any::<u8>()) {
+    fn no_damage_makes_the_reader_panic_or_accept_an_entry_without_a_target(at in any::<usize>(), with in any::<u8>()) {
         let text = format!("schema = 1\n{}{}", entry("a", "scope = \"b\"\nuntil = 2026-11-24"), entry("c", "all = true"));
         let mut bytes = text.into_bytes();
         let at = at % bytes.len();

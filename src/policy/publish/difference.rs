@@ -134,7 +134,7 @@ Resource = "arn:aws:s3:::ledger/c-13/*"
     }
 
     #[test]
-    fn a_statement_that_goes_or_comes_is_told_whole() {
+    fn shows_added_and_removed_statements_whole() {
         let at = GRANT.find("[[session_policy.Statement]]\nEffect = \"Deny\"").unwrap();
         assert_eq!(
             told(&GRANT[..at]),

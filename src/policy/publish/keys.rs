@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_signer_command_that_reads_nothing_and_prints_a_signature_of_another_is_a_stranger() {
+    async fn rejects_a_signer_command_that_prints_a_signature_of_another_key() {
         let command = format!("echo {}", "ab".repeat(64));
         let source = KeySource::Command { command, timeout: SIGNER_TIMEOUT };
         let keys = [("a".to_owned(), parse_public(ED25519).unwrap())];

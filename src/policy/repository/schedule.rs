@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn the_second_look_is_anywhere_in_the_interval_and_the_others_keep_it() {
+    fn spreads_the_second_refresh_over_the_interval_and_keeps_it_afterwards() {
         for (fraction, expected) in [(0.0, 0), (0.5, 14_250), (1.0, 28_500)] {
             let pause = Schedule::new(INTERVAL).pause(Refreshed::Answered, NONE, fraction);
             assert!(pause.abs_diff(Duration::from_millis(expected)) < Duration::from_millis(1), "{pause:?}");
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_tried_again_sooner_then_more_and_more_seldom() {
+    fn retries_a_failure_soon_then_with_growing_intervals() {
         let mut schedule = Schedule::new(INTERVAL);
         schedule.pause(Refreshed::Answered, NONE, 0.0);
         for (least, most) in [(5, 10), (10, 20), (20, 30), (20, 30)] {
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn who_fails_at_the_start_is_spread_over_the_interval() {
+    fn spreads_retries_after_a_failed_start_over_the_interval() {
         assert!(close(Schedule::new(INTERVAL).pause(FAILED, NONE, 0.0), 5));
         assert!(close(Schedule::new(INTERVAL).pause(FAILED, NONE, 1.0), 30));
     }
@@ -150,7 +150,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn looks_are_never_further_apart_than_allowed_and_a_failed_source_always_rests(
+        fn refreshes_within_the_allowed_interval_and_pauses_after_each_failure(
             interval in 100_u64..3_600_000,
             refreshes in prop::collection::vec((any_refreshed(), 0_u64..120_000, 0.0..1.0), 1..40),
         ) {

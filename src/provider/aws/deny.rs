@@ -296,7 +296,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_role_or_session_that_is_taken_holds_what_a_shell_or_json_would_read(name in ".{0,70}", arn in ".{0,80}") {
+        fn accepted_roles_and_sessions_have_no_shell_or_json_syntax(name in ".{0,70}", arn in ".{0,80}") {
             let quiet = |text: &str| text.bytes().all(|b| in_name(b) || b == b'*');
             if let Some(role) = Role::parse(&arn) {
                 proptest::prop_assert!(quiet(&role.name) && quiet(&role.account));

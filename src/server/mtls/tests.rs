@@ -442,7 +442,7 @@ impl World {
 }
 
 #[tokio::test]
-async fn each_request_on_a_connection_is_decided_by_the_policy_of_its_moment_and_is_its_last_under_a_new_one() {
+async fn decides_each_request_by_the_current_policy_and_closes_after_a_new_one() {
     let world = World::new().await;
     let mut stream = world.connect(client(&world, &world.svid(REPORT))).await.unwrap();
     let head = format!(
@@ -470,7 +470,7 @@ async fn each_request_on_a_connection_is_decided_by_the_policy_of_its_moment_and
 }
 
 #[tokio::test]
-async fn an_idle_connection_ends_with_the_policy_and_by_a_new_one_its_workload_sees_how_its_task_ended() {
+async fn closes_idle_connections_on_a_policy_change_and_a_new_one_shows_the_end() {
     let world = World::new().await;
     let (mut connection, _) = world.call(client(&world, &world.svid(REPORT))).await.unwrap();
     let (status, begun) = connection.send("POST", "/v1/tasks", None, TASK).await.unwrap();
@@ -535,7 +535,7 @@ async fn refuses_a_client_that_speaks_only_http_2() {
 }
 
 #[tokio::test]
-async fn refuses_another_trust_domain_unless_it_is_configured_and_never_by_another_ones_root() {
+async fn rejects_another_trust_domain_unless_configured_with_its_own_roots() {
     let partner = TestAuthority::new("partner.example", NOW);
     let workload = partner.issue("spiffe://partner.example/report", NOW, NOW + HOUR);
     let impostor = partner.issue(REPORT, NOW, NOW + HOUR);
@@ -571,7 +571,7 @@ async fn refuses_everybody_while_it_has_no_svid_to_show() {
 }
 
 #[tokio::test]
-async fn a_peer_that_says_nothing_is_dropped_after_five_seconds() {
+async fn drops_a_silent_peer_after_five_seconds() {
     let world = World::new().await;
     let mut stream = TcpStream::connect(world.address).await.unwrap();
     until("the timer is armed", || world.clock.sleepers() > 0).await;
@@ -583,7 +583,7 @@ async fn a_peer_that_says_nothing_is_dropped_after_five_seconds() {
 }
 
 #[tokio::test]
-async fn gives_no_ticket_and_resumes_nothing() {
+async fn issues_no_session_tickets_and_resumes_no_session() {
     let world = World::new().await;
     let mut config = client(&world, &world.svid(REPORT));
     config.resumption = Resumption::in_memory_sessions(8);
@@ -600,7 +600,7 @@ async fn gives_no_ticket_and_resumes_nothing() {
 }
 
 #[tokio::test]
-async fn shows_its_new_svid_from_the_moment_of_rotation_and_keeps_connections() {
+async fn presents_a_rotated_svid_at_once_and_keeps_connections() {
     let world = World::new().await;
     let client = Client::new(&world);
     let svid = world.svid(REPORT);
@@ -615,7 +615,7 @@ async fn shows_its_new_svid_from_the_moment_of_rotation_and_keeps_connections() 
 }
 
 #[tokio::test]
-async fn a_connection_ends_when_the_peers_svid_expires_requests_under_way_included() {
+async fn closes_a_connection_with_its_requests_when_the_peers_svid_expires() {
     let world = World::new().await;
     let (mut connection, _) = world.call(client(&world, &world.svid(REPORT))).await.unwrap();
     let (_, begun) = connection.send("POST", "/v1/tasks", None, TASK).await.unwrap();
@@ -678,7 +678,7 @@ async fn a_connection_ends_when_our_identity_or_every_bundle_is_withdrawn() {
 }
 
 #[tokio::test]
-async fn a_connection_ends_when_our_own_svid_expires_and_says_that_it_was_ours() {
+async fn closes_a_connection_when_our_svid_expires_and_reports_it_as_ours() {
     let world = World::new().await;
     world.api.update(|identities| world.authority.give(identities, REPORT, NOW, NOW + HOUR / 4));
     let (connection, _) = world.call(client(&world, &world.svid(OTHER))).await.unwrap();
@@ -689,7 +689,7 @@ async fn a_connection_ends_when_our_own_svid_expires_and_says_that_it_was_ours()
 }
 
 #[tokio::test]
-async fn a_handshake_that_makes_room_for_another_connection_is_counted_and_told() {
+async fn counts_and_audits_a_handshake_that_was_evicted() {
     let world = World::with(&[], ListenerLimits { connections: 1, ..ListenerLimits::default() }).await;
     let mut silent = TcpStream::connect(world.address).await.unwrap();
     until("it is waited for", || world.clock.sleepers() > 0).await;
@@ -700,7 +700,7 @@ async fn a_handshake_that_makes_room_for_another_connection_is_counted_and_told(
 }
 
 #[tokio::test]
-async fn a_federated_workload_with_the_same_path_sees_and_touches_nothing_of_its_namesake() {
+async fn a_federated_workload_cannot_see_or_end_tasks_of_its_namesake() {
     let partner = TestAuthority::new("partner.example", NOW);
     let namesake = partner.issue("spiffe://partner.example/ns/finance/sa/report", NOW, NOW + HOUR);
     let world = World::federated(&["partner.example"]).await;
@@ -758,7 +758,7 @@ fn files_below(directory: &Path, bytes: &mut Vec<u8>) {
 }
 
 #[tokio::test]
-async fn no_private_key_of_ours_or_of_a_peer_is_written_anywhere_whatever_goes_wrong() {
+async fn no_private_key_is_written_anywhere_whatever_fails() {
     let log = Text::default();
     let sink = log.clone();
     let subscriber = tracing_subscriber::fmt()

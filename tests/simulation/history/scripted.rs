@@ -82,7 +82,7 @@ fn an_intent_that_a_dead_sidecar_left_is_not_taken_for_the_next_ones() {
 }
 
 #[test]
-fn an_older_kill_list_is_gone_by_where_no_newer_one_was_seen() {
+fn applies_an_older_kill_list_where_no_newer_one_was_seen() {
     let told = with(0, Planted::No, |history| {
         let kill = Kill { target: Target::Scope(1), until: None };
         history.source.publish(&history.content, Some(vec![kill]));
@@ -124,7 +124,7 @@ fn a_report_says_what_the_provider_said_after_the_end() {
 }
 
 #[test]
-fn an_end_that_was_durable_stays_so_when_the_providers_word_cannot_be_written() {
+fn a_durable_end_stays_durable_when_the_providers_answer_cannot_be_written() {
     for fault in [Fault::Full, Fault::Write, Fault::Sync] {
         let report = answered_after_the_end(Answer::Give, Some(fault));
         assert_eq!(report.get("durable"), None, "{fault:?}: {report}");

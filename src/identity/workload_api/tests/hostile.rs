@@ -426,7 +426,7 @@ async fn play_case(act: Act, concludes: Concludes, says_why: &str) -> Result<(),
 }
 
 #[tokio::test]
-async fn keeps_what_was_trusted_whatever_it_does_and_recovers() {
+async fn keeps_trusted_state_under_a_hostile_agent_and_recovers() {
     let mut failed = Vec::new();
     for (name, act, concludes, says_why) in cases() {
         if let Err(error) = play_case(act, concludes, says_why).await {
@@ -454,7 +454,7 @@ fn roots(identities: &Identities) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn of_two_svids_with_one_name_the_first_keys_count_and_neither_is_lost() {
+async fn keeps_both_svids_of_one_name_and_uses_the_first_keys() {
     let said = svids(&[OTHER, OTHER, OTHER]);
     let leaf = said.svids[0].chain.clone();
     let identities = after(framed(&said.encode_to_vec()), OTHER).await;
@@ -463,7 +463,7 @@ async fn of_two_svids_with_one_name_the_first_keys_count_and_neither_is_lost() {
 }
 
 #[tokio::test]
-async fn a_leaf_is_who_its_certificate_says_and_brings_roots_to_no_other_trust_domain() {
+async fn takes_identity_from_the_certificate_and_roots_for_its_own_domain_only() {
     let mut said = svids(&[OTHER]);
     said.svids[0].spiffe_id = "spiffe://other.org/admin".into();
     let identities = after(framed(&said.encode_to_vec()), OTHER).await;
@@ -495,7 +495,7 @@ async fn a_thousand_svids_and_bundles_are_taken_whole() {
 }
 
 #[tokio::test]
-async fn of_a_flood_of_updates_the_last_counts_and_none_is_kept_waiting_in_memory() {
+async fn applies_the_last_of_many_updates_and_queues_none() {
     let hostile = Hostile::start();
     let (api, clock) = follow(&hostile);
     until(&api, |identities, _| complete(identities)).await;
@@ -508,7 +508,7 @@ async fn of_a_flood_of_updates_the_last_counts_and_none_is_kept_waiting_in_memor
 }
 
 #[tokio::test]
-async fn bundles_of_jwt_keys_that_cannot_be_read_are_discarded_and_nothing_is_forgotten() {
+async fn discards_unreadable_jwt_bundles_and_keeps_the_previous_ones() {
     let agent = Agent::running();
     let (api, _) = start(&agent);
     until(&api, |identities, _| complete(identities)).await;
@@ -530,7 +530,7 @@ async fn bundles_of_jwt_keys_that_cannot_be_read_are_discarded_and_nothing_is_fo
 }
 
 #[tokio::test]
-async fn a_question_for_a_token_that_is_answered_badly_fails_by_its_kind() {
+async fn a_bad_answer_to_a_token_request_fails_with_its_kind() {
     let response = |svids: Vec<JwtEntry>| framed(&JwtResponse { svids }.encode_to_vec());
     let entry = |svid: &str| JwtEntry { spiffe_id: REPORT.into(), svid: svid.into() };
     let ended = |data: Vec<u8>| steps(vec![Step::Data(data), Step::Trailers(&[("grpc-status", "0")])]);

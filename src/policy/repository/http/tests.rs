@@ -165,7 +165,7 @@ async fn a_tag_that_cannot_be_sent_back_is_forgotten() {
 }
 
 #[tokio::test]
-async fn absence_has_three_statuses_and_says_which() {
+async fn three_statuses_mean_absent_and_each_is_reported() {
     for (status, note) in [
         ("404 Not Found", "metadata/timestamp.json: HTTP 404"),
         ("410 Gone", "metadata/timestamp.json: HTTP 410"),
@@ -240,7 +240,7 @@ async fn other_statuses_are_refused() {
 }
 
 #[tokio::test]
-async fn trusts_unchanged_only_where_it_asked() {
+async fn accepts_not_modified_only_for_a_conditional_request() {
     assert_eq!(kind(reply("304 Not Modified", "", "")).await, "not_asked");
 }
 
@@ -293,7 +293,7 @@ async fn a_body_without_a_known_end_is_refused() {
 }
 
 #[tokio::test]
-async fn contradicting_lengths_are_no_http() {
+async fn rejects_contradicting_lengths() {
     let two = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}";
     assert_eq!(kind(vec![send(two), Act::Stall]).await, "protocol");
     let negative = "HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\n{}";
@@ -301,7 +301,7 @@ async fn contradicting_lengths_are_no_http() {
 }
 
 #[tokio::test]
-async fn what_is_no_http_is_refused() {
+async fn rejects_what_is_not_http() {
     for garbage in
         ["SSH-2.0-OpenSSH_9.9\r\n\r\n", "\0\0\0\0\0\0\0\0", "HTTP/9.9 200 OK\r\n\r\n", "HTTP/1.1 abc\r\n\r\n"]
     {
@@ -326,7 +326,7 @@ async fn an_endless_head_is_refused() {
 }
 
 #[tokio::test]
-async fn silence_ends_at_each_stage() {
+async fn times_out_a_silent_server_at_each_stage() {
     // Before the head, within it, within the body.
     let (kind, text, took) = refused(vec![Act::Stall]).await;
     assert_eq!((kind, took), ("slow_answer", TIMEOUT), "{text}");
@@ -337,7 +337,7 @@ async fn silence_ends_at_each_stage() {
 }
 
 #[tokio::test]
-async fn drips_end_though_something_always_comes() {
+async fn times_out_a_server_that_sends_too_slowly() {
     let second = Duration::from_secs(1);
     let head = format!("HTTP/1.1 200 OK\r\nX: {}", "x".repeat(600));
     let (kind, _, took) = refused(vec![Act::Drip(head.into_bytes(), second)]).await;
@@ -352,7 +352,7 @@ async fn drips_end_though_something_always_comes() {
 }
 
 #[tokio::test]
-async fn endless_provisional_answers_end_too() {
+async fn times_out_endless_provisional_answers() {
     let world = World::new().await;
     world.server.answer(vec![Act::Flood(b"HTTP/1.1 103 Early Hints\r\n\r\n")]);
     let fault = world.fetch_file(None).await.unwrap_err();
@@ -360,7 +360,7 @@ async fn endless_provisional_answers_end_too() {
 }
 
 #[tokio::test]
-async fn a_large_file_that_keeps_coming_is_waited_for() {
+async fn waits_for_a_large_file_that_keeps_arriving() {
     let world = World::new().await;
     // 3 MiB at 128 KiB a second: 24 s, more than twice the time-out.
     let mut acts = vec![send("HTTP/1.1 200 OK\r\nContent-Length: 3145728\r\n\r\n")];
@@ -376,7 +376,7 @@ async fn a_large_file_that_keeps_coming_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_server_that_closes_at_once_is_told_from_one_that_is_not_there() {
+async fn distinguishes_a_closed_connection_from_a_missing_server() {
     let world = World::new().await;
     world.server.greet(vec![Act::Close]);
     let fault = world.fetch_file(None).await.unwrap_err();
@@ -407,7 +407,7 @@ async fn retries_once_after_a_kept_connection_was_closed() {
 }
 
 #[tokio::test]
-async fn a_kept_connection_into_the_void_leaves_time_for_a_new_one() {
+async fn a_dead_kept_connection_leaves_time_for_a_new_one() {
     let world = World::new().await;
     world.server.answer(reply("200 OK", "", "1"));
     world.server.answer(vec![Act::Stall]);
@@ -420,7 +420,7 @@ async fn a_kept_connection_into_the_void_leaves_time_for_a_new_one() {
 }
 
 #[tokio::test]
-async fn answers_that_nobody_asked_for_end_the_connection() {
+async fn closes_the_connection_on_unsolicited_answers() {
     let world = World::new().await;
     let first = "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1";
     world.server.answer(vec![send(format!("{first}HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"))]);
@@ -451,7 +451,7 @@ async fn a_connection_is_not_used_after_close_nor_when_it_is_idle_or_old() {
 }
 
 #[tokio::test]
-async fn many_questions_at_once_share_few_connections() {
+async fn many_concurrent_requests_share_few_connections() {
     let world = World::new().await;
     let fetches = (0..40).map(|_| world.fetch.fetch_file(FILE, LIMIT, None));
     let mut fetches: Vec<_> = fetches.map(Box::pin).collect();
@@ -504,7 +504,7 @@ async fn an_ipv6_address_is_a_host() {
 }
 
 #[tokio::test]
-async fn a_name_that_leads_elsewhere_is_not_asked_for() {
+async fn never_requests_a_name_outside_the_repository() {
     let world = World::new().await;
     for name in ["", "/", "..", "a/../b", "a//b", "/a", "a/", "./a", "a\nb", "a\r\nX: y", "a\0", &"x".repeat(2000)] {
         assert_eq!(world.fetch.fetch_file(name, LIMIT, None).await.unwrap_err(), HttpFault::Name, "{name:?}");
@@ -645,7 +645,7 @@ async fn system_roots_do_not_trust_a_private_authority() {
 }
 
 #[tokio::test]
-async fn a_plain_answer_is_no_tls_and_tls_is_no_plain_answer() {
+async fn rejects_plain_text_where_tls_is_expected_and_the_reverse() {
     let clock = clock();
     let plain = Server::start(&clock, None).await;
     plain.greet(vec![send("HTTP/1.1 400 Bad Request\r\n\r\n"), Act::Stall]);
@@ -677,7 +677,7 @@ async fn a_handshake_that_hangs_or_breaks_ends() {
 }
 
 #[tokio::test]
-async fn a_rotated_file_of_roots_is_read_and_a_broken_one_changes_nothing() {
+async fn rereads_rotated_roots_and_ignores_a_broken_file() {
     let (old, new) = (Authority::new(NOW), Authority::new(NOW));
     let (server, fetch, file) = tls(new.server(NOW - DAY, NOW + DAY), &old, "127.0.0.1").await;
     assert_eq!(fetch.fetch_file(FILE, LIMIT, None).await.unwrap_err().kind(), "tls_issuer");
@@ -737,7 +737,7 @@ impl Mutual {
 }
 
 #[tokio::test]
-async fn both_sides_are_known_by_their_svids_and_a_rotated_one_is_shown_next() {
+async fn authenticates_both_sides_by_svid_and_presents_a_rotated_one_next() {
     let world = Mutual::new(HOST_ID, Some(ClientSvid::Default)).await;
     assert_eq!(world.fetch_file().await.unwrap(), Answer::Absent);
     assert_eq!(world.fetch_file().await.unwrap(), Answer::Absent);
@@ -750,7 +750,7 @@ async fn both_sides_are_known_by_their_svids_and_a_rotated_one_is_shown_next() {
 }
 
 #[tokio::test]
-async fn a_named_svid_is_shown_and_none_where_there_is_none() {
+async fn presents_the_named_svid_or_none() {
     let world = Mutual::new(HOST_ID, Some(ClientSvid::Named(US.parse().unwrap()))).await;
     assert_eq!(world.fetch_file().await.unwrap(), Answer::Absent);
     world.api.withdraw_all();
@@ -764,7 +764,7 @@ async fn a_named_svid_is_shown_and_none_where_there_is_none() {
 }
 
 #[tokio::test]
-async fn the_server_is_one_workload_and_no_other() {
+async fn accepts_only_the_named_workload_as_server() {
     let world = Mutual::new("spiffe://example.org/ns/policy/sa/other", Some(ClientSvid::Default)).await;
     assert_eq!(world.fetch_file().await.unwrap_err().kind(), "tls_other_workload");
     assert!(world.server.questions().is_empty());
@@ -782,7 +782,7 @@ async fn the_server_is_one_workload_and_no_other() {
 }
 
 #[tokio::test]
-async fn a_server_that_wants_a_certificate_is_told_of() {
+async fn reports_a_server_that_requires_a_client_certificate() {
     let world = Mutual::new(HOST_ID, None).await;
     let fault = world.fetch_file().await.unwrap_err();
     assert_eq!(fault.kind(), "tls_alert", "{fault}");
@@ -803,7 +803,7 @@ async fn by_proxy(proxy: &str, target: &str, clock: &ManualClock, roots: Option<
 }
 
 #[tokio::test]
-async fn a_proxy_opens_a_tunnel_and_sees_only_where_it_leads() {
+async fn a_proxy_sees_only_the_address_of_its_tunnel() {
     let (clock, authority) = (clock(), Authority::new(NOW));
     let server = Server::start(&clock, Some(authority.server(NOW - DAY, NOW + DAY))).await;
     server.answer(reply("200 OK", "", "{}"));
@@ -828,7 +828,7 @@ async fn a_proxy_opens_a_tunnel_and_sees_only_where_it_leads() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_refuses_hangs_or_is_gone_is_told_from_the_server() {
+async fn distinguishes_proxy_failures_from_server_failures() {
     let clock = clock();
     let proxy = Server::start(&clock, None).await;
     let fetch = by_proxy(&format!("http://{}", proxy.address), "http://127.0.0.1:9/", &clock, None).await;
@@ -853,7 +853,7 @@ proptest! {
 
     /// Whatever bytes a server sends, there is an answer or a fault, in time and within the limit.
     #[test]
-    fn any_bytes_at_all_end_in_an_answer_or_a_fault(
+    fn arbitrary_bytes_end_in_an_answer_or_a_fault(
         head in prop::sample::select(vec!["", "HTTP/1.1 ", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\nContent-Length: ",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "HTTP/1.1 304 X\r\nETag: "]),
         tail in prop::collection::vec(any::<u8>(), 0..200),

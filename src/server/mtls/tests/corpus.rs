@@ -96,7 +96,7 @@ fn cases() -> Vec<Case> {
 }
 
 #[tokio::test]
-async fn every_case_of_the_corpus_ends_its_handshake_with_its_word_in_metric_and_audit_log() {
+async fn every_corpus_case_ends_its_handshake_with_its_status_in_metric_and_audit() {
     let der = |text: &String| STANDARD.decode(text).unwrap();
     let roots: BTreeMap<String, String> = read("roots.json");
     let world = World::new().await;

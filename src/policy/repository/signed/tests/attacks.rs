@@ -20,7 +20,7 @@ async fn an_older_timestamp_and_snapshot_are_a_rollback_also_for_a_new_process()
 }
 
 #[tokio::test]
-async fn a_newer_timestamp_over_an_older_snapshot_is_a_rollback_and_spoils_no_later_version() {
+async fn rejects_an_older_snapshot_under_a_newer_timestamp_but_no_later_version() {
     let mut world = World::trusted().await;
     let old = world.sample.published()["metadata/1.snapshot.json"].clone();
     world.publish();
@@ -136,7 +136,7 @@ async fn refuses_after_roots(world: &World, source: &SignedSource, held: &Policy
 }
 
 #[tokio::test]
-async fn an_owners_role_that_ended_is_told_by_its_end_and_refuses_nothing() {
+async fn reports_an_expired_owner_role_and_refuses_nothing() {
     let mut world = World::trusted().await;
     world.sample.lives.insert("incident".to_owned(), Duration::from_secs(60));
     world.sample.lives.insert("finance".to_owned(), Duration::from_secs(90));
@@ -151,7 +151,7 @@ async fn an_owners_role_that_ended_is_told_by_its_end_and_refuses_nothing() {
 }
 
 #[tokio::test]
-async fn a_repository_that_is_frozen_ends_by_itself() {
+async fn a_frozen_repository_expires() {
     let mut world = World::trusted().await;
     world.sample.lives.insert("timestamp".to_owned(), Duration::from_secs(60));
     world.publish();
@@ -164,7 +164,7 @@ async fn a_repository_that_is_frozen_ends_by_itself() {
 }
 
 #[tokio::test]
-async fn a_policy_file_that_was_altered_lengthened_shortened_emptied_or_removed_refuses_the_whole() {
+async fn rejects_a_version_with_an_altered_or_removed_policy_file() {
     let name = format!("targets/{}", target_name("grants/z.toml", &Digest::of(b"zzz")));
     for (served, kind) in [
         (Some("zzy"), FaultKind::Altered),
@@ -216,7 +216,7 @@ async fn a_repository_of_another_fleet_is_refused() {
 }
 
 #[tokio::test]
-async fn metadata_that_is_none_is_refused_and_never_kept() {
+async fn rejects_invalid_metadata_and_never_stores_it() {
     for body in ["", "{}", "[]", "<html>", "{\"signed\":{},\"signatures\":[]}", "null", "\u{0}"] {
         let world = World::trusted().await;
         let source = world.source();

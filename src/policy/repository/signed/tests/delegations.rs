@@ -99,7 +99,7 @@ async fn a_department_cannot_sign_outside_its_folder() {
 }
 
 #[tokio::test]
-async fn names_with_tricks_in_them_are_told_and_never_fetched() {
+async fn reports_malicious_names_and_never_fetches_them() {
     for path in ["scopes/../grants/x.toml", "scopes//a.toml", "scopes/a.toml\n", "scopes/.a.toml", "scopes/readme.md"] {
         let files = after(|world| list(world, "business-owners", path, b"evil")).await;
         assert_eq!(files.files, policy_files(), "{path:?}");

@@ -19,7 +19,7 @@ fn after(life: Duration) -> Timestamp {
 const SHORT: Duration = Duration::from_secs(3600);
 
 #[tokio::test]
-async fn a_kill_is_taken_though_root_or_charter_has_lapsed_and_holds_after_a_restart() {
+async fn accepts_a_kill_when_root_or_charter_has_expired_and_keeps_it_after_restart() {
     for role in ["root", "targets"] {
         let mut world = World::decided().await;
         world.sample.lives.insert(role.to_owned(), SHORT);
@@ -43,7 +43,7 @@ async fn a_kill_is_taken_though_root_or_charter_has_lapsed_and_holds_after_a_res
 }
 
 #[tokio::test]
-async fn a_kill_is_taken_though_the_state_cannot_be_written() {
+async fn accepts_a_kill_when_the_state_cannot_be_written() {
     let mut world = World::decided().await;
     let (source, cache) = world.restart().await;
     world.change(|sample| kill(sample, &stop()));
@@ -69,7 +69,7 @@ async fn a_kill_is_taken_though_the_state_cannot_be_written() {
 }
 
 #[tokio::test]
-async fn a_kill_is_taken_though_another_file_or_role_is_lost_or_altered() {
+async fn accepts_a_kill_when_another_file_or_role_is_lost_or_altered() {
     let grant = format!("targets/{}", target_name("grants/new.toml", &Digest::of(b"new")));
     for (name, body) in [
         (&*grant, None),
@@ -110,7 +110,7 @@ async fn a_kill_is_taken_though_another_file_or_role_is_lost_or_altered() {
 }
 
 #[tokio::test]
-async fn a_list_that_is_taken_alone_lifts_nothing() {
+async fn a_kill_list_accepted_alone_lifts_no_entry() {
     let mut world = World::decided().await;
     world.change(|sample| kill(sample, &stop()));
     let (_, cache) = world.restart().await;
@@ -137,7 +137,7 @@ async fn a_list_that_is_taken_alone_lifts_nothing() {
 }
 
 #[tokio::test]
-async fn no_list_is_taken_that_incident_response_did_not_sign_or_that_is_older() {
+async fn rejects_a_kill_list_that_is_older_or_not_signed_by_incident_response() {
     type Bend = fn(&mut World);
     let bends: [Bend; 4] = [
         // A key of somebody else.
@@ -181,7 +181,7 @@ async fn no_list_is_taken_that_incident_response_did_not_sign_or_that_is_older()
 }
 
 #[tokio::test]
-async fn a_kept_list_that_is_damaged_or_lost_stops_everything_until_the_repository_answers() {
+async fn a_damaged_or_lost_stored_kill_list_stops_everything_until_the_next_refresh() {
     let mut world = World::decided().await;
     let (source, cache) = world.restart().await;
     world.change(|sample| {

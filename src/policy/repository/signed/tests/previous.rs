@@ -62,7 +62,7 @@ pub(super) fn stop() -> String {
 }
 
 #[tokio::test]
-async fn a_restart_under_bad_files_goes_on_with_the_good_version_and_the_newest_kill_list() {
+async fn restarts_under_bad_files_with_the_good_version_and_the_newest_kill_list() {
     let mut world = World::decided().await;
     world.change(|sample| {
         put(sample, BAD, "permit");
@@ -89,7 +89,7 @@ async fn a_restart_under_bad_files_goes_on_with_the_good_version_and_the_newest_
 }
 
 #[tokio::test]
-async fn bad_versions_in_a_row_do_not_push_the_good_one_out() {
+async fn bad_versions_in_a_row_do_not_evict_the_good_one() {
     let mut world = World::decided().await;
     let (source, cache) = world.restart().await;
     for bad in ["permit", "forbid", "nonsense"] {
@@ -113,7 +113,7 @@ async fn bad_versions_in_a_row_do_not_push_the_good_one_out() {
 }
 
 #[tokio::test]
-async fn a_kill_that_came_with_a_refused_version_outlives_the_next_one_and_a_restart() {
+async fn keeps_a_kill_of_a_refused_version_over_the_next_one_and_a_restart() {
     let mut world = World::decided().await;
     let (source, cache) = world.restart().await;
     world.change(|sample| {
@@ -169,7 +169,7 @@ async fn a_previous_version_with_any_byte_changed_is_refused() {
 }
 
 #[tokio::test]
-async fn another_version_in_the_place_of_the_previous_one_is_refused() {
+async fn rejects_another_version_stored_as_the_previous_one() {
     let mut world = World::decided().await;
     let old = world.kept().remove(0);
     let moved = tempfile::tempdir().unwrap();
@@ -190,7 +190,7 @@ async fn another_version_in_the_place_of_the_previous_one_is_refused() {
 }
 
 #[tokio::test]
-async fn a_version_that_was_never_in_force_is_no_previous_one() {
+async fn does_not_keep_a_version_never_in_force_as_previous() {
     let mut sample = sample();
     put(&mut sample, BAD, "permit");
     sample.publish(now()).unwrap();
@@ -207,7 +207,7 @@ async fn a_version_that_was_never_in_force_is_no_previous_one() {
 }
 
 #[tokio::test]
-async fn the_previous_version_is_one_of_the_keys_of_its_time_and_of_the_minimum_of_today() {
+async fn verifies_the_previous_version_by_its_own_keys_and_todays_minimum() {
     let mut world = World::decided().await;
     world.change(|sample| {
         sample.keys.insert("timestamp".to_owned(), vec![LocalKey::generate().unwrap().0]);
@@ -223,7 +223,7 @@ async fn the_previous_version_is_one_of_the_keys_of_its_time_and_of_the_minimum_
 }
 
 #[tokio::test]
-async fn what_is_odd_and_harmless_is_told_by_status() {
+async fn status_reports_harmless_anomalies() {
     let world = World::decided().await;
     assert!(world.restart().await.1.status().notes.is_empty());
     fs::write(world.policy().join("high-water.b"), "").unwrap();
@@ -233,7 +233,7 @@ async fn what_is_odd_and_harmless_is_told_by_status() {
 }
 
 #[tokio::test]
-async fn reports_a_version_in_force_that_cannot_be_remembered_and_repairs_it_at_the_next_refresh() {
+async fn reports_a_version_that_cannot_be_stored_and_repairs_it_at_the_next_refresh() {
     let mut world = World::decided().await;
     let (source, cache) = world.restart().await;
     world.change(|sample| kill(sample, &stop()));
@@ -252,7 +252,7 @@ async fn reports_a_version_in_force_that_cannot_be_remembered_and_repairs_it_at_
 }
 
 #[tokio::test]
-async fn a_restart_between_new_keys_and_the_next_version_goes_on_with_what_was_in_force() {
+async fn restarts_with_the_version_in_force_between_new_keys_and_the_next_version() {
     let mut world = World::decided().await;
     world.change(|sample| {
         kill(sample, &stop());

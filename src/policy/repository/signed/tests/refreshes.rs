@@ -4,7 +4,7 @@ use super::*;
 use crate::policy::ScopeId;
 
 #[tokio::test]
-async fn a_look_without_a_change_costs_one_request_and_one_more_each_hour() {
+async fn an_unchanged_refresh_costs_one_request_and_one_more_each_hour() {
     let world = World::trusted().await;
     let source = world.source();
     world.served.asked();
@@ -60,7 +60,7 @@ async fn a_change_fetches_what_changed_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn with_scopes_set_only_their_files_their_grants_and_what_is_for_all_are_read() {
+async fn reads_only_the_files_of_configured_scopes_and_shared_ones() {
     let world = World::new();
     let scopes = BTreeSet::from(["a".parse::<ScopeId>().unwrap()]);
     let settings = SignedSettings { scopes, minimum_version: Some(1), ..world.settings() };
@@ -88,7 +88,7 @@ async fn with_scopes_set_only_their_files_their_grants_and_what_is_for_all_are_r
 }
 
 #[tokio::test]
-async fn whoever_has_seen_something_else_is_given_the_files_again() {
+async fn gives_the_files_again_to_a_reader_of_another_version() {
     let mut world = World::trusted().await;
     let source = world.source();
     let held = new(source.fetch(None).await);
@@ -103,7 +103,7 @@ async fn whoever_has_seen_something_else_is_given_the_files_again() {
 }
 
 #[tokio::test]
-async fn a_page_of_html_for_the_next_root_counts_as_none_and_is_told() {
+async fn reports_html_in_place_of_the_next_root_and_treats_it_as_absent() {
     let mut world = World::trusted().await;
     for page in ["<html>not found</html>", "", "{\"message\": \"not found\"}", &"x".repeat(600 * 1024)] {
         world.served.files.lock().unwrap().insert("metadata/2.root.json".to_owned(), page.to_owned().into());
@@ -121,7 +121,7 @@ async fn a_page_of_html_for_the_next_root_counts_as_none_and_is_told() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_gone_is_told_apart_from_one_that_lies() {
+async fn distinguishes_an_unavailable_server_from_a_dishonest_one() {
     let world = World::trusted().await;
     let source = world.source();
     let held = new(source.fetch(None).await);

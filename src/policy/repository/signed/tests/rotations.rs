@@ -77,7 +77,7 @@ fn replace(world: &mut World, role: &str) {
 }
 
 #[tokio::test]
-async fn the_repository_from_before_a_rotation_cannot_be_replayed_with_the_new_root_hidden() {
+async fn rejects_a_replay_from_before_a_rotation_when_the_new_root_is_hidden() {
     let mut world = World::trusted().await;
     let old = world.sample.published().clone();
     let mut revoked = Sample::new(BTreeMap::new(), &[]).unwrap();
@@ -112,7 +112,7 @@ async fn the_repository_from_before_a_rotation_cannot_be_replayed_with_the_new_r
 }
 
 #[tokio::test]
-async fn versions_that_a_stolen_key_raised_may_start_lower_once_its_key_is_replaced() {
+async fn accepts_lower_versions_once_a_stolen_key_is_replaced() {
     for role in ["timestamp", "snapshot"] {
         let mut world = World::trusted().await;
         let source = world.source();
@@ -143,7 +143,7 @@ async fn versions_that_a_stolen_key_raised_may_start_lower_once_its_key_is_repla
 }
 
 #[tokio::test]
-async fn what_an_owner_published_stays_the_least_also_after_the_online_keys_were_replaced() {
+async fn keeps_an_owners_minimum_version_after_the_online_keys_were_replaced() {
     let mut world = World::trusted().await;
     let source = world.source();
     let old = world.signed("snapshot")["meta"]["incident.json"].clone();
@@ -183,7 +183,7 @@ async fn a_deployment_may_ship_a_newer_root_of_the_same_chain_and_no_other() {
 }
 
 #[tokio::test]
-async fn one_look_takes_thirty_two_roots_and_the_next_one_the_rest() {
+async fn one_refresh_takes_thirty_two_roots_and_the_next_one_the_rest() {
     let mut world = World::trusted().await;
     let source = world.source();
     let held = new(source.fetch(None).await);

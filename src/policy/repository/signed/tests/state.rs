@@ -13,7 +13,7 @@ async fn error(world: &World) -> String {
 }
 
 #[tokio::test]
-async fn nothing_is_trusted_until_somebody_said_so() {
+async fn trusts_nothing_before_the_trust_command() {
     let world = World::new();
     let message = error(&world).await;
     assert!(message.starts_with("untrusted: ") && message.contains("sidemint policy trust"), "{message}");
@@ -23,7 +23,7 @@ async fn nothing_is_trusted_until_somebody_said_so() {
 }
 
 #[tokio::test]
-async fn a_sidecar_that_waits_for_trust_takes_it_up_by_itself() {
+async fn a_waiting_sidecar_picks_up_trust_without_a_restart() {
     let world = World::new();
     let source = world.source();
     source.fetch(None).await.unwrap_err();
@@ -32,7 +32,7 @@ async fn a_sidecar_that_waits_for_trust_takes_it_up_by_itself() {
 }
 
 #[tokio::test]
-async fn it_starts_offline_from_what_is_kept() {
+async fn starts_offline_from_the_stored_version() {
     let mut world = World::trusted().await;
     world.sample.lives.insert("timestamp".to_owned(), Duration::from_secs(60));
     world.publish();
@@ -49,7 +49,7 @@ async fn it_starts_offline_from_what_is_kept() {
 }
 
 #[tokio::test]
-async fn state_that_is_lost_is_an_alarm_and_no_new_beginning() {
+async fn lost_state_raises_an_alarm_and_never_starts_over() {
     type Damage = fn(&Path);
     let damages: [Damage; 5] = [
         |file| fs::remove_file(file).unwrap(),
@@ -94,7 +94,7 @@ async fn state_that_is_lost_is_an_alarm_and_no_new_beginning() {
 }
 
 #[tokio::test]
-async fn swapped_copies_are_as_good_and_contradicting_ones_an_alarm() {
+async fn accepts_swapped_copies_and_raises_an_alarm_on_contradicting_ones() {
     let world = World::trusted().await;
     let [a, b] = COPIES.map(|name| world.policy().join(name));
     let (first, second) = (fs::read(&a).unwrap(), fs::read(&b).unwrap());
@@ -155,7 +155,7 @@ async fn a_cache_that_is_older_than_what_was_seen_is_refused() {
 }
 
 #[tokio::test]
-async fn a_cache_of_another_sidecar_of_the_fleet_is_harmless_and_of_another_fleet_refused() {
+async fn accepts_a_cache_of_the_same_fleet_and_rejects_one_of_another_fleet() {
     let world = World::trusted().await;
     let other_sidecar = tempfile::tempdir().unwrap();
     copy(&world.policy(), &other_sidecar.path().join("policy"));
@@ -203,7 +203,7 @@ async fn an_emptied_cache_or_a_truncated_file_in_it_is_fetched_again() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_remembered_is_not_adopted() {
+async fn does_not_adopt_a_version_that_cannot_be_stored() {
     let mut world = World::trusted().await;
     let source = world.source();
     let held = new(source.fetch(None).await);
@@ -257,7 +257,7 @@ async fn links_and_folders_that_others_can_write_are_refused() {
 }
 
 #[tokio::test]
-async fn everything_that_is_kept_is_for_the_sidecar_alone() {
+async fn stored_files_are_readable_by_the_sidecar_only() {
     let world = World::trusted().await;
     files(&world).await;
     let mut folders = vec![world.policy()];
@@ -289,7 +289,7 @@ async fn two_processes_do_not_share_one_state() {
 }
 
 #[tokio::test]
-async fn a_cache_that_is_emptied_under_a_running_sidecar_heals_at_the_next_heartbeat() {
+async fn refetches_an_emptied_cache_at_the_next_heartbeat() {
     for folder in ["versions", "roots", "."] {
         let mut world = World::trusted().await;
         let source = world.source();
@@ -314,10 +314,10 @@ async fn a_cache_that_is_emptied_under_a_running_sidecar_heals_at_the_next_heart
 
 /// As another user, whom a mode of 0500 binds: this test is run again as nobody where root runs it.
 #[test]
-fn a_state_that_is_read_only_at_start_is_used_and_a_kill_is_taken_over_it() {
+fn starts_from_read_only_state_and_accepts_a_kill_over_it() {
     use std::os::unix::process::CommandExt as _;
     const NOBODY: u32 = 65534;
-    let name = "policy::repository::signed::tests::state::a_state_that_is_read_only_at_start_is_used_and_a_kill_is_taken_over_it";
+    let name = "policy::repository::signed::tests::state::starts_from_read_only_state_and_accepts_a_kill_over_it";
     if rustix::process::geteuid().is_root() {
         let program = std::env::current_exe().unwrap();
         // Not below TMPDIR, which may be somebody's own.
