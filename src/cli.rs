@@ -41,7 +41,7 @@ pub enum Exit {
     Unavailable = 4,
 }
 
-/// Why a command failed: one line that says what is wrong and what mends it, and the exit code.
+/// Why a command failed: one line that says what is wrong and how to fix it, and the exit code.
 #[derive(Debug)]
 pub struct CliError {
     /// The exit code.
@@ -110,7 +110,7 @@ const LONG_VERSION: &str = concat!(
 /// Every command.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the sidecar: authenticate, decide, mint, serve, take back
+    /// Run the sidecar: authenticate, decide, mint, serve, revoke
     Serve(serve::Args),
     /// See the whole story in one terminal: no network, no configuration
     #[cfg(feature = "dev")]
@@ -118,7 +118,7 @@ enum Command {
     /// Keep the demo's world up to try things out: a SPIFFE authority, a cloud and a sidecar
     #[cfg(feature = "dev")]
     Dev(dev::Args),
-    /// Check what a sidecar needs here, and say how to mend what is missing
+    /// Check what a sidecar needs here, and say how to fix what is missing
     Doctor(doctor::Args),
     /// Show whether the sidecar is ready, and what it holds
     Status(status::Args),

@@ -22,7 +22,7 @@ enum Command {
     /// Find lines that were edited, dropped, reordered, repeated or cut off
     ///
     /// A file brings its rotated parts with it; a directory all its files. Without --key the first key in the log is
-    /// believed, and whoever replaced the whole log is not found out. What follows the last checkpoint, and that
+    /// trusted, and whoever replaced the whole log is not found out. What follows the last checkpoint, and that
     /// checkpoint itself, can be cut off without a trace in the log: give --head to see that.
     Verify(VerifyArgs),
     /// Print the public key that signs the checkpoints of the sidecar here
@@ -109,19 +109,21 @@ fn run_verify(args: &VerifyArgs) -> CliResult {
 fn text(report: &Report, head_given: bool) -> String {
     let mut text = String::new();
     for problem in &report.problems {
-        let word = serde_json::to_value(problem.kind).ok().and_then(|word| word.as_str().map(str::to_owned));
+        let kind = serde_json::to_value(problem.kind).ok().and_then(|kind| kind.as_str().map(str::to_owned));
         let place = plain(&problem.file.display().to_string());
-        let word = word.unwrap_or_default();
+        let kind = kind.unwrap_or_default();
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{place}:{}: {word}: {}", problem.line, plain(&problem.detail));
+        let _ = writeln!(text, "{place}:{}: {kind}: {}", problem.line, plain(&problem.detail));
     }
     let listed = u64::try_from(report.problems.len()).unwrap_or(u64::MAX);
     if report.problem_count > listed {
         let _ = writeln!(text, "and {} more", report.problem_count - listed);
     }
     let verdict = if report.ok { "ok" } else { "NOT OK" };
-    let (files, lines, checkpoints) = (report.files, report.lines, report.checkpoints);
-    let _ = writeln!(text, "{verdict}: {lines} lines in {files} files, {checkpoints} good checkpoints");
+    let counted = |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let (files, lines) = (counted(report.files, "file"), counted(report.lines, "line"));
+    let checkpoints = counted(report.checkpoints, "good checkpoint");
+    let _ = writeln!(text, "{verdict}: {lines} in {files}, {checkpoints}");
     if let (Some(first), Some(head)) = (report.first_seq, &report.head) {
         let _ = writeln!(text, "  lines      {first} to {head}");
     }
@@ -132,7 +134,8 @@ fn text(report: &Report, head_given: bool) -> String {
         None => text.push_str("  signed     nothing\n"),
     }
     if report.unsigned_tail > 0 {
-        let _ = writeln!(text, "  unsigned   the last {} lines: chained, not yet proved", report.unsigned_tail);
+        let _ =
+            writeln!(text, "  unsigned   the last {}: chained, not yet proved", counted(report.unsigned_tail, "line"));
     }
     let source = if report.keys_given { "given" } else { "taken from the log itself: give --key to know whose it is" };
     for key in &report.keys {

@@ -65,7 +65,7 @@ pub(super) fn fix(error: &WorkloadApiError) -> &'static str {
         WorkloadApiError::Denied(_) => {
             "register an entry whose selectors match this process (and this SPIFFE ID) at the SPIFFE server"
         }
-        WorkloadApiError::Untrusted(_) => "look who listens there, and who can write to its directory",
+        WorkloadApiError::Untrusted(_) => "check who listens there, and who can write to its directory",
         WorkloadApiError::Invalid(_) => "check the SPIFFE agent and its version",
     }
 }

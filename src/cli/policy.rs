@@ -199,13 +199,14 @@ impl LintReport {
         for warning in &self.warnings {
             line(format!("warning    {}", plain(&warning.to_string())));
         }
+        let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
         line(format!(
-            "{}: {} active, {} suspended, {} other problems, {} warnings",
+            "{}: {} active, {} suspended, {}, {}",
             self.version,
             self.active.len(),
             self.suspended.len(),
-            self.problems.len(),
-            self.warnings.len()
+            counted(self.problems.len(), "other problem"),
+            counted(self.warnings.len(), "warning")
         ));
         text
     }

@@ -67,9 +67,14 @@ fn text(address: &Address, status: &Status) -> String {
 }
 
 fn policy_text(text: &mut String, policy: &PolicyStatus) {
-    let word = |word: &Option<String>| plain(word.as_deref().unwrap_or("none"));
-    let _ =
-        writeln!(text, "policy          {}, {}, {}", word(&policy.version), word(&policy.state), word(&policy.trust));
+    let status = |status: &Option<String>| plain(status.as_deref().unwrap_or("none"));
+    let _ = writeln!(
+        text,
+        "policy          {}, {}, {}",
+        status(&policy.version),
+        status(&policy.state),
+        status(&policy.trust)
+    );
     let _ = writeln!(text, "  scopes        {} active, {} suspended", policy.active_scopes, policy.suspended.len());
     for (scope, problems) in &policy.suspended {
         for problem in problems {

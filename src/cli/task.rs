@@ -34,7 +34,7 @@ enum Command {
     List(ListArgs),
     /// Show one task and what was minted for it
     Show(OneArgs),
-    /// End a task, and say what is left of its access until when
+    /// End a task, and say what is left of its access, and when that expires
     End(EndArgs),
 }
 
@@ -391,7 +391,7 @@ pub(super) fn ending_text(ending: &Ending) -> String {
 pub(super) const NOT_DURABLE: &str = "the task has ended, but the sidecar cannot write its journal: should it crash before it can, the \
                                       task runs again until its deadline; fix the disk and end it again";
 
-/// One line on what became of a credential. `revoked` only where the provider took it back (docs/glossary.md).
+/// One line on what became of a credential. `revoked` only where the provider revoked it (docs/glossary.md).
 fn lease_ending_text(lease: &LeaseEnding) -> String {
     let outcome = match lease.outcome.as_str() {
         "revoked" => "revoked".to_owned(),

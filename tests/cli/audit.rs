@@ -39,7 +39,7 @@ async fn a_whole_log_verifies_with_the_key_and_the_head_that_the_state_tells() {
     let (key, head) = (told("key"), told("head"));
     let (code, out, _) = sidemint(&["verify", log, "--key", &key, "--head", &head]);
     assert_eq!(code, 0, "{out}");
-    assert!(out.starts_with("ok: 5 lines in 1 files, 2 good checkpoints"), "{out}");
+    assert!(out.starts_with("ok: 5 lines in 1 file, 2 good checkpoints"), "{out}");
     assert!(out.contains(&format!("lines      1 to {head}")) && out.contains(&format!("{key}, given")), "{out}");
 
     let (code, out, _) = sidemint(&["verify", log]);

@@ -110,7 +110,7 @@ fn rejects_a_socket_of_another_user_and_says_the_fix() {
         let error = text(&refused.stderr);
         assert_eq!(refused.status.code(), Some(1), "{command}: {error}");
         assert!(error.contains(REFUSAL) && error.contains("identity.workload_api_uid = 65534"), "{command}: {error}");
-        // Told to believe them, it asks: what they answer is no gRPC.
+        // Told to trust them, it asks: what they answer is no gRPC.
         let asked = sidemint(&[&args[..], &["--workload-api-uid", "65534"]].concat());
         let error = text(&asked.stderr);
         assert_eq!(asked.status.code(), Some(4), "{command}: {error}");

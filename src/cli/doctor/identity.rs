@@ -68,7 +68,7 @@ async fn socket(endpoint: &Endpoint, agent: Option<u32>, clock: &dyn Clock) -> R
     match connected {
         Some(Ok(())) => Ok(()),
         Some(Err(error @ ConnectError::Stranger(_))) => {
-            let text = "look who listens there, and who can write to its directory";
+            let text = "check who listens there, and who can write to its directory";
             Err(Check::fail(SOCKET, error.to_string(), text))
         }
         Some(Err(ConnectError::Io(error))) if error.kind() == io::ErrorKind::PermissionDenied => {

@@ -205,13 +205,15 @@ fn text(examined: &Examined) -> String {
         let end = ends.get(role.role.as_str()).map(ToString::to_string).unwrap_or_default();
         let folder = OWNERS.iter().find(|(name, _)| *name == role.role).map(|(_, folder)| format!("{folder}/"));
         let folder = folder.unwrap_or_default();
-        line(format!("{:<16} {folder:<12} {} of {} keys, until {end}", role.role, role.threshold, role.keys.len()));
+        let s = if role.keys.len() == 1 { "" } else { "s" };
+        line(format!("{:<16} {folder:<12} {} of {} key{s}, until {end}", role.role, role.threshold, role.keys.len()));
         for key in &role.keys {
             line(format!("{:17}{key}", ""));
         }
     }
     for (folder, count) in counts(examined) {
-        line(format!("{:<16} {count} files", format!("{folder}/")));
+        let s = if count == 1 { "" } else { "s" };
+        line(format!("{:<16} {count} file{s}", format!("{folder}/")));
     }
     for path in examined.verified.files.files.keys().filter(|path| path.starts_with("owners/")) {
         line(format!("{:17}{path}", ""));
