@@ -109,7 +109,7 @@ pub struct LeaseView {
     pub revocation: String,
     /// `intent`, `issued`, `ending`, `revoked` or `expired`.
     pub state: String,
-    /// Until when the credential can be used at its provider, UTC.
+    /// When the credential can no longer be used at its provider, UTC.
     pub usable_until: Timestamp,
     /// Whether it may have opened or created what outlives even that.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -163,7 +163,7 @@ pub struct LeaseEnding {
     pub provider: String,
     /// `revoked` or `expires`.
     pub outcome: String,
-    /// Until when the credential can be used at its provider, UTC.
+    /// When the credential can no longer be used at its provider, UTC.
     pub usable_until: Timestamp,
     /// Whether it may have opened or created what outlives even that.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -256,11 +256,11 @@ pub struct PolicyStatus {
     pub suspended: BTreeMap<String, Vec<serde_json::Value>>,
     /// Entries of the kill list that are in force.
     pub killed: u64,
-    /// Until when each role speaks, where the policy is signed.
+    /// When each role expires, where the policy is signed.
     pub ends: BTreeMap<String, String>,
     /// What is wrong with what was looked at last.
     pub problems: Vec<serde_json::Value>,
-    /// What was refused last, also where it was mended since.
+    /// What was refused last, also where it was fixed since.
     pub last_refusal: Option<Refusal>,
     /// What is odd about the source and harms nothing.
     pub notes: Vec<String>,
@@ -318,7 +318,7 @@ pub struct OutstandingView {
     /// Whether it is to be revoked; else it dies by itself.
     #[serde(default)]
     pub to_revoke: bool,
-    /// Until when it can be used at its provider.
+    /// When it can no longer be used at its provider.
     pub usable_until: Timestamp,
     /// How often its revocation was tried since the sidecar started.
     #[serde(default)]

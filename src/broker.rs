@@ -398,7 +398,7 @@ impl Broker {
     /// Evidence of a caller, for the routes that read and end tasks.
     ///
     /// # Errors
-    /// When the evidence is not believed.
+    /// When the evidence is not trusted.
     pub fn caller(&self, evidence: &Evidence) -> Result<crate::identity::Caller, crate::identity::AuthenticationError> {
         self.parts.authenticator.authenticate(evidence, self.now())
     }

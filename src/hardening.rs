@@ -35,7 +35,7 @@ pub fn harden() -> Result<(), HardeningError> {
     harden_parent()
 }
 
-/// For a process that holds secrets and starts programs of others: the same, but what they inherit is left alone.
+/// For a process that holds secrets and starts programs of others: the same, but what they inherit is not changed.
 ///
 /// # Errors
 /// When the kernel refuses.

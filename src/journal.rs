@@ -132,7 +132,7 @@ pub trait Journal: Send + Sync + fmt::Debug {
     /// Whether writes still succeed.
     fn healthy(&self) -> bool;
 
-    /// Why they do not, and the mend, for operators; `None` while they do.
+    /// Why they do not, and the fix, for operators; `None` while they do.
     fn fault(&self) -> Option<String> {
         (!self.healthy()).then(|| "a write failed: fix the disk and start again".to_owned())
     }

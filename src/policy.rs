@@ -6,7 +6,7 @@
 //! - [`charter`]: `owners/`: who answers for what, until when, and how stale a policy may get.
 //! - [`document`]: the TOML files, parsed into types that cannot hold nonsense.
 //! - [`kill`]: `kill/`: what is stopped now.
-//! - [`standing`]: until when the signatures speak: fresh, stale, expired.
+//! - [`standing`]: when the signatures expire: fresh, stale, expired.
 //! - `publish`: how owners sign and publish a version: the working repository behind `sidemint policy` (feature `author`).
 //! - [`rules`]: Cedar: the schema, the guardrails, one slice of rules per scope.
 //! - `slices`: those slices that are in use.

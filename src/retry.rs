@@ -130,7 +130,7 @@ pub struct TokenBucket {
     rate: Rate,
     /// When the bucket will be full again.
     full_at: Duration,
-    /// Until when nobody is let through.
+    /// Before when no call is allowed.
     held_until: Duration,
 }
 
@@ -334,7 +334,7 @@ impl Turn<'_> {
         self.gate.with(|_, circuit| circuit.answered());
     }
 
-    /// The upstream, or the way to it, failed, or what it said is not to be believed; it may have said `after` how long to
+    /// The upstream, or the way to it, failed, or what it said is not to be trusted; it may have said `after` how long to
     /// come back. `fraction` is a random number in `[0, 1)`.
     pub fn failed(mut self, after: Option<Duration>, fraction: f64) {
         if let Some(leave) = self.leave.take() {

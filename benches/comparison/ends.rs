@@ -45,7 +45,7 @@ const SPREAD: Duration = Duration::from_secs(3);
 const TO_REVOKE: usize = 1_000;
 const REVOKING: Duration = Duration::from_millis(5);
 
-/// A cloud that is not in the way, whose credentials can be taken back by this class.
+/// A cloud that is not in the way, whose credentials can be revoked by this class.
 #[derive(Debug)]
 struct AtOnce(Revocation);
 

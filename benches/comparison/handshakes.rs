@@ -142,7 +142,7 @@ fn client(svid: &X509Material) -> Fallible<ClientConfig> {
     Ok(config)
 }
 
-/// Believes every server: what a client costs is not what is measured.
+/// Trusts every server: what a client costs is not what is measured.
 #[derive(Debug)]
 struct Credulous(Arc<CryptoProvider>);
 

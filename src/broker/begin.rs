@@ -263,7 +263,7 @@ impl Broker {
             BeginError::Unauthenticated(error) => Some(error.kind()),
             _ => None,
         };
-        // Believed, and not one of ours.
+        // Trusted, and not one of ours.
         let stranger = match &error {
             BeginError::NotServed(spiffe_id) => Some(spiffe_id),
             _ => None,

@@ -1,4 +1,4 @@
-//! When a credential is worth asking for, and until when it may live.
+//! When a credential is worth asking for, and when it must expire.
 
 use std::time::Duration;
 

@@ -140,7 +140,7 @@ impl From<MintError> for CredentialsError {
 /// Why a task cannot be shown to or ended by whoever asked.
 #[derive(Debug, thiserror::Error)]
 pub enum FindError {
-    /// The evidence is not believed, or the token is of no task.
+    /// The evidence is not trusted, or the token is of no task.
     #[error("not authenticated: {0}")]
     Unauthenticated(String),
     /// There is no such task, or it is somebody else's: the same answer.

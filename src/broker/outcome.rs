@@ -87,7 +87,7 @@ impl Broker {
 /// A lease after something happened to it.
 pub(super) struct Noted {
     pub(super) record: LeaseRecord,
-    /// Until when it was usable before, for all that was known.
+    /// The expiry that it had before, for all that was known.
     pub(super) before: Timestamp,
     /// When its task ended, where it has.
     pub(super) ended_at: Option<Timestamp>,

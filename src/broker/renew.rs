@@ -100,7 +100,7 @@ impl Broker {
         Err(MintError::Exchange(Arc::new(error)))
     }
 
-    /// Lets `event` happen to a lease, and makes that durable. Tells until when the lease was usable before.
+    /// Lets `event` happen to a lease, and makes that durable. Returns the expiry that the lease had before.
     async fn amend_lease(
         &self,
         task: &Task,

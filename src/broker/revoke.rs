@@ -19,7 +19,7 @@ use crate::lease::revoke::{Queue, Tried, awaits_revocation};
 use crate::lease::{LeaseEnding, LeaseFacts, LeaseId};
 use crate::task::{Ending, Task};
 
-/// How long whoever ends a task waits for its credentials to be revoked before it is told until when they work.
+/// How long whoever ends a task waits for its credentials to be revoked before it is told when they expire.
 pub const WAIT_FOR_REVOCATION: Duration = Duration::from_secs(2);
 /// How often the tasks are looked through while something is to be revoked, should a word of it have been missed.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);

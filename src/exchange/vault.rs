@@ -155,7 +155,7 @@ enum Left {
     Lease(String),
 }
 
-/// Until when a lease may live.
+/// The latest expiry of a lease.
 #[derive(Debug, Clone, Copy)]
 struct Allowed {
     /// The end to ask for.
@@ -202,7 +202,7 @@ impl Vault {
         self.ordered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Forgets the tokens that are surely dead, and says how many are left. A clock that was set forward kills none.
+    /// Forgets the tokens that have expired for certain, and says how many are left. A clock that was set forward kills none.
     fn purge(&self) -> usize {
         let earliest = self.context.clock.earliest();
         let mut all = self.held();

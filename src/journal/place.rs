@@ -130,7 +130,7 @@ fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
 }
 
 /// Refuses what belongs to another user, or what others may write.
-fn ours(of: &fs::Metadata, what: &str, mend: &str) -> io::Result<()> {
+fn ours(of: &fs::Metadata, what: &str, fix: &str) -> io::Result<()> {
     let user = rustix::process::geteuid().as_raw();
     if of.uid() != user {
         return Err(io::Error::other(format!(
@@ -140,7 +140,7 @@ fn ours(of: &fs::Metadata, what: &str, mend: &str) -> io::Result<()> {
     }
     let mode = of.mode() & 0o7777;
     if mode & 0o022 != 0 {
-        return Err(io::Error::other(format!("{what} has mode {mode:04o}, others may write it: {mend}")));
+        return Err(io::Error::other(format!("{what} has mode {mode:04o}, others may write it: {fix}")));
     }
     Ok(())
 }

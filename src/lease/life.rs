@@ -319,7 +319,7 @@ mod tests {
         assert_eq!(
             after(&requested, &Event::Lapsed(TOLD)).unwrap().state,
             LeaseState::Expired,
-            "no skew: nothing is owed"
+            "no skew: no pending revocation"
         );
     }
 

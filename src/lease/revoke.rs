@@ -206,7 +206,7 @@ mod tests {
         for (provider, id) in queue.take(NOW) {
             queue.done(provider, &id, Tried::Failed(None), NOW, 0.9);
         }
-        assert_eq!(queue.take(NOW).len(), 0, "so many failed: left alone");
+        assert_eq!(queue.take(NOW).len(), 0, "so many failed: circuit open");
         let mut now = NOW;
         for _ in 0..10 {
             now += queue.wait(now).unwrap();

@@ -388,7 +388,7 @@ async fn the_kill_list_of_a_version_that_is_refused_applies_and_survives_a_resta
     source.sample.lock().unwrap().heartbeat(later).unwrap();
     assert_eq!(cache.reload_now(later).await, RefreshOutcome::Refused);
     assert_eq!(cache.current().unwrap().ends()["timestamp"], now() + 10 * MINUTE);
-    // Mended, with the list as it is.
+    // Fixed, with the list as it is.
     source.publish(later, |sample| drop(sample.files.remove("boundaries/bad.cedar")));
     assert_eq!(cache.reload_now(later).await, RefreshOutcome::Loaded);
     assert_eq!(report(&cache.current().unwrap(), later).unwrap_err().reason, DenialReason::Killed);

@@ -69,7 +69,7 @@ struct PolicyStatus {
     version: Option<String>,
     state: &'static str,
     trust: &'static str,
-    /// Until when each role speaks, where the policy is signed.
+    /// When each role expires, where the policy is signed.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     ends: BTreeMap<RoleName, Timestamp>,
     active_scopes: usize,
@@ -166,7 +166,7 @@ impl Admin {
                 .answer("");
         }
         parts.clock.reset();
-        tracing::warn!("the clock is believed as it is: an operator's word");
+        tracing::warn!("an operator said that the clock is right: it is trusted as it is");
         super::json(StatusCode::OK, &json!({ "now": self.broker.now() }))
     }
 

@@ -1,5 +1,5 @@
 //! The timer behind the time limit of a request's head: one for each connection, left to run out, instead of one for each
-//! request, set and taken back under a lock that all connections share.
+//! request, set and cancelled under a lock that all connections share.
 
 use std::fmt;
 use std::pin::Pin;

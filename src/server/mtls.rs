@@ -272,7 +272,7 @@ impl Mtls {
     }
 }
 
-/// One connection of mutual TLS: who is at the other end, and until when.
+/// One connection of mutual TLS: who is at the other end, and when it expires.
 #[derive(Debug)]
 pub(super) struct Session {
     broker: Arc<Broker>,

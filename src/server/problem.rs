@@ -25,7 +25,7 @@ impl Problem {
         Self { status, code, detail: detail.into(), retry_after: None }
     }
 
-    /// 401: no evidence, or evidence that is not believed.
+    /// 401: no evidence, or evidence that is not trusted.
     pub fn unauthenticated() -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", "The credentials presented are missing or not valid.")
     }

@@ -22,9 +22,9 @@ pub struct ProviderSlot {
     pub live: Option<Arc<Issued>>,
     /// The exchange that is under way, shared by all who need its outcome.
     pub flight: Option<Flight>,
-    /// After a failure: until when no renewal is tried that no request asks for (time since boot).
+    /// After a failure: before when no renewal is tried that no request asks for (time since boot).
     pub quiet_until: Duration,
-    /// After a failure: until when nobody asks the provider again (time since boot), and what it said.
+    /// After a failure: before when nobody asks the provider again (time since boot), and what it said.
     pub cooling: Option<Box<(Duration, MintError)>>,
 }
 

@@ -1,4 +1,4 @@
-//! A credential that may be served, and until when.
+//! A credential that may be served, and its expiry.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};

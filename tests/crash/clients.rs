@@ -212,8 +212,8 @@ impl Client {
         answered
     }
 
-    /// Asks for the credential of `own`, and writes it down. A refusal is judged where the task is `surely` running.
-    async fn credentials(&self, own: &Own, surely: bool) -> bool {
+    /// Asks for the credential of `own`, and writes it down. A refusal is judged where the task is `certain` to run.
+    async fn credentials(&self, own: &Own, certain: bool) -> bool {
         let (sent, sent_tick) = (SystemClock.now(), self.crowd.tick());
         let expired = self.crowd.has_expired(own.at, sent);
         let path =
@@ -232,7 +232,7 @@ impl Client {
             let key = key.as_str().unwrap_or_default().to_owned();
             self.crowd.ledger().received.push(Received { task: own.at, key, told, sent, sent_tick });
             self.crowd.world.gate.pass(Point::Served);
-        } else if surely
+        } else if certain
             && matches!(status.as_u16(), 401 | 403 | 404 | 409)
             && SystemClock.now() + TOO_LATE < own.deadline
         {

@@ -21,7 +21,7 @@ pub(crate) struct Mint {
     pub(crate) minted_at: Timestamp,
     /// From when on the cloud refuses it, whatever it told: the end that its own rules work out, or the moment of revocation.
     pub(crate) ends_at: Timestamp,
-    /// Whether the cloud took it back.
+    /// Whether the cloud revoked it.
     pub(crate) revoked: bool,
 }
 
@@ -91,7 +91,7 @@ pub(crate) struct LeaseLine {
     pub(crate) group: String,
     /// The provider's name for it, in whatever words the sidecar keeps it.
     pub(crate) upstream: String,
-    /// Said to be taken back.
+    /// Said to be revoked.
     pub(crate) revoked: bool,
     /// Neither revoked nor expired.
     pub(crate) open: bool,
@@ -169,7 +169,7 @@ pub(crate) fn judge_reports(mints: &[Mint], clients: &Clients) -> Vec<String> {
     wrong
 }
 
-/// What the books call revoked the cloud has taken back, or it has ended there.
+/// What the books call revoked the cloud has revoked, or it has ended there.
 fn called_revoked(mints: &[Mint], books: &Books, now: Timestamp, wrong: &mut Vec<String>) {
     for line in books.leases.iter().filter(|line| line.revoked) {
         let mint = mints.iter().find(|mint| line.upstream.contains(&mint.key));

@@ -1,5 +1,5 @@
 //! A Vault that outlives the sidecar: tokens, leases and their ends in its own books, and the points before and after it
-//! makes or takes back a lease. Its tokens live 35 s, so that each lease is dead within the decision's 40 s by itself.
+//! makes or revokes a lease. Its tokens live 35 s, so that each lease is dead within the decision's 40 s by itself.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;

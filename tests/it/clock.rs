@@ -59,7 +59,7 @@ async fn a_frozen_machine_serves_nothing_that_expired_meanwhile() {
     assert_eq!(w.credentials(&task.token).await.status, 503, "dead by the wall clock, and nothing is minted in doubt");
     assert_eq!(w.cloud.calls(), 2);
     assert_eq!(w.served(&lasting.token).await, living, "alive by both");
-    // A signed time says that the wall clock is right: it is believed, and the dead one has a successor.
+    // A signed time says that the wall clock is right: it is trusted, and the dead one has a successor.
     w.trusted.as_ref().unwrap().witness(w.clock.now(), Duration::ZERO);
     w.clock.advance(secs(1));
     assert_ne!(w.served(&task.token).await["AccessKeyId"], credential["AccessKeyId"]);

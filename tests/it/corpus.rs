@@ -32,7 +32,7 @@ enum Outcome {
     Begun,
     /// A genuine token of somebody whom this sidecar does not serve.
     NotServed,
-    /// A token that is not believed, by this word.
+    /// A token that is not trusted, by this status.
     Refused(String),
     /// What HTTP takes for no bearer token: there is nothing to judge.
     NoBearer,
@@ -142,8 +142,8 @@ async fn every_token_of_the_corpus_gets_its_status_text_metric_and_audit_record(
         let said = ["event", "outcome", "reason", "flaw"].map(|member| line[member].as_str());
         assert_eq!(said, [Some(event), Some(verdict), reason, flaw], "{}: {line}", case.name);
         let id = case.spiffe_id.as_deref();
-        let believed = matches!(outcome, Outcome::Begun | Outcome::NotServed);
-        assert_eq!(line["spiffe_id"].as_str(), id.filter(|_| believed), "{}", case.name);
+        let trusted = matches!(outcome, Outcome::Begun | Outcome::NotServed);
+        assert_eq!(line["spiffe_id"].as_str(), id.filter(|_| trusted), "{}", case.name);
         let named = line["detail"].as_str().is_some_and(|detail| id.is_some_and(|id| detail.contains(id)));
         assert_eq!(named, *outcome == Outcome::NotServed, "{}: {line}", case.name);
     }

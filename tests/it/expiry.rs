@@ -76,7 +76,7 @@ async fn a_policy_that_is_not_renewed_goes_stale_then_expires_and_ends_nothing()
     assert!(w.admin.reasons().iter().any(|reason| reason.starts_with("policy: expired: the role timestamp")));
     assert_eq!(w.ask_admin("/readyz").await.status, 503);
 
-    // A heartbeat mends it.
+    // A heartbeat fixes it.
     w.signers.reachable(true);
     w.signers.expires("timestamp", w.now() + secs(600));
     assert_eq!(w.reload().await, RefreshOutcome::Unchanged);

@@ -431,12 +431,12 @@ impl AuditText {
         self.0.lock().unwrap().failing = failing;
     }
 
-    /// Lets no line be written until [`AuditText::mend`].
+    /// Lets no line be written until [`AuditText::repair`].
     pub(crate) fn stall(&self) {
         self.0.lock().unwrap().stalled = true;
     }
 
-    pub(crate) fn mend(&self) {
+    pub(crate) fn repair(&self) {
         let mut state = self.0.lock().unwrap();
         (state.stalled, state.failing) = (false, false);
     }
@@ -503,7 +503,7 @@ impl SignedDirectory {
         self.state.lock().unwrap().reachable = reachable;
     }
 
-    /// Lets each look fail by `fault` from now on: nothing of it can be believed but its kill list.
+    /// Lets each refresh fail by `fault` from now on: nothing of it can be trusted but its kill list.
     pub(crate) fn fails(&self, fault: Option<FaultKind>) {
         self.state.lock().unwrap().fault = fault;
     }

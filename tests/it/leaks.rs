@@ -234,7 +234,7 @@ fn of_the_rest() -> Vec<(&'static str, Fault)> {
     vec![
         ("the Workload API is away", Fetch(OnFetch::Unavailable, 503)),
         ("the Workload API refuses", Fetch(OnFetch::Denied, 403)),
-        ("the Workload API gives what is none", Fetch(OnFetch::Invalid, 503)),
+        ("the Workload API gives an invalid answer", Fetch(OnFetch::Invalid, 503)),
         ("the Workload API never answers", Fetch(OnFetch::Hang, 503)),
         ("the Workload API is slow", Fetch(OnFetch::After(secs(60)), 503)),
         ("the identity is withdrawn", Changed(|w| w.api.withdraw(REPORT), 401)),
@@ -632,7 +632,7 @@ async fn no_secret_is_written_anywhere_when_the_audit_log_fails() {
     let other = w.reload().await;
     assert_eq!(other, RefreshOutcome::Unchanged);
     w.credentials(&task.token).await;
-    w.audit.mend();
+    w.audit.repair();
     let search = Search::new(w.secrets());
     for (place, bytes) in w.written() {
         assert_eq!(search.find(&bytes), None, "{place}");

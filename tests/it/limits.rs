@@ -304,7 +304,7 @@ async fn a_thousand_silent_clients_do_not_block_an_active_one() {
     settle().await;
     let task = w.begin_scope("archive").await;
     w.served(&task.token).await;
-    // Nothing had to be waited for: the crowd's time is not up, only those who were silent the longest have gone.
+    // Nothing had to be waited for: no time-out has passed, only those who were silent the longest have gone.
     assert!(w.limited("connections").await >= 1.0);
     assert_eq!([w.limited("head_time").await, w.limited("body_time").await], [0.0, 0.0]);
     assert!(crowd[0].reply().await.is_none());

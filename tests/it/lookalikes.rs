@@ -212,7 +212,7 @@ async fn a_federated_workload_cannot_see_or_end_tasks_of_its_namesake() {
     let w = open_to_all(Setup { federated, ..Setup::default() }).await;
     w.api.trust("partner.example".parse().unwrap());
     let task = begun(&begin_as(&w, REPORT).await);
-    // It is believed, and begins nothing as long as the sidecar has no SVID of it.
+    // It is trusted, and begins nothing as long as the sidecar has no SVID of it.
     let reply = begin_as(&w, PARTNER).await;
     assert_eq!((reply.status, reply.code().as_str()), (403, "denied"));
     let line = &w.audited(reply.request_id()).await[0];

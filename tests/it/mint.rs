@@ -86,7 +86,7 @@ async fn a_caller_waits_no_longer_than_it_may_and_the_exchange_goes_on() {
 #[tokio::test]
 async fn a_failure_is_shared_then_opens_the_circuit_then_is_tried_again() {
     let w = World::new().await;
-    // (failure, status, how long the provider is left alone)
+    // (failure, status, how long the circuit stays open)
     let rows: [(ExchangeError, u16, Duration); 7] = [
         (unavailable(None), 503, secs(1)),
         (unavailable(Some(secs(7))), 503, secs(7)),
@@ -118,7 +118,7 @@ async fn a_failure_is_shared_then_opens_the_circuit_then_is_tried_again() {
         assert_eq!(line.unwrap()["reason"], kind);
         w.clock.advance(pause - Duration::from_millis(1));
         assert_eq!(w.credentials(&task.token).await.status, status, "{kind}");
-        assert_eq!(w.cloud.calls(), before + 1, "{kind}: left alone");
+        assert_eq!(w.cloud.calls(), before + 1, "{kind}: circuit open");
         w.clock.advance(Duration::from_millis(1));
         w.served(&task.token).await;
         assert_eq!(w.cloud.calls(), before + 2, "{kind}: tried again");
@@ -371,7 +371,7 @@ async fn does_not_serve_a_credential_that_is_expired_on_arrival() {
             let reply = w.credentials(&task.token).await;
             assert_eq!((reply.status, reply.code().as_str()), (503, "ServiceUnavailable"));
         }
-        assert_eq!(w.cloud.calls(), calls + 1, "and the provider is left alone");
+        assert_eq!(w.cloud.calls(), calls + 1, "and the circuit is open");
     }
 }
 

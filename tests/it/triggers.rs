@@ -10,7 +10,7 @@ use crate::policy_files::{OTHER, REPORT, Scope, kill, write};
 use crate::vault::{passing, scope};
 use crate::world::{Begun, START, Setup, World, secs, settle, time, until};
 
-/// Two providers, one of which can take back what it gave.
+/// Two providers, one of which can revoke what it gave.
 async fn world() -> World {
     let w = World::with(Setup { vault: true, ..Setup::default() }).await;
     scope(&w.policy_directory(), "both", "20m", &["aws", "vault"]);
@@ -67,7 +67,7 @@ impl Trigger {
         let found = w.broker.tasks().by_id(&task.id.parse().unwrap()).unwrap();
         let domain = "example.org".parse().unwrap();
         match self {
-            // The answer waits for what can be taken back, which nobody does here.
+            // The answer waits for what can be revoked, which nobody does here.
             Self::Delete => drop(passing(w, w.end(task)).await),
             Self::Operator => {
                 let call = Call::delete(&format!("/v1/tasks/{}", task.id));
@@ -206,7 +206,7 @@ async fn reports_the_same_residual_access_in_answer_audit_log_and_metric() {
     let ending = w.end(&task).await;
     let leases = ending["leases"].as_array().unwrap();
     assert_eq!(leases.iter().map(|lease| &lease["outcome"]).collect::<Vec<_>>(), ["expires", "revoked"]);
-    // A lease that can be taken back is counted once, when it was.
+    // A lease that can be revoked is counted once, when it was.
     assert_eq!(residual(&w, "vault").await, (1.0, left(&ending, "vault")));
     assert_eq!(residual(&w, "aws").await, (1.0, left(&ending, "aws")));
     assert!(left(&ending, "aws") > 1100.0 && left(&ending, "vault") < 1.0);

@@ -63,7 +63,7 @@ async fn no_refusal_hides_a_session_that_an_earlier_try_may_have_begun() {
                 let given = sts.given() - before;
                 assert!(given == 0 || is_listed(&w, &task), "{given} given, and none is listed: {row:?}");
                 w.end(&task).await;
-                // What it said about coming back, and what it was left alone for.
+                // What it said about coming back, and how long its circuit stayed open.
                 w.clock.advance(secs(61));
             }
         }

@@ -1,4 +1,4 @@
-//! Dynamic secrets of Vault: minted within the law of life, served in Vault's own shape, and taken back with the task.
+//! Dynamic secrets of Vault: minted within the law of life, served in Vault's own shape, and revoked with the task.
 
 use std::time::Duration;
 

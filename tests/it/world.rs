@@ -661,7 +661,7 @@ impl World {
 
     /// Waits until every line noted so far is written: lines are written in order.
     fn flush_audit(&self, sidecar: &Sidecar) {
-        self.audit.mend();
+        self.audit.repair();
         let mark = format!("flushed-{}", self.audit.text().len());
         let event = Event { detail: Some(mark.clone()), ..Event::new(START, Kind::Refusal, "refused") };
         sidecar.broker.parts().audit.note(&event);

@@ -54,7 +54,7 @@ enum Event {
     Write,
     Exchange(usize),
     Look(usize),
-    /// A credential is taken back, and whoever asked for that hears of it or does not.
+    /// A credential is revoked, and whoever asked for that hears of it or does not.
     TakenBack(usize, bool),
 }
 
@@ -79,7 +79,7 @@ struct Order<'a> {
     checked: usize,
     /// How many exchanges had begun.
     begun: usize,
-    /// Takes back what is owed.
+    /// Revokes what is pending.
     revoker: Option<JoinHandle<()>>,
 }
 
@@ -167,11 +167,11 @@ impl<'a> Order<'a> {
         self.revoke();
     }
 
-    /// As a sidecar that stops does, once the task has ended: waits for what is under way, and takes back what is owed.
+    /// As a sidecar that stops does, once the task has ended: waits for what is under way, and revokes what is pending.
     fn revoke(&mut self) {
-        let owed =
+        let pending =
             self.task.state().ending.is_some() && self.task.state().leases.iter().any(|lease| awaits_revocation(lease));
-        if owed && self.revoker.as_ref().is_none_or(JoinHandle::is_finished) {
+        if pending && self.revoker.as_ref().is_none_or(JoinHandle::is_finished) {
             let broker = Arc::clone(&self.broker);
             self.revoker = Some(self.runtime.spawn(async move { broker.close().await }));
             idle(self.runtime);
@@ -241,7 +241,7 @@ impl<'a> Order<'a> {
                 return Err(format!("nobody minted {key}"));
             };
             if mint.revoked {
-                return Err(format!("{key} was served after it had been taken back"));
+                return Err(format!("{key} was served after it had been revoked"));
             }
             if mint.dead_by <= self.seams.clock.now() {
                 return Err(format!("{key} was served after its own end"));

@@ -46,7 +46,7 @@ pub(crate) enum Planted {
     ForgetLease,
     /// A reload leaves the policy as it was.
     BlindReload,
-    /// What is said to be taken back works on.
+    /// What is said to be revoked works on.
     LieAboutRevoking,
 }
 
@@ -300,7 +300,7 @@ impl Revoke for Face {
         self.seams.revocations.pass().await;
         let mut ledger = self.seams.ledger.lock().unwrap();
         let Some(mint) = ledger.mints.iter_mut().find(|mint| mint.key == order.handle.to_string()) else {
-            ledger.wrong.push("to be taken back, and nobody's");
+            ledger.wrong.push("to be revoked, and nobody's");
             return Err(ExchangeError::Refused { detail: "unknown".into() });
         };
         mint.revoked |= self.seams.planted != Planted::LieAboutRevoking;

@@ -45,7 +45,7 @@ pub(crate) enum Answer {
     Throttled,
 }
 
-/// How a call to take one back is answered.
+/// How a call to revoke one is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Undo {
     /// It is dead, and that is what is said.
@@ -90,7 +90,7 @@ pub(crate) struct Mint {
     pub(crate) behind: Duration,
     /// Nobody was told of it.
     pub(crate) lost: bool,
-    /// When it was taken back, true time.
+    /// When it was revoked, true time.
     pub(crate) revoked_at: Option<Timestamp>,
 }
 
@@ -140,7 +140,7 @@ struct State {
     used: Vec<LeaseId>,
     /// Calls that no durable intent, or later end, came before.
     bare: usize,
-    /// What was to be taken back or renewed and is nobody's, or another one's.
+    /// What was to be revoked or renewed and is nobody's, or another one's.
     odd: Vec<String>,
 }
 
@@ -195,7 +195,7 @@ impl SimCloud {
         self.state().asked[first..].to_vec()
     }
 
-    /// How many calls to take one back were ever made.
+    /// How many calls to revoke one were ever made.
     pub(crate) fn revocations(&self) -> usize {
         self.state().revocations
     }
@@ -212,7 +212,7 @@ impl SimCloud {
         self.state().renewals
     }
 
-    /// Calls to take back or renew what is nobody's, or another one's.
+    /// Calls to revoke or renew what is nobody's, or another one's.
     pub(crate) fn odd(&self) -> Vec<String> {
         self.state().odd.clone()
     }
@@ -271,7 +271,7 @@ impl SimCloud {
         match self.state().calls[index].work {
             Work::Mint(..) => "a credential",
             Work::Renew(..) => "one renewed",
-            Work::Revoke(..) => "one taken back",
+            Work::Revoke(..) => "one revoked",
         }
     }
 
@@ -284,7 +284,7 @@ impl SimCloud {
                 let _ = done.send(self.renew(call.provider, &order, answer));
             }
             Work::Revoke(order, done) => {
-                let _ = done.send(self.take_back(call.provider, &order, undo));
+                let _ = done.send(self.revoke(call.provider, &order, undo));
             }
         }
     }
@@ -347,7 +347,7 @@ impl SimCloud {
         }
     }
 
-    fn take_back(&self, provider: Provider, order: &RevokeOrder, undo: Undo) -> Result<RevokeOutcome, ExchangeError> {
+    fn revoke(&self, provider: Provider, order: &RevokeOrder, undo: Undo) -> Result<RevokeOutcome, ExchangeError> {
         let truth = self.truth.now();
         let mut state = self.state();
         let name = order.handle.to_string();

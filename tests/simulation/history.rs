@@ -52,7 +52,7 @@ const START: Timestamp = Timestamp::from_millis(1_795_435_200_250);
 const AUDIENCE: &str = "sidemint";
 /// Steps of one history, at least and at most.
 const STEPS: (u64, u64) = (20, 120);
-/// How far a believed clock may be off; less than `clock::guard::TOLERANCE`.
+/// How far a trusted clock may be off; less than `clock::guard::TOLERANCE`.
 const OFF: i64 = 29_000;
 const KEYS: usize = 4;
 /// When one is due: so long before its end where it lives at least so long, else at half its life.
@@ -213,9 +213,9 @@ pub(crate) fn run(seed: u64, planted: Planted) -> Result<Told, Failure> {
         ("mints", mints),
         ("credentials received", received),
         ("calls to the cloud", history.cloud.asked() + history.cloud.revocations() + history.cloud.renewals()),
-        ("calls to take one back", history.cloud.revocations()),
+        ("calls to revoke one", history.cloud.revocations()),
         ("calls to renew one", history.cloud.renewals()),
-        ("taken back", history.cloud.mints().iter().filter(|mint| mint.revoked_at.is_some()).count()),
+        ("revoked", history.cloud.mints().iter().filter(|mint| mint.revoked_at.is_some()).count()),
         ("restarts", history.restarts),
     ] {
         history.told.count(what, by);
@@ -425,7 +425,7 @@ impl History {
                 (Ask::Begin { who, scope, key, life }, 201) => self.begun(*who, *scope, *key, *life, &heard.body),
                 (Ask::Serve { task, token, provider }, 200) => self.received(*task, token, *provider, &heard.body),
                 (Ask::End { task }, 200) => self.ended(*task, &heard.body),
-                (Ask::Foreign { task }, 200..300) => panic!("a stranger ended {task}"),
+                (Ask::Foreign { task }, 200..300) => panic!("another workload ended {task}"),
                 (_, 500..600) if heard.status != 503 => panic!("{} for {:?}", heard.status, heard.ask),
                 _ => {}
             }
@@ -546,7 +546,7 @@ impl History {
         waits.map(|lease| lease.id.as_str().to_owned()).collect()
     }
 
-    /// The leases of a report that were taken back, and whose record does not say so: after a crash they are taken back once
+    /// The leases of a report that were revoked, and whose record does not say so: after a crash they are revoked once
     /// more, and until then said to expire.
     fn unwritten(&self, report: &Value) -> BTreeSet<String> {
         let books = self.books.lock().unwrap();
@@ -594,7 +594,7 @@ impl History {
             bare_calls: self.cloud.bare_calls(),
             asked,
             odd: self.cloud.odd(),
-            speaks: self.source.speaks(),
+            expires: self.source.expires(),
             books: &books,
             audited: &self.audited,
             sidecar,
@@ -632,7 +632,7 @@ impl History {
     }
 
     /// At the end all clocks are right, the disk is whole, what lives is asked for once more, and what is left of ended
-    /// tasks is taken back.
+    /// tasks is revoked.
     fn finish(&mut self) -> Verdict {
         self.say("finish");
         self.clock.set_wall(self.truth.now());
@@ -652,7 +652,7 @@ impl History {
             self.all_is_well();
         }
         self.check()?;
-        self.join(|ledger, _, now| ledger.taken_back(now))
+        self.join(|ledger, _, now| ledger.revocable_is_revoked(now))
     }
 
     /// Settles, with clouds that do what they are asked.
@@ -821,7 +821,7 @@ impl History {
             1 => (Method::GET, format!("/v1/tasks/{}", known.id)),
             _ => (Method::GET, format!("/v1/tasks/{}/credentials", known.id)),
         };
-        self.say(format!("{method} task {task} by a stranger"));
+        self.say(format!("{method} task {task} by another workload"));
         self.send(Ask::Foreign { task }, Call { method, path, bearer, key: None, body: String::new() });
         self.maybe_settle();
     }
@@ -1251,7 +1251,7 @@ impl Ask {
     }
 }
 
-/// Whether the report `next` of an end goes on from `first`: the same, but for what was taken back since, and for leases whose
+/// Whether the report `next` of an end goes on from `first`: the same, but for what was revoked since, and for leases whose
 /// provider had not answered. Of those it tells what was said since; where that is that there is nothing, the line goes, and a
 /// start that does not know it yet tells it once more.
 fn goes_on(first: &Ended, next: &Value) -> bool {
@@ -1262,7 +1262,7 @@ fn goes_on(first: &Ended, next: &Value) -> bool {
         std::mem::take(lines)
     };
     let (lines, new) = (told(&mut first_report), told(&mut next));
-    // What was taken back and could not be written down is taken back once more.
+    // What was revoked and could not be written down is revoked once more.
     let goes_on = |(line, new): (&Value, &Value)| line == new || line["id"] == new["id"] && new["outcome"] == "revoked";
     first_report == next && lines.len() == new.len() && lines.iter().zip(&new).all(goes_on)
 }

@@ -13,7 +13,7 @@ use crate::cloud::Mint;
 use crate::journal::Books;
 use crate::policy::{MAX_STALENESS, Permits, SCOPES, Scope, WHO};
 
-/// How far a clock that is believed may be from the true time, and a second for rounding.
+/// How far a clock that is trusted may be from the true time, and a second for rounding.
 const SKEW: Duration = Duration::from_secs(31);
 
 /// A task as the client that began it knows it.
@@ -82,10 +82,10 @@ pub(crate) struct Now<'a> {
     pub(crate) bare_calls: usize,
     /// Of the calls to the cloud since the last look: when each was decided on.
     pub(crate) asked: Vec<Timestamp>,
-    /// Calls to take back or renew what is not there.
+    /// Calls to revoke or renew what is not there.
     pub(crate) odd: Vec<String>,
-    /// Until when the policy's signers speak, by the latest that they ever signed.
-    pub(crate) speaks: Timestamp,
+    /// When the policy's signatures expire, by the latest that was ever signed.
+    pub(crate) expires: Timestamp,
     pub(crate) books: &'a Books,
     pub(crate) audited: &'a Audited,
     pub(crate) sidecar: Option<Inside>,
@@ -199,7 +199,7 @@ impl Ledger {
     }
 
     /// I1: no credential after an acknowledged or durable end, after the task's deadline, or after the end that it was
-    /// told to have, on the wall clock or on the later of the clocks that the sidecar believes.
+    /// told to have, on the wall clock or on the later of the clocks that the sidecar trusts.
     fn nothing_after_the_end(&self, received: &Received, task: &ClientTask) -> Verdict {
         const NAME: &str = "I1 nothing served after its end";
         let acknowledged = task.ended.as_ref().is_some_and(|ended| ended.durable && ended.step < received.step);
@@ -251,7 +251,7 @@ impl Ledger {
     }
 
     /// I16: nothing is called revoked that the cloud has not revoked, and the report of an end names each credential that
-    /// could still be used, until when.
+    /// could still be used, and its expiry.
     fn reports_are_honest(&self, now: &Now<'_>) -> Verdict {
         const NAME: &str = "I16 honest about what is left";
         for task in &self.tasks {
@@ -304,9 +304,9 @@ impl Ledger {
         Ok(())
     }
 
-    /// I12: with disk and provider well, what an ended task left and can be taken back, is. Asked at the end, when both
+    /// I12: with disk and provider well, what an ended task left and can be revoked, is. Asked at the end, when both
     /// were well for longer than any pause between two tries.
-    pub(crate) fn taken_back(&self, now: &Now<'_>) -> Verdict {
+    pub(crate) fn revocable_is_revoked(&self, now: &Now<'_>) -> Verdict {
         for lease in now.books.promised.leases.values() {
             let ended = now.books.promised.tasks.get(&lease.task).is_none_or(|task| task.ending.is_some());
             if !ended || lease.state.is_over() || lease.revocation != Revocation::Exact || lease.requested {
@@ -314,7 +314,7 @@ impl Ledger {
             }
             let mint = now.mints.iter().find(|mint| mint.intent.as_ref() == Some(&lease.id));
             let works = mint.is_some_and(|mint| mint.works_after(now.truth + SKEW));
-            hold!("I12 what can be taken back is", !works, "{mint:?} still works: {lease:?}");
+            hold!("I12 what can be revoked is", !works, "{mint:?} still works: {lease:?}");
         }
         Ok(())
     }
@@ -322,21 +322,21 @@ impl Ledger {
 
 /// I5: nothing is asked for on the word of a policy that has expired when it was decided on.
 fn nothing_minted_on_an_expired_policy(now: &Now<'_>) -> Verdict {
-    let end = now.speaks + MAX_STALENESS;
+    let end = now.expires + MAX_STALENESS;
     for decided_at in &now.asked {
         hold!("I5 nothing minted on an expired policy", *decided_at < end, "at {decided_at}, expired {end}");
     }
     Ok(())
 }
 
-/// I16 in the journal, and T17: what it calls revoked is, and nobody takes back what is another one's.
+/// I16 in the journal, and T17: what it calls revoked is, and nobody revokes what is another one's.
 fn revoked_is_revoked(now: &Now<'_>) -> Verdict {
     const NAME: &str = "I16 honest about what is left";
     for lease in now.books.promised.leases.values().filter(|lease| lease.state == LeaseState::Revoked) {
         let mint = now.mints.iter().find(|mint| mint.intent.as_ref() == Some(&lease.id));
         hold!(NAME, mint.is_some_and(|mint| mint.revoked_at.is_some()), "{mint:?} is called revoked: {lease:?}");
     }
-    hold!("I2 only one's own", now.odd.is_empty(), "to be taken back, and nobody's: {:?}", now.odd);
+    hold!("I2 only one's own", now.odd.is_empty(), "to be revoked, and nobody's: {:?}", now.odd);
     Ok(())
 }
 

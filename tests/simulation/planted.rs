@@ -32,7 +32,7 @@ pub(crate) enum Planted {
     LongLives,
     /// What is said to be revoked works on.
     LieAboutRevoking,
-    /// Nothing is ever taken back.
+    /// Nothing is ever revoked.
     NeverRevoke,
     /// The policy is taken to speak for ever.
     EndlessPolicy,
@@ -147,7 +147,7 @@ fn a_revocation_without_effect_is_caught() {
 
 #[test]
 fn a_revocation_that_is_never_tried_is_caught() {
-    caught_by(Planted::NeverRevoke, "I12 what can be taken back is");
+    caught_by(Planted::NeverRevoke, "I12 what can be revoked is");
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub(crate) const SCOPES: [Scope; 6] = [
 
 /// For how long the policy may have lapsed, by the charter.
 pub(crate) const MAX_STALENESS: Duration = Duration::from_secs(2 * 3600);
-/// For how long the role `timestamp` speaks after a heartbeat. Every other role speaks for ever.
+/// For how long the role `timestamp` is valid after a heartbeat. Every other role never expires.
 const HEARTBEAT: Duration = Duration::from_secs(3600);
 
 /// A scope of the simulation. Its times are in seconds.
@@ -185,8 +185,8 @@ struct State {
     published: Vec<Published>,
     /// Every kill list: the place is its epoch less one.
     kills: Vec<Vec<Kill>>,
-    /// Until when the role `timestamp` speaks.
-    speaks: Timestamp,
+    /// When the role `timestamp` expires.
+    expires: Timestamp,
     /// Versions that were never published, of moods: which one each was made of.
     odd: Vec<(PolicyVersion, usize)>,
     looks: u64,
@@ -203,13 +203,13 @@ pub(crate) struct Source {
 
 impl Source {
     pub(crate) fn new(content: &Content, truth: ManualClock, planted: Planted) -> Arc<Self> {
-        let speaks = truth.now() + HEARTBEAT;
+        let expires = truth.now() + HEARTBEAT;
         let first = files(content, &[], 0, planted);
         let state = State {
             mood: Mood::Well,
             published: vec![Published { files: first, permits: content.permitted(), kill: 1 }],
             kills: vec![Vec::new()],
-            speaks,
+            expires,
             odd: Vec::new(),
             looks: 0,
             used: None,
@@ -258,9 +258,9 @@ impl Source {
         self.state().mood == Mood::Silent
     }
 
-    /// Until when whoever signs the newest look speaks, at the latest.
-    pub(crate) fn speaks(&self) -> Timestamp {
-        self.state().speaks
+    /// When the newest signature of the policy expires, at the latest.
+    pub(crate) fn expires(&self) -> Timestamp {
+        self.state().expires
     }
 
     /// Which version in the order of publication this is, and what it permits.
@@ -277,7 +277,7 @@ impl Source {
         let roles = TOP_ROLES.into_iter().chain(OWNERS.iter().map(|(role, _)| *role));
         let end = |role: &str| match (role, self.planted) {
             ("timestamp", Planted::EndlessPolicy) => Timestamp::MAX,
-            ("timestamp", _) => state.speaks,
+            ("timestamp", _) => state.expires,
             _ => Timestamp::MAX,
         };
         Standing { ends: roles.map(|role| (role.into(), end(role))).collect() }
@@ -322,7 +322,7 @@ impl PolicySource for Source {
     async fn fetch(&self, seen: Option<&PolicyVersion>) -> Result<Fetched, PolicySourceError> {
         let mut state = self.state();
         if state.mood == Mood::Well {
-            state.speaks = state.speaks.max(self.truth.now() + HEARTBEAT);
+            state.expires = state.expires.max(self.truth.now() + HEARTBEAT);
         }
         let newest = state.kills.len();
         match state.mood {

@@ -22,7 +22,7 @@ pub const MAX_SKEW: Duration = Duration::from_secs(15 * 60);
 /// Headers that must be signed where they are present; `host` and the date always.
 const MUST_BE_SIGNED: [&str; 4] = ["host", "x-amz-date", "x-amz-content-sha256", "x-amz-security-token"];
 
-/// Why a request's signature was not believed; each is an error code of S3.
+/// Why a request's signature was not accepted; each is an error code of S3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignatureError {
     /// Not signed at all.

@@ -20,7 +20,7 @@ pub struct Identity {
     pub audience: Vec<String>,
 }
 
-/// Why a token was not believed.
+/// Why a token was not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// AWS: `InvalidIdentityToken`.

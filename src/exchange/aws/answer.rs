@@ -38,7 +38,7 @@ pub(super) struct Asked<'a> {
     pub(super) sent: Timestamp,
 }
 
-/// Believes or refuses an answer that arrived at `received`.
+/// Accepts or refuses an answer that arrived at `received`.
 ///
 /// # Errors
 /// Says what is wrong with it, in words that hold nothing of it.

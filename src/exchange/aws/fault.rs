@@ -5,7 +5,7 @@ use crate::retry::retry_after;
 
 pub(super) use crate::exchange::fault::{Fault, Remedy};
 
-/// The longest error code that is believed and shown.
+/// The longest error code that is accepted and shown.
 const MAX_CODE: usize = 64;
 
 impl Fault {

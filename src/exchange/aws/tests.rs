@@ -817,15 +817,15 @@ async fn sends_nothing_to_an_sts_with_an_untrusted_certificate() {
         ("for another address", &known, "127.0.0.2", 4000, false),
         ("for a name", &known, "sts.amazonaws.com", 4000, false),
     ];
-    for (what, issuer, name, year, believed) in rows {
+    for (what, issuer, name, year, trusted) in rows {
         let mut world = World::new([ok(&Given::default())]).await;
         let address = behind_tls(&world.sts, issuer, name, year).await;
         world.aws.settings.sts_endpoint = Some(format!("https://{address}"));
         world.aws.http_client = http_client(TrustStore::empty().with_pem_certificate(root.as_bytes())).unwrap();
         match world.aws.mint(&order()).await {
-            Ok(_) => assert!(believed, "a certificate {what}"),
+            Ok(_) => assert!(trusted, "a certificate {what}"),
             Err(error) => {
-                assert!(!believed, "a certificate {what}: {error}");
+                assert!(!trusted, "a certificate {what}: {error}");
                 assert_eq!(
                     error.to_string(),
                     "provider unavailable: no connection to STS (network, DNS or TLS)",
@@ -833,7 +833,7 @@ async fn sends_nothing_to_an_sts_with_an_untrusted_certificate() {
                 );
             }
         }
-        assert_eq!(world.sts.seen().len(), usize::from(believed), "{what}");
+        assert_eq!(world.sts.seen().len(), usize::from(trusted), "{what}");
     }
     // The machine's own roots do not know it either.
     let mut world = World::new([ok(&Given::default())]).await;

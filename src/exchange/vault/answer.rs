@@ -1,4 +1,4 @@
-//! Vault's answers: what is read of them, and what is believed.
+//! Vault's answers: what is read of them, and what is accepted.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 use super::fault::{Fault, Remedy, Step};
 use crate::secret::Secret;
 
-/// The longest token, accessor or lease id that is believed, in bytes. Real ones have about 100.
+/// The longest token, accessor or lease id that is accepted, in bytes. Real ones have about 100.
 const MAX_NAME: usize = 1024;
 
 /// A service token, fresh from a login.
@@ -78,7 +78,7 @@ fn is_name(text: &str) -> bool {
     (1..=MAX_NAME).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
 }
 
-/// Believes or refuses the answer to a login: one service token, of limited life, that is not everybody's master.
+/// Accepts or refuses the answer to a login: one service token, of limited life, that is not everybody's master.
 pub(super) fn login(body: &[u8]) -> Result<Login, BadLogin> {
     let without = |fault| BadLogin { fault, token: None };
     let auth = envelope(Step::Login, body).map_err(without)?.auth;
@@ -121,7 +121,7 @@ fn flaw(auth: &Auth<'_>) -> Option<Fault> {
     None
 }
 
-/// Believes or refuses the answer to reading `path`.
+/// Accepts or refuses the answer to reading `path`.
 pub(super) fn leased(body: &[u8], path: &str) -> Result<Leased, Fault> {
     let found = envelope(Step::Read, body)?;
     let nonsense = |what| Fault::nonsense(Step::Read, what);

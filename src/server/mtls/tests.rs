@@ -254,11 +254,11 @@ impl Connection {
     }
 }
 
-/// Believes any server, and remembers whom it showed.
+/// Trusts any server, and remembers whom it showed.
 #[derive(Debug)]
-struct Believing(Arc<WebPkiServerVerifier>, Arc<Mutex<Vec<Vec<u8>>>>);
+struct TrustsAny(Arc<WebPkiServerVerifier>, Arc<Mutex<Vec<Vec<u8>>>>);
 
-impl ServerCertVerifier for Believing {
+impl ServerCertVerifier for TrustsAny {
     fn verify_server_cert(
         &self,
         leaf: &CertificateDer<'_>,
@@ -314,7 +314,7 @@ impl Client {
             .with_protocol_versions(versions)
             .unwrap()
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Believing(verifier, Arc::clone(&self.seen))));
+            .with_custom_certificate_verifier(Arc::new(TrustsAny(verifier, Arc::clone(&self.seen))));
         let Some(svid) = svid else { return builder.with_no_client_auth() };
         let chain = svid.chain.iter().cloned().map(CertificateDer::from).collect();
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(svid.key.clone()));
@@ -720,7 +720,7 @@ async fn a_federated_workload_cannot_see_or_end_tasks_of_its_namesake() {
         assert_eq!(theirs.send(method, &path, Some(&bearer), "").await.unwrap().0, 401, "{method} {path}");
     }
     assert_eq!(theirs.send("GET", "/v1/aws/credentials", Some(token), "").await.unwrap().0, 401);
-    // Believed, and still nobody whom this sidecar serves.
+    // Trusted, and still nobody whom this sidecar serves.
     let (status, refused) = theirs.send("POST", "/v1/tasks", None, TASK).await.unwrap();
     assert_eq!((status, refused["code"].as_str()), (403, Some("denied")));
     let told = |line: &Value| line["reason"] == "identity_not_served" && line["spiffe_id"].is_string();

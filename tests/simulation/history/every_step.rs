@@ -181,7 +181,7 @@ fn cut_at(seed: u64, at: usize, cut: Cut, stop: Stop) -> Result<bool, (&'static 
     history.say(format!("cut {cut:?}, {stop:?}"));
     history.start_again(Some(stop))?;
     history.check()?;
-    // The holder tries again to end it: what is left is taken back.
+    // The holder tries again to end it: what is left is revoked.
     for task in 0..history.ledger.tasks.len() {
         let known = history.ledger.tasks[task].clone();
         let path = format!("/v1/tasks/{}", known.id);

@@ -49,7 +49,7 @@ fn fails_closed(fault: Fault) {
     history.check().unwrap();
 
     history.start_again(Some(Stop::Machine)).unwrap();
-    assert_eq!(history.of_task(Method::GET, &other, "/credentials").0, 200, "{fault:?}: a whole disk mends it");
+    assert_eq!(history.of_task(Method::GET, &other, "/credentials").0, 200, "{fault:?}: a repaired disk fixes it");
     history.check().unwrap();
     history.drop_sidecar();
 }

@@ -1,8 +1,8 @@
 //! Every chain of the SPIFFE X.509 corpus, shown by a peer in a handshake: what the acceptor says of it, counts and audits.
 //!
 //! The peer has no key of any of them: what it signs the handshake with is rubbish. A chain that is refused is refused before
-//! that is looked at. A chain that is believed therefore ends in `proof`, the next thing that is asked, and never in `ok`;
-//! `tests/spiffe_x509` sees that it is believed for whom it names, and the tests beside this one what comes after.
+//! that is looked at. A chain that is trusted therefore ends in `proof`, the next thing that is asked, and never in `ok`;
+//! `tests/spiffe_x509` sees that it is trusted for whom it names, and the tests beside this one what comes after.
 
 use std::collections::BTreeMap;
 use std::future::pending;
