@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn replaces_a_link_and_not_what_it_leads_to() {
+    fn replaces_a_link_and_not_its_target() {
         let folder = tempfile::tempdir().unwrap();
         let (path, other) = (folder.path().join("link"), folder.path().join("other"));
         fs::write(&other, "other").unwrap();
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_appears_filled_and_never_in_the_place_of_another() {
+    fn creates_a_file_with_its_content_and_never_over_another() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         let fill = |text: &'static str| move |mut file: File| file.write_all(text.as_bytes());

@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_a_text_apart_at_its_references() {
+    fn splits_a_text_at_its_references() {
         let param = |name: &str| Part::Param(name.parse().unwrap());
         let of = |text| parts(text).collect::<Vec<_>>();
         assert_eq!(of(""), []);
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn are_found_by_name_and_written_in_the_order_of_their_names() {
+    fn finds_and_serialises_parameters_by_name() {
         let name = |text: &str| text.parse::<ParamName>().unwrap();
         let given = [("region", "eu"), ("customer", "c-1"), ("region", "us")];
         let params: Params = given.map(|(key, value)| (name(key), value.to_owned())).into_iter().collect();

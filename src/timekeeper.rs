@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_signed_time_ends_the_doubt_about_a_machine_that_was_frozen() {
+    async fn a_signed_time_restores_trust_after_a_frozen_machine() {
         let place = Place::new();
         assert!(place.ask().await);
         place.truth.advance(Duration::from_secs(600));
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_signed_time_finds_out_a_clock_that_was_set() {
+    async fn a_signed_time_detects_a_clock_that_was_set() {
         let place = Place::new();
         place.machine.set_wall(START - Duration::from_secs(3600));
         assert!(place.ask().await);

@@ -316,7 +316,7 @@ fn the_readme_lists_every_metric_with_its_labels() {
 }
 
 #[test]
-fn label_values_that_the_alert_rules_ask_for_occur() {
+fn every_label_value_of_the_alert_rules_exists() {
     let rules = read("config/prometheus/rules.yml");
     let mut known: BTreeSet<&str> = State::ALL.map(State::as_str).into();
     known.extend(Within::ALL.map(Within::as_str));

@@ -319,7 +319,7 @@ fn every_file_that_a_page_names_is_there() {
 }
 
 #[test]
-fn pages_say_the_words_of_the_glossary() {
+fn pages_use_the_terms_of_the_glossary() {
     let mut problems = Vec::new();
     for page in pages().into_iter().filter(|page| !page.ends_with("docs/glossary.md")) {
         let text = read(&page);

@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_failed_step_fails_the_whole_and_none_is_no_success() {
+    fn one_failed_step_or_no_step_fails_the_demo() {
         let mut teller = Teller::new(Output::Json);
         assert!(!teller.steps.iter().any(|step| step.ok));
         assert!(!teller.finish(None).unwrap());
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn long_details_wrap_between_words_and_cannot_steer_the_terminal() {
+    fn wraps_long_details_and_removes_control_characters() {
         assert_eq!(wrapped("aa bb cc", 5), ["aa bb", "cc"]);
         assert_eq!(wrapped("a\u{1b}[2Jb", 80), ["a [2Jb"]);
         assert_eq!(wrapped("", 5), [""]);

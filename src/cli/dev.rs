@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_env_file_appears_whole_and_replaces_an_old_one() {
+    fn writes_the_env_file_atomically_over_an_old_one() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("env");
         std::fs::write(&file, "OLD=1\n").unwrap();

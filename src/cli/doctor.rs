@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn warnings_do_not_fail_the_whole_and_a_failure_does() {
+    fn a_failed_check_fails_doctor_and_a_warning_does_not() {
         let warned = Report::new(vec![Check::ok("a", "fine"), Check::warn("b", "odd", "look")]);
         assert!(warned.ok);
         assert!(warned.text().contains("→ look") && warned.text().contains("2 checks, 0 failed, 1 warning"));

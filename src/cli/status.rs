@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shows_what_a_signed_policy_rests_on_and_what_was_refused() {
+    fn shows_the_expiries_of_a_signed_policy_and_the_last_refusal() {
         let json = r#"{"ready":true,"reasons":[],"version":"0.1.0","policy":{"version":"7-0f","state":"stale","trust":"signed","active_scopes":3,"killed":2,
             "ends":{"security":"2026-12-01T00:00:00Z","timestamp":"2026-11-23T10:00:00Z"},
             "problems":[{"file":"boundaries/b.cedar","kind":"rule","message":"unexpected token"}],
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn shows_what_of_ended_tasks_can_still_be_used_and_what_is_in_the_way() {
+    fn shows_outstanding_credentials_and_why_they_are_not_revoked() {
         let json = r#"{"ready":true,"version":"0.1.0","leases":{"active":5,"outstanding":4,"to_revoke":2},"outstanding":[
             {"id":"l-1","provider":"vault","to_revoke":true,"usable_until":"2026-11-23T10:15:00Z","tries":4,"last_error":"refused",
              "detail":"refused by the provider: \u001b[31mHTTP 403","task":"t-1"},

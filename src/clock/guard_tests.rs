@@ -44,7 +44,7 @@ fn trusts_an_untouched_clock_also_after_suspend() {
 }
 
 #[test]
-fn a_clock_set_back_is_in_doubt_and_time_goes_on() {
+fn doubts_a_clock_set_back_and_time_goes_on() {
     let machine = Machine::new();
     let clock = machine.start("a");
     machine.back(Duration::from_secs(3600));
@@ -59,7 +59,7 @@ fn a_clock_set_back_is_in_doubt_and_time_goes_on() {
 }
 
 #[test]
-fn a_clock_set_forward_is_in_doubt_and_what_would_have_ended_has_ended() {
+fn doubts_a_clock_set_forward_and_expires_what_it_passed() {
     let machine = Machine::new();
     let clock = machine.start("a");
     machine.ahead(Duration::from_secs(3600));
@@ -94,7 +94,7 @@ fn a_small_correction_is_followed_slowly_and_trusted_meanwhile() {
 }
 
 #[test]
-fn a_jump_is_trusted_once_a_fresh_signed_time_says_the_same() {
+fn trusts_a_jump_once_a_fresh_signed_time_confirms_it() {
     let machine = Machine::new();
     let clock = machine.start("a");
     // A frozen machine: the world went on for an hour.
@@ -106,7 +106,7 @@ fn a_jump_is_trusted_once_a_fresh_signed_time_says_the_same() {
 }
 
 #[test]
-fn a_clock_that_was_wrong_from_the_start_is_found_out_by_the_first_signed_time() {
+fn the_first_signed_time_detects_a_clock_that_was_always_wrong() {
     for wrong in [START + Duration::from_secs(60), START - Duration::from_secs(60)] {
         let machine = Machine::new();
         machine.clock.set_wall(wrong);
@@ -165,7 +165,7 @@ fn a_restart_hides_no_jump_within_one_boot() {
 }
 
 #[test]
-fn what_it_remembers_is_private_and_never_guessed_at() {
+fn stored_state_is_private_and_damage_is_an_error() {
     use std::os::unix::fs::MetadataExt as _;
     let machine = Machine::new();
     machine.start("a").save().unwrap();
@@ -221,7 +221,7 @@ struct Life {
 
 proptest! {
     #[test]
-    fn no_schedule_of_the_clocks_lengthens_a_life(events in prop::collection::vec(event(), 1..60), life in 1..1000u64) {
+    fn no_schedule_of_the_clocks_lengthens_a_lifetime(events in prop::collection::vec(event(), 1..60), life in 1..1000u64) {
         let machine = Machine::new();
         let life = Duration::from_secs(life);
         let mut truth = START;

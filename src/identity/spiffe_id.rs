@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_not_canonical() {
+    fn rejects_what_is_not_canonical() {
         for (text, error) in [
             ("", SpiffeIdError::Scheme),
             ("spiffe", SpiffeIdError::Scheme),

@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_other_algorithms_and_other_forms_of_the_same_key() {
+    fn rejects_other_algorithms_and_other_forms_of_the_same_key() {
         let mut off_curve = spki(&rcgen::PKCS_ECDSA_P256_SHA256);
         *off_curve.last_mut().unwrap() ^= 1;
         let p256 = spki(&rcgen::PKCS_ECDSA_P256_SHA256);

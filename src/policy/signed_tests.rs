@@ -168,7 +168,7 @@ fn a_policy_goes_from_fresh_to_stale_to_expired_by_tier() {
 }
 
 #[test]
-fn a_stale_policy_permits_and_says_so_and_an_expired_one_denies() {
+fn a_stale_policy_permits_with_a_note_and_an_expired_one_denies() {
     let policy = load(&sample());
     let end = now() + 10 * MINUTE;
     assert_eq!(report(&policy, now()).unwrap().stale(), None);
@@ -238,7 +238,7 @@ fn an_expired_role_affects_only_the_scopes_that_depend_on_it() {
 }
 
 #[test]
-fn the_state_is_that_of_the_best_and_names_the_first_lapse() {
+fn the_state_is_that_of_the_best_tier_and_names_the_first_expiry() {
     let policy = load(&sample());
     let end = now() + 10 * MINUTE;
     let told = lapse("timestamp", end);
@@ -255,7 +255,7 @@ fn the_state_is_that_of_the_best_and_names_the_first_lapse() {
 }
 
 #[test]
-fn refuses_a_version_with_a_role_without_valid_signatures() {
+fn rejects_a_version_with_a_role_without_valid_signatures() {
     for role in ["root", "timestamp", "snapshot", "targets", "security", "incident", "governance", "finance"] {
         let mut files = published(&sample());
         files.signed.as_mut().unwrap().standing.ends.remove(role);
@@ -504,7 +504,7 @@ fn permits_and_denials_name_the_exact_files_decided_on() {
 }
 
 #[test]
-fn whoever_a_signed_scope_names_must_be_an_owner() {
+fn a_signed_scope_must_name_known_owners() {
     for (id, scopes) in
         [("finance-data", vec!["finance/quarter-close", "ledger-read"]), ("operations", vec!["incident-response"])]
     {

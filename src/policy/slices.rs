@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_are_kept_than_may_be_and_the_oldest_goes_first() {
+    fn evicts_the_oldest_slice_over_the_limit() {
         let mut world = World::new();
         let sources: Vec<_> = (0..=MAX_KEPT).map(|n| Source::new(&n.to_string())).collect();
         for source in &sources {
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn reports_each_time_what_cannot_be_made_and_does_not_keep_it() {
+    fn reports_each_failure_and_does_not_cache_it() {
         let (slices, source) = (Slices::default(), Source::new("text"));
         for _ in 0..2 {
             let made = slices.of(&source, |text| Err::<Slice, _>(text.to_owned()));

@@ -117,7 +117,7 @@ fn denies_another_workload_and_another_parameter() {
 }
 
 #[test]
-fn a_rule_sees_how_the_caller_was_proved_and_how_long_it_asks_for() {
+fn a_rule_sees_the_proof_of_the_caller_and_the_ttl() {
     let policy = Policy::load(&fixture()).unwrap();
     let hour = Ask { ttl: Some(Duration::from_secs(3600)), ..ledger("c-99") };
     assert!(policy.decide(&caller(AUDITOR, Proof::JwtSvid), &hour, now()).is_ok());
@@ -158,7 +158,7 @@ fn reports_wrong_parameters_only_to_callers_that_a_rule_names() {
 }
 
 #[test]
-fn refuses_a_ttl_over_max_task_and_says_so_only_to_permitted_callers() {
+fn rejects_a_ttl_over_max_task_and_says_so_only_to_permitted_callers() {
     let files = fixture();
     let at = |ttl| Ask { ttl: Some(ttl), ..ledger("c-42") };
     let cap = Duration::from_secs(8 * 3600);
@@ -191,7 +191,7 @@ fn elevated_needs_an_approval_and_says_so_only_to_permitted_callers() {
 }
 
 #[test]
-fn break_glass_needs_a_reason_that_says_something() {
+fn break_glass_needs_a_meaningful_reason() {
     let files = fixture();
     let silent = ask("incident-response", &[]);
     assert_eq!(reason(&files, ON_CALL, &silent), DenialReason::Guardrail);
@@ -218,7 +218,7 @@ fn a_decision_lapses_after_its_review_date_and_grace() {
 }
 
 #[test]
-fn an_exception_ends_at_its_instant() {
+fn an_exception_expires_at_its_instant() {
     let policy = Policy::load(&fixture()).unwrap();
     let told = Ask { reason: Some("INC-7".to_owned()), ..ask("incident-response", &[]) };
     let at = |time: &str| policy.decide(&caller(ON_CALL, Proof::JwtSvid), &told, time.parse().unwrap());
@@ -369,7 +369,7 @@ fn reports_a_file_of_no_scope_and_suspends_nothing() {
 }
 
 #[test]
-fn versions_follow_paths_and_bytes() {
+fn the_version_depends_on_paths_and_bytes() {
     let version = fixture().version;
     assert_eq!(version, fixture().version);
     assert_eq!(version.0.len(), "dir-".len() + 16);

@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_a_task_has_and_nothing_else() {
+    fn reads_the_members_of_a_task_and_no_others() {
         let asked = parse(
             br#"{"scope":"a/b","task":"nightly","params":{"customer":"c-42"},"ttl":"15m","hold":true,"reason":"r",
                 "parent":"t-00000000000000000000000000"}"#,

@@ -27,7 +27,7 @@ fn sidemint(args: &[&str]) -> (i32, String, String) {
 }
 
 #[tokio::test]
-async fn a_whole_log_verifies_with_the_key_and_the_head_that_the_state_tells() {
+async fn verifies_a_complete_log_with_key_and_head_from_the_state() {
     let directory = tempfile::tempdir().unwrap();
     let (log, state) = log(directory.path()).await;
     let (log, state) = (log.to_str().unwrap(), state.to_str().unwrap());
@@ -48,7 +48,7 @@ async fn a_whole_log_verifies_with_the_key_and_the_head_that_the_state_tells() {
 }
 
 #[tokio::test]
-async fn a_tampered_log_fails_and_the_line_is_named() {
+async fn names_the_line_of_a_tampered_log() {
     let directory = tempfile::tempdir().unwrap();
     let (log, state) = log(directory.path()).await;
     let whole = fs::read_to_string(&log).unwrap();
@@ -79,7 +79,7 @@ async fn a_tampered_log_fails_and_the_line_is_named() {
 }
 
 #[test]
-fn what_is_not_there_is_one_line_that_names_it() {
+fn reports_a_missing_file_in_one_line() {
     let directory = tempfile::tempdir().unwrap();
     let nowhere = directory.path().join("nowhere");
     for args in [["verify", nowhere.to_str().unwrap()].as_slice(), &["key", "--state", nowhere.to_str().unwrap()]] {

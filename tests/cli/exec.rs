@@ -115,7 +115,7 @@ async fn exec_returns_the_exit_code_of_its_command() {
 }
 
 #[tokio::test]
-async fn a_command_that_cannot_run_ends_as_in_a_shell_and_its_task_ends() {
+async fn a_command_that_cannot_run_has_a_shells_exit_code_and_ends_its_task() {
     let world = World::new().await;
     let missing = world.run(&["exec", "--scope", "s", "--", "/nonexistent/program"]).await;
     assert_eq!((missing.code, missing.stderr.as_str()), (127, "sidemint: /nonexistent/program: command not found\n"));

@@ -82,7 +82,7 @@ fn a_sidecar_is_not_dumpable_and_leaves_no_core() {
 }
 
 #[test]
-fn an_ordinary_process_would_be_seen_to_be_dumpable() {
+fn the_check_detects_a_dumpable_process() {
     let mut command = Command::new("sleep");
     command.arg("60");
     if fs::metadata("/proc/self").unwrap().uid() == 0 {

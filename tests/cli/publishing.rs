@@ -235,7 +235,7 @@ fn a_new_working_repository_is_clean_tested_and_published_at_once() {
 }
 
 #[test]
-fn publishing_what_is_published_writes_nothing() {
+fn publishing_twice_writes_nothing() {
     let repository = Repository::new(true);
     let before = tree(&repository.place.path().join("out"));
     assert!(repository.publish(&[]).unwrap().contains("nothing changed"));
@@ -997,7 +997,7 @@ fn a_heartbeat_runs_until_it_is_stopped() {
 }
 
 #[test]
-fn a_table_test_says_what_differed() {
+fn a_table_test_reports_the_differences() {
     let repository = Repository::new(false);
     let table = "decisions/ledger-read.tests.toml";
     repository.edit(
@@ -1023,7 +1023,7 @@ fn a_table_test_says_what_differed() {
 }
 
 #[test]
-fn a_table_that_shows_nothing_fails() {
+fn a_table_that_proves_nothing_fails() {
     let repository = Repository::new(false);
     let test = || sidemint(&["test", "--policy", &repository.dir(), "--at", DAY_0]);
     // Suspended: everything would be denied as expected.

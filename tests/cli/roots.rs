@@ -28,7 +28,7 @@ fn start(keys: &[(&str, &str)]) -> Output {
 }
 
 #[test]
-fn refuses_vault_by_tls_without_a_trusted_root() {
+fn rejects_vault_by_tls_without_a_trusted_root() {
     let sts = ("SIDEMINT_AWS_STS_ENDPOINT", "http://127.0.0.1:9");
     let output = start(&[sts, ("SIDEMINT_VAULT_ADDRESS", "https://vault.example.org")]);
     let told = String::from_utf8(output.stderr).unwrap();

@@ -21,7 +21,7 @@ async fn begin_prints_the_token_and_json_is_the_answer_itself() {
 }
 
 #[tokio::test]
-async fn list_show_and_end_read_well_and_never_say_revoked_of_what_expires() {
+async fn list_show_and_end_say_revoked_only_of_what_was_revoked() {
     let world = World::new().await;
     let list = world.run(&["task", "list"]).await;
     assert_eq!(list.stdout.lines().nth(1), Some("t-1   ledger-read  active  2026-11-23T11:00:00Z  1       -"));
@@ -125,7 +125,7 @@ async fn a_token_file_proves_the_holder_in_place_of_an_svid() {
 }
 
 #[tokio::test]
-async fn an_id_that_is_no_id_never_becomes_part_of_a_path() {
+async fn an_invalid_id_never_becomes_part_of_a_path() {
     let world = World::new().await;
     for id in ["../tasks", "t-1/hold", "t 1", "", "t-1?x"] {
         assert_eq!(world.run(&["task", "end", id]).await.code, 2, "{id:?}");

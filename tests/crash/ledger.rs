@@ -141,7 +141,9 @@ pub(crate) fn judge_served(mints: &[Mint], clients: &Clients, from: usize) -> Ve
             wrong.push(format!("served late, after the acknowledged end: {received:?} of {task:?}"));
         }
         if received.sent >= received.told || received.sent >= task.deadline {
-            wrong.push(format!("served late, after its told expiry or its task's deadline: {received:?} of {task:?}"));
+            wrong.push(format!(
+                "served late, after its advertised expiry or its task's deadline: {received:?} of {task:?}"
+            ));
         }
     }
     wrong
@@ -335,7 +337,7 @@ mod tests {
     #[test]
     fn detects_serving_after_the_end_the_advertised_expiry_or_the_deadline() {
         assert!(spoilt(|_, clients, _| clients.received[0].sent_tick = 8).contains("after the acknowledged end"));
-        assert!(spoilt(|_, clients, _| clients.received[0].sent = at(27)).contains("after its told expiry"));
+        assert!(spoilt(|_, clients, _| clients.received[0].sent = at(27)).contains("after its advertised expiry"));
         let late = spoilt(|_, clients, books| {
             clients.tasks[0].deadline = at(2);
             books.tasks.get_mut("t-1").unwrap().deadline = at(2);

@@ -6,7 +6,7 @@
 //! gave out, what the clients were told and received, what the sidecar's books say. It holds that
 //!
 //! - no lease is lost: what can still be used is in the journal and in the status, with an end no earlier than the true one;
-//! - nothing is served late: after an acknowledged end, a told expiry, a deadline;
+//! - nothing is served late: after an acknowledged end, a advertised expiry, a deadline;
 //! - nothing is served across identities or tasks, before it is recorded, or told to live longer than it does;
 //! - no task, no acknowledged end and no key is lost, and nothing is called revoked that is not.
 //!

@@ -50,7 +50,7 @@ async fn advertises_the_expiry_less_a_margin_in_whole_utc_seconds() {
 }
 
 #[tokio::test]
-async fn a_provider_that_gives_less_than_was_ordered_moves_the_expiration() {
+async fn a_shorter_credential_than_ordered_moves_the_expiration() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     w.cloud.next([OnMint::Sooner(secs(600))]);
@@ -86,7 +86,7 @@ async fn an_error_has_both_spellings_and_no_member_of_ours() {
 }
 
 #[tokio::test]
-async fn an_unavailable_provider_is_a_503_that_says_when_to_come_back() {
+async fn an_unavailable_provider_is_a_503_with_retry_after() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     w.cloud.next([OnMint::Fail(unavailable(Some(secs(7))))]);
@@ -148,7 +148,7 @@ async fn ignores_extra_slashes_in_the_path() {
 }
 
 #[tokio::test]
-async fn an_ended_task_is_refused_at_once_and_for_good() {
+async fn rejects_an_ended_task_at_once_and_permanently() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     w.served(&task.token).await;
@@ -162,7 +162,7 @@ async fn an_ended_task_is_refused_at_once_and_for_good() {
 }
 
 #[tokio::test]
-async fn a_task_with_too_little_time_left_is_refused_for_good_in_this_dialect_too() {
+async fn rejects_permanently_a_task_with_too_little_time_left() {
     let w = World::new().await;
     let task = w.begin(serde_json::json!({ "scope": "archive", "ttl": "10s" })).await;
     w.clock.advance(secs(6));

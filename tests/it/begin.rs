@@ -136,7 +136,7 @@ async fn callers_with_the_same_key_at_the_same_time_begin_one_task() {
 }
 
 #[tokio::test]
-async fn a_key_finds_nothing_under_another_parent() {
+async fn an_idempotency_key_does_not_match_under_another_parent() {
     let w = World::new().await;
     let (a, b) = (w.begin_scope("archive").await, w.begin_scope("archive").await);
     let call = |token: &str| {

@@ -46,7 +46,7 @@ async fn an_end_reports_the_residual_access_and_repeats_its_report() {
 }
 
 #[tokio::test]
-async fn a_task_that_minted_nothing_ends_with_nothing_left() {
+async fn a_task_without_a_mint_ends_without_residual_access() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     assert_eq!(w.end(&task).await["leases"], json!([]));
@@ -54,7 +54,7 @@ async fn a_task_that_minted_nothing_ends_with_nothing_left() {
 }
 
 #[tokio::test]
-async fn many_ends_at_the_same_time_are_one() {
+async fn concurrent_ends_count_as_one() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     w.served(&task.token).await;
@@ -97,7 +97,7 @@ async fn a_task_ends_at_its_deadline_and_not_before() {
 }
 
 #[tokio::test]
-async fn a_late_reaper_lets_nothing_live_longer() {
+async fn a_late_sweep_lengthens_nothing() {
     let w = World::new().await;
     let overdue = w.begin(json!({ "scope": "archive", "ttl": "90s" })).await;
     let unheld = w.begin(json!({ "scope": "archive", "hold": true })).await;
@@ -127,7 +127,7 @@ async fn a_hold_that_comes_too_late_finds_the_task_ended() {
 }
 
 #[tokio::test]
-async fn idleness_ends_a_task_where_the_decision_says_so_and_use_puts_it_off() {
+async fn an_idle_task_ends_where_the_decision_says_so_and_use_delays_it() {
     let w = World::with_reaper().await;
     let (idling, other) = (w.begin_scope("idling").await, w.begin_scope("archive").await);
     pass(&w, secs(299)).await;
@@ -155,7 +155,7 @@ async fn a_held_task_is_never_idle() {
 }
 
 #[tokio::test]
-async fn a_task_to_be_held_ends_ten_seconds_after_nobody_holds_it() {
+async fn a_held_task_ends_ten_seconds_after_its_last_holder() {
     let w = World::with_reaper().await;
     let task = w.begin(json!({ "scope": "archive", "hold": true })).await;
     assert_eq!(w.show(&task).await["hold"], true);
@@ -185,7 +185,7 @@ async fn a_task_to_be_held_ends_ten_seconds_after_nobody_holds_it() {
 }
 
 #[tokio::test]
-async fn a_holder_that_comes_back_in_time_keeps_the_task() {
+async fn a_holder_that_reconnects_in_time_keeps_the_task() {
     let w = World::with_reaper().await;
     let task = w.begin(json!({ "scope": "archive", "hold": true })).await;
     let found = w.broker.tasks().by_id(&task.id.parse().unwrap()).unwrap();
@@ -216,7 +216,7 @@ async fn a_holder_gets_a_heartbeat_every_two_seconds_and_the_reason_of_the_end()
 }
 
 #[tokio::test]
-async fn a_holder_lets_a_sidecar_stop() {
+async fn a_holder_does_not_delay_shutdown() {
     let mut w = World::new().await;
     let task = w.begin(json!({ "scope": "archive", "hold": true })).await;
     let mut hold = w.hold(&task).await;
@@ -368,7 +368,7 @@ async fn applies_an_end_that_cannot_be_journalled_and_journals_it_later() {
 }
 
 #[tokio::test]
-async fn an_end_asked_for_again_becomes_durable_as_soon_as_the_journal_is_well() {
+async fn a_repeated_end_becomes_durable_once_the_journal_works() {
     let mut w = World::new().await;
     let task = w.begin_scope("archive").await;
     w.served(&task.token).await;
@@ -400,7 +400,7 @@ async fn an_ended_task_is_forgotten_after_a_day_and_its_token_with_it() {
 }
 
 #[tokio::test]
-async fn nothing_begins_once_the_sidecar_is_being_stopped() {
+async fn begins_nothing_while_the_sidecar_stops() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     w.served(&task.token).await;

@@ -124,7 +124,7 @@ async fn rejects_a_foreign_database() {
 }
 
 #[tokio::test]
-async fn a_journal_is_open_once() {
+async fn a_journal_is_open_in_one_process_only() {
     let w = World::new().await;
     let error = DiskJournal::open(&w.state()).unwrap_err();
     assert!(matches!(error, JournalError::InUse(_)), "{error}");
@@ -156,7 +156,7 @@ fn unusable(directory: &Path) -> String {
 }
 
 #[tokio::test]
-async fn a_link_in_place_of_the_file_is_not_followed() {
+async fn does_not_follow_a_link_in_place_of_the_file() {
     let directory = tempfile::tempdir().unwrap();
     let target = directory.path().join("target");
     std::os::unix::fs::symlink(&target, directory.path().join("journal.redb")).unwrap();
@@ -166,7 +166,7 @@ async fn a_link_in_place_of_the_file_is_not_followed() {
 }
 
 #[tokio::test]
-async fn a_link_in_place_of_the_directory_is_not_followed() {
+async fn does_not_follow_a_link_in_place_of_the_directory() {
     let directory = tempfile::tempdir().unwrap();
     let (real, link) = (directory.path().join("real"), directory.path().join("link"));
     drop(DiskJournal::open(&real).unwrap());
@@ -199,7 +199,7 @@ async fn rejects_files_that_others_may_write_and_does_not_change_their_mode() {
 }
 
 #[tokio::test]
-async fn what_belongs_to_another_user_is_refused() {
+async fn rejects_files_of_another_user() {
     // Only root can give a directory away; who is not takes one that root owns.
     let directory = tempfile::tempdir().unwrap();
     let given = directory.path().join("given");

@@ -15,7 +15,7 @@ async fn signed_with_reaper() -> World {
 }
 
 #[tokio::test]
-async fn a_kill_ends_what_runs_and_lets_nothing_begin() {
+async fn a_kill_ends_running_tasks_and_begins_no_new_one() {
     let w = signed_with_reaper().await;
     let (task, other) = (w.begin_scope("archive").await, w.begin_scope("brief").await);
     w.served(&task.token).await;

@@ -160,7 +160,7 @@ async fn limits_the_waiters_on_a_hanging_provider_and_serves_others() {
 }
 
 #[tokio::test]
-async fn a_list_of_tasks_comes_in_pages_and_leaves_none_out() {
+async fn a_list_of_tasks_has_pages_and_is_complete() {
     let w = World::new().await;
     let mut begun = std::collections::BTreeSet::new();
     let parent = w.begin_scope("archive").await;
@@ -195,7 +195,7 @@ async fn a_list_of_tasks_comes_in_pages_and_leaves_none_out() {
 }
 
 #[tokio::test]
-async fn more_requests_than_may_be_under_way_are_refused_at_once() {
+async fn rejects_requests_over_the_concurrency_limit_at_once() {
     let w = World::with(Setup { limits: |limits| limits.requests = 2, ..Setup::default() }).await;
     let task = w.begin_scope("archive").await;
     w.cloud.gate.shut();

@@ -68,7 +68,7 @@ async fn disconnected_callers_do_not_affect_those_who_wait() {
 }
 
 #[tokio::test]
-async fn a_caller_waits_no_longer_than_it_may_and_the_exchange_goes_on() {
+async fn a_caller_waits_up_to_its_limit_and_the_exchange_continues() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     w.cloud.gate.shut();
@@ -188,7 +188,7 @@ async fn a_short_credential_is_minted_again_at_half_its_life() {
 }
 
 #[tokio::test]
-async fn nothing_is_minted_again_when_the_deadline_is_the_limit() {
+async fn mints_nothing_again_when_the_deadline_is_the_limit() {
     let w = World::new().await;
     let task = w.begin(json!({ "scope": "archive", "ttl": "15m" })).await;
     assert_eq!(reminted_after(&w, &task, secs(5)).await, None);

@@ -66,7 +66,7 @@ async fn the_token_is_in_its_file_before_the_sidecar_is_ready() {
 }
 
 #[tokio::test]
-async fn it_is_renewed_before_its_deadline_and_the_old_token_works_until_then() {
+async fn renews_the_task_before_its_deadline_and_keeps_the_old_token_until_then() {
     let directory = tempfile::tempdir().unwrap();
     let settings = settings(&directory, "archive");
     let file = settings.token_file.clone();
@@ -91,7 +91,7 @@ async fn it_is_renewed_before_its_deadline_and_the_old_token_works_until_then() 
 }
 
 #[tokio::test]
-async fn while_it_is_denied_the_sidecar_is_up_and_not_ready_and_says_why() {
+async fn a_denied_pod_task_leaves_the_sidecar_up_but_not_ready() {
     let directory = tempfile::tempdir().unwrap();
     let settings = settings(&directory, "others-only");
     let file = settings.token_file.clone();
@@ -110,7 +110,7 @@ async fn while_it_is_denied_the_sidecar_is_up_and_not_ready_and_says_why() {
 }
 
 #[tokio::test]
-async fn it_begins_as_soon_as_identities_are_known() {
+async fn begins_as_soon_as_identities_are_known() {
     let directory = tempfile::tempdir().unwrap();
     let settings = settings(&directory, "archive");
     let file = settings.token_file.clone();
@@ -140,7 +140,7 @@ async fn begins_again_after_an_end_once_policy_permits() {
 }
 
 #[tokio::test]
-async fn it_is_adopted_after_a_restart_and_after_a_kill() {
+async fn adopts_its_task_after_a_restart_and_after_a_kill() {
     let directory = tempfile::tempdir().unwrap();
     let settings = settings(&directory, "archive");
     let file = settings.token_file.clone();
@@ -162,7 +162,7 @@ async fn it_is_adopted_after_a_restart_and_after_a_kill() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_not_its_own_is_replaced() {
+async fn replaces_a_token_of_another_task() {
     let directory = tempfile::tempdir().unwrap();
     let settings = settings(&directory, "archive");
     let file = settings.token_file.clone();

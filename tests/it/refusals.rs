@@ -376,14 +376,14 @@ async fn a_token_opens_its_own_task_only_and_an_ended_one_nothing() {
 }
 
 #[tokio::test]
-async fn an_identity_that_this_sidecar_has_not_is_not_served() {
+async fn does_not_serve_an_identity_that_the_sidecar_does_not_have() {
     let w = World::new().await;
     let call = Call::post("/v1/tasks").bearer(&w.svid(FOREIGN)).json(&json!({ "scope": "archive" }));
     refuses(&w, "not served", call, 403, "denied", Denial("identity_not_served")).await;
 }
 
 #[tokio::test]
-async fn nobody_is_trusted_before_the_workload_api_has_answered() {
+async fn trusts_nobody_before_the_workload_api_has_answered() {
     let w = World::with(Setup { known: false, ..Setup::default() }).await;
     let reply =
         refuses(&w, "silent", w.begin_call(&json!({ "scope": "archive" })), 503, "unavailable", Denial("not_ready"))
@@ -393,7 +393,7 @@ async fn nobody_is_trusted_before_the_workload_api_has_answered() {
 }
 
 #[tokio::test]
-async fn nothing_begins_without_a_policy() {
+async fn begins_nothing_without_a_policy() {
     let w = World::with(Setup { policy: false, ..Setup::default() }).await;
     let reply =
         refuses(&w, "no policy", w.begin_call(&json!({ "scope": "archive" })), 503, "unavailable", Denial("no_policy"))
@@ -428,7 +428,7 @@ async fn too_many_tasks_are_refused_until_one_is_forgotten() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_journalled_does_not_begin() {
+async fn begins_no_task_that_cannot_be_journalled() {
     let w = World::new().await;
     w.journal.fail("*");
     let call = w.begin_call(&json!({ "scope": "archive" }));
@@ -438,7 +438,7 @@ async fn what_cannot_be_journalled_does_not_begin() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_audited_does_not_begin_and_is_not_minted() {
+async fn begins_and_mints_nothing_that_cannot_be_audited() {
     let w = World::new().await;
     let task = w.begin_scope("archive").await;
     w.audit.fail(true);

@@ -10,7 +10,7 @@ use crate::policy_files::{OTHER, REPORT, Scope};
 use crate::world::{START, Setup, World, secs, settle, time, until};
 
 #[tokio::test]
-async fn a_task_goes_on_under_the_same_token_with_a_new_credential() {
+async fn a_task_continues_under_the_same_token_with_a_new_credential() {
     let mut w = World::new().await;
     let task = w.begin(json!({ "scope": "ledger-read", "params": { "customer": "c-42" }, "task": "nightly" })).await;
     let before = w.served(&task.token).await;
@@ -65,7 +65,7 @@ async fn a_deadline_that_passed_while_down_is_kept() {
 }
 
 #[tokio::test]
-async fn what_policy_stopped_permitting_while_down_ends() {
+async fn ends_tasks_that_policy_stopped_permitting_while_down() {
     let mut w = World::new().await;
     let task = w.begin_scope("archive").await;
     w.stop().await;
@@ -97,7 +97,7 @@ async fn before_identities_and_policy_are_known_a_recovered_task_neither_ends_no
 }
 
 #[tokio::test]
-async fn a_hold_counts_its_ten_seconds_from_the_start() {
+async fn a_hold_counts_ten_seconds_from_the_start_of_the_sidecar() {
     let mut w = World::with_reaper().await;
     let (held, lost) = (
         w.begin(json!({ "scope": "archive", "hold": true })).await,
@@ -183,7 +183,7 @@ async fn an_idempotency_key_is_remembered() {
 }
 
 #[tokio::test]
-async fn what_was_refused_for_a_failing_journal_is_not_there_after_a_restart() {
+async fn a_task_refused_by_a_failing_journal_is_absent_after_a_restart() {
     let mut w = World::with(Setup::default()).await;
     w.journal.fail("*");
     assert_eq!(w.send(w.begin_call(&json!({ "scope": "archive" }))).await.status, 503);
@@ -193,7 +193,7 @@ async fn what_was_refused_for_a_failing_journal_is_not_there_after_a_restart() {
 }
 
 #[tokio::test]
-async fn a_hold_counts_its_ten_seconds_from_when_the_sidecar_is_ready() {
+async fn a_hold_counts_ten_seconds_from_readiness() {
     let mut w = World::with_reaper().await;
     let task = w.begin(json!({ "scope": "archive", "hold": true })).await;
     w.stop().await;

@@ -185,7 +185,7 @@ async fn uses_the_only_provider_when_none_is_named_and_refuses_among_two() {
 }
 
 #[tokio::test]
-async fn without_a_vault_its_scopes_do_not_begin() {
+async fn scopes_of_vault_do_not_begin_without_a_vault() {
     let w = World::new().await;
     scope(&w.policy_directory(), "db", "5m", &["vault"]);
     w.reload().await;
@@ -374,7 +374,7 @@ async fn a_vault_that_renews_nothing_for_long_is_asked_for_another_secret_in_tim
 }
 
 #[tokio::test]
-async fn a_renewal_for_longer_than_the_law_allows_is_not_trusted() {
+async fn does_not_trust_a_renewal_longer_than_the_law_of_life_allows() {
     for path in ["renew", "renew-self"] {
         let w = world_of(290).await;
         let task = w.begin_scope("db").await;
@@ -764,7 +764,7 @@ async fn refused(w: &World, task: &Begun) -> (Reply, Value) {
 }
 
 #[tokio::test]
-async fn a_login_outside_the_law_is_refused_and_its_token_revoked() {
+async fn rejects_a_login_beyond_the_law_of_life_and_revokes_its_token() {
     type Change = fn(&mut crate::fake_vault::Role);
     let rows: [(Change, &str); 6] = [
         (|role| role.token_ttl = 301, "lower token_ttl"),
@@ -839,7 +839,7 @@ async fn rejects_an_answer_that_is_not_from_vault() {
 }
 
 #[tokio::test]
-async fn what_would_outlive_the_deadline_is_shortened() {
+async fn shortens_a_lease_that_would_outlive_the_deadline() {
     let w = world().await;
     vault(&w).role(|role| role.lease_ttl = 3600);
     let task = w.begin(json!({ "scope": "db", "ttl": "100s" })).await;
@@ -851,7 +851,7 @@ async fn what_would_outlive_the_deadline_is_shortened() {
 }
 
 #[tokio::test]
-async fn a_lost_answer_leaves_nothing_behind() {
+async fn a_lost_answer_leaves_no_lease_behind() {
     let w = world().await;
     vault(&w).next("creds", On::Lost);
     let task = w.begin_scope("db").await;

@@ -161,7 +161,7 @@ fn a_kill_list_that_is_withheld_is_caught() {
 }
 
 #[test]
-fn a_policy_that_goes_back_is_caught() {
+fn a_policy_rollback_is_caught() {
     caught_by(Planted::RollBack, "I6 nothing goes back");
 }
 
@@ -176,18 +176,18 @@ fn a_credential_without_an_audit_line_is_caught() {
 }
 
 #[test]
-fn a_shutdown_that_ends_nothing_is_caught() {
+fn a_shutdown_that_ends_no_task_is_caught() {
     caught_by(Planted::SkipShutdown, "G21 a shutdown ends every task");
 }
 
 #[test]
-fn what_outlives_its_session_and_is_not_counted_is_caught() {
+fn uncounted_access_that_outlives_its_session_is_caught() {
     caught_by(Planted::HideOutliving, "I7 the law of life");
 }
 
 /// Not left to chance: few histories set the clock back by as much as a life, and ask again at the right moment.
 #[test]
-fn a_life_that_a_clock_lengthens_is_caught() {
+fn a_lifetime_that_a_clock_lengthens_is_caught() {
     let complaint =
         history::scripted::set_back_while_it_lives(Planted::WallClockOnly).expect_err("a bug that nobody notices");
     assert_eq!(complaint.0, "I13 no clock lengthens a life", "{}", complaint.1);

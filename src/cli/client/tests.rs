@@ -22,7 +22,7 @@ fn reads_the_three_forms_of_an_address() {
 }
 
 #[test]
-fn refuses_every_other_form() {
+fn rejects_every_other_form() {
     for text in ["", "9870", "http://", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:99999", "unix://run/s", "unix:///"] {
         assert_eq!(text.parse::<Address>(), Err(AddressError::Form), "{text:?}");
     }
@@ -32,7 +32,7 @@ fn refuses_every_other_form() {
 }
 
 #[test]
-fn refuses_to_send_a_proof_to_another_host() {
+fn rejects_to_send_a_proof_to_another_host() {
     for text in ["10.0.0.1:9870", "http://sidecar.example:9870", "0.0.0.0:9870", "[2001:db8::1]:1", "localhost.:1"] {
         assert_eq!(text.parse::<Address>(), Err(AddressError::NotLoopback), "{text:?}");
     }

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_sts_refuses_is_a_warning_for_sts_alone() {
+    fn a_token_that_sts_would_refuse_is_a_warning_for_sts_only() {
         let (good, ps) = (r#"{"alg":"ES256","kid":"k"}"#, r#"{"alg":"PS256","kid":"k"}"#);
         assert_eq!(judged(good, r#"{"iss":"https://i","iat":1}"#, true), Level::Ok);
         assert_eq!(judged(ps, r#"{"iss":"https://i"}"#, true), Level::Warn);

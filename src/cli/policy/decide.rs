@@ -299,7 +299,7 @@ mod tests {
     const REST: &str = "tier = \"baseline\"\nkind = \"machine\"\ndecision_owner = \"g\"\nreview_by = 2027-01-01\nmax_task = \"1h\"\nmax_residual = '30s'\n";
 
     #[test]
-    fn writes_digests_and_leaves_every_other_byte() {
+    fn writes_digests_and_changes_no_other_byte() {
         let (s, a, b) = (Digest::of(b"s"), Digest::of(b"x"), Digest::of(b"y"));
         let forms = [
             (
@@ -324,13 +324,13 @@ mod tests {
     }
 
     #[test]
-    fn adds_a_scope_line_where_there_is_none() {
+    fn adds_a_missing_scope_line() {
         let written = edit(&format!("schema = 1 # one\n{REST}grants = {{ a = \"\", b = \"\" }}")).unwrap();
         assert!(written.starts_with(&format!("schema = 1 # one\nscope = \"{}\"\ntier", Digest::of(b"s"))), "{written}");
     }
 
     #[test]
-    fn refuses_to_edit_what_it_cannot_read_back() {
+    fn rejects_to_edit_what_it_cannot_read_back() {
         assert!(edit("schema = 1").is_none());
         assert!(edit(&format!("schema = 1\n{REST}grants = {{ a = \"\", c = \"\" }}")).is_none());
     }

@@ -83,7 +83,7 @@ fn a_changed_grant_is_a_problem_until_it_is_decided_on() {
 
 #[cfg(feature = "author")]
 #[test]
-fn deciding_says_what_the_files_say_and_what_changed() {
+fn deciding_shows_the_files_and_what_changed() {
     let directory = fixture();
     append(directory.path(), "grants/ledger-read-aws.toml", "# wider\n");
     let plan = decide::Plan::of(&read(directory.path()).unwrap(), &"ledger-read".parse().unwrap()).unwrap();
@@ -96,7 +96,7 @@ fn deciding_says_what_the_files_say_and_what_changed() {
 
 #[cfg(feature = "author")]
 #[test]
-fn refuses_to_decide_on_what_would_stay_suspended() {
+fn rejects_to_decide_on_what_would_stay_suspended() {
     for (file, text) in [
         ("scopes/ledger-read.toml", "unknown = 1\n"),
         ("grants/ledger-read-aws.toml", "unknown = 1\n"),
@@ -126,7 +126,7 @@ fn does_not_overwrite_a_decision_that_changed_meanwhile() {
 }
 
 #[test]
-fn refuses_a_directory_without_policy() {
+fn rejects_a_directory_without_policy() {
     let directory = tempfile::tempdir().unwrap();
     let error = read(directory.path()).unwrap_err();
     assert!(error.message.contains("no policy files"), "{}", error.message);
@@ -134,7 +134,7 @@ fn refuses_a_directory_without_policy() {
 }
 
 #[test]
-fn a_refused_version_is_reported_whole() {
+fn reports_every_problem_of_a_refused_version() {
     let directory = fixture();
     append(directory.path(), "boundaries/security.cedar", "@id(\"p\") permit (principal, action, resource);");
     let report = report(directory.path());

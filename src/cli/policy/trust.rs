@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn shows_who_may_sign_what_then_remembers_it() {
+    async fn shows_the_signers_of_each_role_then_stores_trust() {
         let folder = tempfile::tempdir().unwrap();
         let sample = sample(folder.path());
         let args = args(folder.path());
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refuses_to_overwrite_trust_in_another_root() {
+    async fn rejects_to_overwrite_trust_in_another_root() {
         let folder = tempfile::tempdir().unwrap();
         sample(folder.path());
         trust(&args(folder.path())).await.unwrap();
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refuses_a_root_that_did_not_sign_the_repository_and_one_that_is_invalid() {
+    async fn rejects_a_root_that_did_not_sign_the_repository_and_one_that_is_invalid() {
         let folder = tempfile::tempdir().unwrap();
         sample(folder.path());
         let other = Sample::new(BTreeMap::new(), &[]).unwrap().publish_root(NOW).unwrap();
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_terminal_it_asks_for_a_yes() {
+    async fn requires_yes_without_a_terminal() {
         let folder = tempfile::tempdir().unwrap();
         sample(folder.path());
         if io::stdin().is_terminal() {

@@ -138,7 +138,7 @@ async fn without_a_spiffe_id_every_identity_gets_a_jwt_svid() {
 }
 
 #[tokio::test]
-async fn refuses_requests_that_break_the_workload_apis_rules() {
+async fn rejects_requests_that_break_the_workload_apis_rules() {
     let bench = Bench::start();
     let client = bench.client().await;
     let no_audience = client.fetch_jwt_token(Vec::<String>::new(), None).await.unwrap_err();
@@ -149,7 +149,7 @@ async fn refuses_requests_that_break_the_workload_apis_rules() {
 }
 
 #[tokio::test]
-async fn refuses_requests_without_the_security_header() {
+async fn rejects_requests_without_the_security_header() {
     let bench = Bench::start();
     for header in [None, Some("false")] {
         let stream = tokio::net::UnixStream::connect(&bench.socket).await.unwrap();
@@ -235,7 +235,7 @@ async fn comes_back_on_the_same_socket_after_a_stop() {
 }
 
 #[tokio::test]
-async fn does_not_replace_a_file_that_is_no_socket() {
+async fn does_not_replace_a_file_that_is_not_a_socket() {
     let bench = Bench::start();
     let file = bench.socket.with_file_name("precious");
     std::fs::write(&file, "data").unwrap();
@@ -244,7 +244,7 @@ async fn does_not_replace_a_file_that_is_no_socket() {
 }
 
 #[test]
-fn refuses_identities_of_another_trust_domain() {
+fn rejects_identities_of_another_trust_domain() {
     let settings = Settings {
         trust_domain: "dev.test".parse().unwrap(),
         identities: vec!["spiffe://example.org/report".parse().unwrap()],

@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_documents_that_it_would_not_hold_to() {
+    fn rejects_documents_that_it_does_not_enforce() {
         let allow = json!({"Effect": "Allow", "Action": "s3:GetObject", "Resource": "*"});
         let with = |name: &str, value: Value| {
             let mut statement = allow.clone();
@@ -342,7 +342,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn wildcards_match_as_a_plain_recursive_reading_says(pattern in "[ab*?]{0,8}", text in "[ab]{0,8}") {
+        fn wildcards_agree_with_a_plain_recursive_matcher(pattern in "[ab*?]{0,8}", text in "[ab]{0,8}") {
             fn plain(pattern: &[u8], text: &[u8]) -> bool {
                 match (pattern.split_first(), text.split_first()) {
                     (None, None) => true,

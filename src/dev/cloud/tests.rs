@@ -193,7 +193,7 @@ async fn a_trusted_token_becomes_a_session_with_awss_answer() {
 }
 
 #[tokio::test]
-async fn refuses_tokens_with_the_codes_that_aws_has_for_them() {
+async fn rejects_tokens_with_the_codes_that_aws_has_for_them() {
     let bench = Bench::start().await;
     let with = |token: String| Ask { token: Some(token), ..PLAIN };
     let good = bench.token("report", AUDIENCE);
@@ -239,7 +239,7 @@ async fn a_token_of_a_revoked_key_is_refused() {
 }
 
 #[tokio::test]
-async fn a_session_reads_what_role_and_session_policy_share_and_no_more() {
+async fn a_session_reads_only_what_role_and_session_policy_both_allow() {
     let bench = Bench::start().await;
     let s3 = bench.s3(Ask { policy: only("c-42"), ..PLAIN }).await;
     assert_eq!(read(&s3, "c-42/2026-11.csv").await.unwrap(), b"c-42/2026-11.csv");
@@ -285,7 +285,7 @@ async fn puts_objects_where_the_role_allows_it() {
 }
 
 #[tokio::test]
-async fn a_cut_session_is_refused_from_its_cut_on_though_not_expired() {
+async fn rejects_a_session_from_its_cut_on_before_its_expiry() {
     let bench = Bench::start().await;
     let cut = bench.clock.now().floor_to_second() + Duration::from_secs(30);
     let policy = json!({"Statement": {"Effect": "Allow", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::ledger/*",
@@ -310,7 +310,7 @@ async fn reports_an_expired_session_as_expired() {
 }
 
 #[tokio::test]
-async fn a_deny_on_the_role_stops_one_live_session_and_spares_the_other() {
+async fn a_deny_on_the_role_stops_one_session_and_not_the_other() {
     let bench = Bench::start().await;
     let (first, second) = (bench.s3(PLAIN).await, bench.s3(Ask { name: "sm-task-2", ..PLAIN }).await);
     let deny = json!({"Statement": [
@@ -323,7 +323,7 @@ async fn a_deny_on_the_role_stops_one_live_session_and_spares_the_other() {
 }
 
 #[tokio::test]
-async fn refuses_signatures_that_are_not_the_sessions() {
+async fn rejects_signatures_of_another_session() {
     let bench = Bench::start().await;
     bench.assume(PLAIN).await.unwrap();
     let first = bench.newest();
@@ -369,7 +369,7 @@ async fn answers_other_requests_without_harm() {
 }
 
 #[tokio::test]
-async fn refuses_bodies_over_the_limit_and_listeners_that_others_reach() {
+async fn rejects_bodies_over_the_limit_and_public_listeners() {
     use http_body_util::Full;
     let bench = Bench::start().await;
     let stream = tokio::net::TcpStream::connect(bench.sts_endpoint.trim_start_matches("http://")).await.unwrap();

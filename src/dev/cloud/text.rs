@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_broken_escapes_and_names_that_come_twice() {
+    fn rejects_broken_escapes_and_names_that_come_twice() {
         assert_eq!(percent_decode("%4", false), None);
         assert_eq!(percent_decode("%+1", false), None);
         assert_eq!(parse_pairs("a=1&a=2", true), None);

@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_skewed_clock_is_a_warning_and_then_a_failure_whoever_is_ahead() {
+    fn clock_skew_in_either_direction_is_a_warning_and_then_a_failure() {
         let now = Timestamp::from_secs(1_000_000);
         let level = |seconds| {
             let there = now + Duration::from_secs(seconds);

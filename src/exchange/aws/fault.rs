@@ -127,7 +127,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_answer_says_more_than_a_code_and_a_status(status in 100_u16..600, body in prop::collection::vec(any::<u8>(), 0..200), text in ".{0,80}") {
+        fn a_fault_contains_only_a_code_and_a_status(status in 100_u16..600, body in prop::collection::vec(any::<u8>(), 0..200), text in ".{0,80}") {
             for body in [body, format!("<Error><Code>{text}</Code></Error>").into_bytes()] {
                 let fault = Fault::of_sts(status, &body, Some(&text), NOW);
                 prop_assert!(fault.detail.len() < 100);

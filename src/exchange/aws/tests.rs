@@ -392,7 +392,7 @@ async fn sends_the_callers_token_and_a_cut_compact_policy_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn lets_sts_end_the_session_itself_when_there_is_time_enough() {
+async fn limits_a_long_session_by_its_duration_instead_of_a_cut() {
     let given = Given { expiration: "2026-11-23T16:19:40Z".to_owned(), ..Given::default() };
     let world = World::new([ok(&given)]).await;
     let order = order_with(|order, _| order.dead_by = now() + Duration::from_secs(1200));
@@ -433,7 +433,7 @@ async fn asks_for_the_grants_own_audience() {
 }
 
 #[tokio::test]
-async fn refuses_an_order_that_cannot_be_expressed_before_anything_is_sent() {
+async fn rejects_an_order_that_cannot_be_expressed_before_anything_is_sent() {
     type Change = fn(&mut MintOrder, &mut AwsGrant);
     let changes: [(&str, Change); 11] = [
         ("dead already", |order, _| order.dead_by = now()),
@@ -462,7 +462,7 @@ async fn refuses_an_order_that_cannot_be_expressed_before_anything_is_sent() {
 // ---- the errors ----
 
 #[tokio::test]
-async fn each_error_of_the_table_is_retried_or_surfaced_as_it_says() {
+async fn retries_or_reports_each_error_as_the_table_says() {
     // status, code, bare (as Ceph RGW writes it), calls, kind
     let table = [
         (400, "IDPCommunicationError", false, 4, "unavailable"),
@@ -494,7 +494,7 @@ async fn each_error_of_the_table_is_retried_or_surfaced_as_it_says() {
 }
 
 #[tokio::test]
-async fn recovers_when_what_was_wrong_has_passed() {
+async fn recovers_after_a_transient_failure() {
     for first in
         [error(400, "Throttling"), error(400, "IDPCommunicationError"), error(502, "x"), Reply::Half, Reply::Close]
     {
@@ -688,7 +688,7 @@ async fn a_subject_cut_at_255_characters_is_still_a_long_named_caller() {
 }
 
 #[tokio::test]
-async fn a_credential_that_comes_after_its_own_cut_is_unusable() {
+async fn rejects_a_credential_that_arrives_after_its_own_cut() {
     let throttled = Reply::Answer(429, vec![("retry-after", "7".to_owned())], String::new());
     let world = World::new([throttled, ok(&Given::default())]).await;
     let order = order_with(|order, _| order.dead_by = now() + Duration::from_secs(6));

@@ -46,7 +46,7 @@ mod tests {
     use crate::retry::Rate;
 
     #[test]
-    fn a_standby_is_well_and_a_sealed_vault_or_none_is_not() {
+    fn a_standby_passes_and_a_sealed_or_missing_vault_fails() {
         let (address, timeout, rate) = ("https://v".to_owned(), Duration::from_secs(1), Rate::default());
         let settings = Settings { address, ca: None, namespace: None, timeout, rate, revocation_rate: rate };
         let level = |answer| judge(&settings, answer).level;

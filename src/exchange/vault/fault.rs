@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_outage_is_what_says_that_vault_or_the_way_to_it_is_broken() {
+    fn counts_only_failures_of_vault_or_its_network_as_outages() {
         let answered = |status| Fault::answered(Step::Login, status, None).is_outage();
         assert!([302, 408, 473, 500, 502, 503].into_iter().all(answered));
         assert!(![400, 403, 404, 412, 429, 501].into_iter().any(answered));

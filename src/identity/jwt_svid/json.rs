@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refuses_repeated_names_at_any_depth_and_however_they_are_escaped() {
+    fn rejects_repeated_names_at_any_depth_and_however_they_are_escaped() {
         for text in [r#"{"a":1,"a":1}"#, r#"{"a":1,"\u0061":2}"#, r#"{"a":[{"b":{"c":1,"c":2}}]}"#] {
             assert_eq!(object(text.as_bytes()), Err(JsonError::Duplicate), "{text}");
         }
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_not_exactly_one_object() {
+    fn rejects_what_is_not_exactly_one_object() {
         for text in
             ["", "null", "[]", "\"a\"", "1", "{", "{}{}", "{} x", "{'a':1}", "{\"a\":1,}", "{\"a\":NaN}", "\u{feff}{}"]
         {

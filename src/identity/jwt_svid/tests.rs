@@ -147,7 +147,7 @@ fn a_key_that_declares_its_algorithm_verifies_no_other() {
 }
 
 #[test]
-fn refuses_header_parameters_that_a_jwt_svid_may_not_have() {
+fn rejects_header_parameters_that_a_jwt_svid_may_not_have() {
     for extra in [
         r#""crit":["exp"]"#,
         r#""crit":[]"#,
@@ -195,7 +195,7 @@ fn requires_a_kid_that_the_bundle_knows() {
 }
 
 #[test]
-fn refuses_repeated_members_wherever_they_are() {
+fn rejects_repeated_members_wherever_they_are() {
     for header in [
         r#"{"alg":"ES256","alg":"ES256","kid":"ec"}"#,
         r#"{"alg":"none","alg":"ES256","kid":"ec"}"#,
@@ -217,7 +217,7 @@ fn refuses_repeated_members_wherever_they_are() {
 }
 
 #[test]
-fn refuses_headers_and_claims_that_are_not_one_object() {
+fn rejects_headers_and_claims_that_are_not_one_object() {
     for text in ["", "null", "[]", "1", "\"x\"", "{", "{}{}", "{\"alg\":}", "\u{feff}{}"] {
         let header = with_header(text);
         let claims = with_claims(text);
@@ -229,7 +229,7 @@ fn refuses_headers_and_claims_that_are_not_one_object() {
 }
 
 #[test]
-fn refuses_what_is_not_a_compact_jws() {
+fn rejects_what_is_not_a_compact_jws() {
     let token = good_token();
     let parts: Vec<&str> = token.split('.').collect();
     let (header, payload, signature) = (parts[0], parts[1], parts[2]);
@@ -262,7 +262,7 @@ fn refuses_what_is_not_a_compact_jws() {
 }
 
 #[test]
-fn refuses_trailing_bits_that_would_give_a_token_a_second_spelling() {
+fn rejects_trailing_bits_that_would_give_a_token_a_second_spelling() {
     let token = good_token();
     // 64 bytes are 86 characters, the last of which carries 2 bits: 15 other characters decode to the same byte
     let last = token.chars().last().unwrap();
@@ -274,7 +274,7 @@ fn refuses_trailing_bits_that_would_give_a_token_a_second_spelling() {
 }
 
 #[test]
-fn refuses_a_token_over_the_size_limit_even_when_it_is_good() {
+fn rejects_a_token_over_the_size_limit_even_when_it_is_good() {
     let sized = |filler: usize| {
         let mut claims = good_claims();
         claims["x"] = json!("x".repeat(filler));
@@ -431,7 +431,7 @@ fn honours_expiry_to_the_millisecond_and_starts_within_the_leeway() {
 }
 
 #[test]
-fn refuses_a_token_that_would_live_too_long() {
+fn rejects_a_token_that_would_live_too_long() {
     let edge = NOW.as_secs() + MAX_LIFETIME.as_secs();
     assert!(with_member("exp", Some(&edge.to_string())).is_ok());
     assert_eq!(with_member("exp", Some(&(edge + 1).to_string())), Err(JwtSvidError::Lifetime));
@@ -471,7 +471,7 @@ fn an_empty_bundle_verifies_nothing() {
 }
 
 #[test]
-fn refuses_every_flip_of_one_bit() {
+fn rejects_every_flip_of_one_bit() {
     let token = good_token();
     assert!(check(&token).is_ok());
     for position in 0..token.len() {
@@ -487,7 +487,7 @@ fn refuses_every_flip_of_one_bit() {
 }
 
 #[test]
-fn refuses_every_truncation_and_every_single_byte_replaced() {
+fn rejects_every_truncation_and_every_single_byte_replaced() {
     let token = good_token();
     for length in 0..token.len() {
         assert!(check(&token[..length]).is_err(), "{length}");
@@ -504,7 +504,7 @@ fn refuses_every_truncation_and_every_single_byte_replaced() {
 }
 
 #[test]
-fn refuses_degenerate_signatures() {
+fn rejects_degenerate_signatures() {
     let token = good_token();
     let (signed, _) = token.rsplit_once('.').unwrap();
     let asn1 = [0x30, 0x06, 0x02, 0x01, 0x01, 0x02, 0x01, 0x01];

@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_everything_else_and_says_the_fix() {
+    fn rejects_everything_else_and_says_the_fix() {
         for (text, error) in [
             ("", EndpointError::Scheme),
             ("/run/api.sock", EndpointError::Scheme),

@@ -363,7 +363,7 @@ async fn learns_svids_and_bundles_and_verifies_with_them() {
 }
 
 #[tokio::test]
-async fn each_message_replaces_the_whole() {
+async fn each_message_replaces_all_earlier_state() {
     let agent = Agent::running();
     agent.says(Ok(svids(&[REPORT, OTHER])));
     let (api, _) = start(&agent);
@@ -405,7 +405,7 @@ async fn keys_and_x509_bundles_come_and_go_with_the_svids() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_not_the_leafs_is_not_kept() {
+async fn drops_a_key_that_does_not_match_the_leaf() {
     let agent = Agent::running();
     let mut said = svids(&[REPORT, OTHER]);
     said.svids[0].key = said.svids[1].key.clone();
@@ -416,7 +416,7 @@ async fn a_key_that_is_not_the_leafs_is_not_kept() {
 }
 
 #[tokio::test]
-async fn an_emptied_bundle_is_a_revocation() {
+async fn an_emptied_bundle_revokes_its_keys() {
     let agent = Agent::running();
     let (api, _) = start(&agent);
     until(&api, |identities, _| complete(identities)).await;
@@ -456,7 +456,7 @@ async fn counts_a_first_refusal_as_an_answer() {
 }
 
 #[tokio::test]
-async fn nothing_is_known_until_both_streams_have_answered() {
+async fn knows_nothing_until_both_streams_have_answered() {
     let agent = Agent::running();
     agent.publishes(Err(Status::unavailable("starting")));
     let (api, _) = start(&agent);
@@ -479,7 +479,7 @@ async fn keeps_what_it_has_while_the_agent_is_unavailable() {
 }
 
 #[tokio::test]
-async fn a_message_without_its_mandatory_fields_is_discarded_and_the_stream_goes_on() {
+async fn discards_a_message_without_mandatory_fields_and_continues_the_stream() {
     let agent = Agent::running();
     let (api, clock) = start(&agent);
     until(&api, |identities, _| complete(identities)).await;
@@ -549,7 +549,7 @@ async fn retries_a_request_unknown_to_the_agent_slowly() {
 }
 
 #[tokio::test]
-async fn leaves_out_what_our_grammar_refuses_and_keeps_the_rest() {
+async fn skips_invalid_spiffe_ids_and_keeps_the_rest() {
     let agent = Agent::running();
     agent.says(Ok(X509Response {
         svids: vec![
@@ -605,7 +605,7 @@ async fn fetches_a_jwt_svid_for_the_audience_and_identity_asked() {
 }
 
 #[tokio::test]
-async fn refuses_an_answer_that_is_not_what_was_asked_for() {
+async fn rejects_a_token_that_is_not_what_was_asked_for() {
     let agent = Agent::running();
     let client = client(&agent.socket());
     let good = claims(REPORT, "sts.amazonaws.com", NOW, Duration::from_secs(300));

@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_is_itself_alone_and_a_period_means_all_below() {
+    fn a_host_matches_itself_only_and_a_leading_period_all_below() {
         for (uri, base, within) in [
             ("spiffe://example.org/a", "example.org", true),
             ("spiffe://example.org/a", "EXAMPLE.org", true),
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_host_is_never_judged_to_be_outside() {
+    fn rejects_a_uri_without_a_valid_host_and_an_invalid_constraint() {
         for uri in
             ["spiffe://192.0.2.1/a", "spiffe://example.org./a", "spiffe://.example.org/a", "urn:a", "spiffe:///a"]
         {

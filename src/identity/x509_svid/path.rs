@@ -235,7 +235,7 @@ mod tests {
     use crate::identity::x509_svid::testing::TestAuthority;
 
     #[test]
-    fn the_second_opinion_computes_every_signature_that_is_not_one_of_the_path() {
+    fn the_second_verifier_checks_every_signature_outside_the_path() {
         let now = Timestamp::from_secs(1_795_435_200);
         let authority = TestAuthority::new("example.org", now);
         let issue = |path| authority.issue(path, now, now + std::time::Duration::from_secs(60)).chain.remove(0);

@@ -67,7 +67,7 @@ fn verifies_a_peer_again_when_its_bundle_changes() {
 }
 
 #[test]
-fn a_bundle_leaves_out_what_cannot_be_a_root_and_has_limits() {
+fn a_bundle_skips_what_cannot_be_a_root_and_has_limits() {
     let (authority, _, _) = world();
     let leaf = authority.issue(REPORT, NOW, NOW + HOUR);
     let bundle = X509Bundle::from_der([authority.root(), &leaf.chain[0], b"nonsense"]).unwrap();
@@ -152,7 +152,7 @@ proptest! {
     /// The library's reader and ours: what ours takes, the library's takes too, bar what is unknown to one of them: the
     /// library also reads CRL distribution points, which are an unknown extension to us (`second_opinion` refuses then).
     #[test]
-    fn reads_nothing_that_the_library_cannot(edits in prop::collection::vec(edit(), 1..3)) {
+    fn rejects_whatever_the_library_cannot_parse(edits in prop::collection::vec(edit(), 1..3)) {
         use std::sync::LazyLock;
         static LEAF: LazyLock<Vec<u8>> = LazyLock::new(|| world().0.issue(REPORT, NOW, NOW + HOUR).chain.remove(0));
         let mut der = LEAF.clone();

@@ -53,7 +53,7 @@ fn reads_a_charter_and_fills_in_what_it_leaves_out() {
 }
 
 #[test]
-fn refuses_a_charter_that_is_out_of_range_or_says_more_than_is_known() {
+fn rejects_a_charter_with_unknown_keys_or_values_out_of_range() {
     for (from, to) in [
         ("\"12h\"", "\"59s\""),
         ("\"12h\"", "\"31days\""),
@@ -87,7 +87,7 @@ fn reads_an_owner() {
 }
 
 #[test]
-fn refuses_an_owner_whose_file_is_wrong() {
+fn rejects_an_owner_whose_file_is_wrong() {
     for (from, to) in [
         ("schema = 1", "schema = 9"),
         ("name = \"Finance data\"\n", ""),

@@ -44,7 +44,7 @@ fn rejects_nonexistent_dates_and_times_without_utc() {
 }
 
 #[test]
-fn refuses_an_idle_time_over_max_task_and_a_decision_without_grants() {
+fn rejects_an_idle_time_over_max_task_and_a_decision_without_grants() {
     assert!(decision("grants", "idle = \"8h\"\ngrants").is_ok());
     assert!(decision("grants", "idle = \"9h\"\ngrants").is_err());
     assert!(decision("grants = { aws = \"\" }", "grants = {}").is_err());
@@ -103,12 +103,12 @@ fn a_grant_narrows_its_role_or_says_that_it_does_not() {
 
 proptest! {
     #[test]
-    fn accepted_values_hold_nothing_but_the_allow_list(value in any::<String>(), max in 1..=MAX_PARAM_LENGTH) {
+    fn accepted_values_contain_only_characters_of_the_allow_list(value in any::<String>(), max in 1..=MAX_PARAM_LENGTH) {
         check(&value, max)?;
     }
 
     #[test]
-    fn near_misses_of_the_allow_list_are_judged_like_all(value in "[A-Za-z0-9._*?$/:{}\\-]{0,40}", max in 1..=40u16) {
+    fn near_misses_of_the_allow_list_follow_the_same_rule(value in "[A-Za-z0-9._*?$/:{}\\-]{0,40}", max in 1..=40u16) {
         check(&value, max)?;
     }
 
@@ -138,7 +138,7 @@ fn check(value: &str, max: u16) -> Result<(), TestCaseError> {
 const VAULT: &str = "schema = 1\nprovider = \"vault\"\nrole = \"ledger\"\naudience = \"vault\"\n";
 
 #[test]
-fn a_vault_grant_says_how_to_log_in_and_what_to_read() {
+fn a_vault_grant_names_its_login_and_its_path() {
     let text = format!(
         "{VAULT}read = \"database/creds/ro-${{param.customer}}\"\nnamespace = \"team/a\"\nmax_session = \"5m\"\n"
     );

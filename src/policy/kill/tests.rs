@@ -78,7 +78,7 @@ fn a_scope_whose_parts_are_not_known_is_stopped_by_its_name_and_its_caller() {
 }
 
 #[test]
-fn an_entry_is_in_force_until_its_end_and_then_the_next_one_is() {
+fn an_entry_applies_until_its_expiry_and_then_the_next_one() {
     let text = [
         entry("early", "scope = \"ledger-read\"\nuntil = 2026-11-23T17:00:00Z"),
         entry("late", "trust_domain = \"example.org\"\nuntil = 2026-11-23T18:00:00.5Z"),
@@ -102,14 +102,14 @@ fn an_entry_is_in_force_until_its_end_and_then_the_next_one_is() {
 }
 
 #[test]
-fn of_two_entries_for_one_thing_the_one_that_is_not_past_stops_it() {
+fn an_expired_entry_does_not_hide_one_in_force() {
     let text = [entry("past", "scope = \"ledger-read\"\nuntil = 2026-11-01"), entry("now", "scope = \"ledger-read\"")]
         .concat();
     assert_eq!(stopped(&list(&text).unwrap(), now()).as_deref(), Some("now"));
 }
 
 #[test]
-fn refuses_the_whole_list_for_one_bad_entry() {
+fn rejects_the_whole_list_for_one_bad_entry() {
     let good = entry("good", "all = true");
     for bad in [
         entry("x", ""),
@@ -151,7 +151,7 @@ fn takes_ten_thousand_entries_and_no_more() {
 }
 
 #[test]
-fn no_file_below_kill_is_overlooked() {
+fn reads_or_rejects_every_file_below_kill() {
     let files = |list: &[(&str, &str)]| {
         list.iter().map(|(path, text)| ((*path).to_owned(), Bytes::copy_from_slice(text.as_bytes()))).collect()
     };

@@ -116,7 +116,7 @@ Resource = "arn:aws:s3:::ledger/c-13/*"
     }
 
     #[test]
-    fn says_which_way_a_grant_changed() {
+    fn reports_changes_of_a_grant_as_wider_or_narrower() {
         let more = GRANT.replace("[\"s3:GetObject\"]", "[\"s3:GetObject\", \"s3:PutObject\"]");
         assert_eq!(told(&more), ["Action s3:PutObject added (wider)"]);
         let wide = GRANT.replace("[\"arn:aws:s3:::ledger/${param.customer}/*\"]", "\"*\"");
@@ -155,7 +155,7 @@ Resource = "arn:aws:s3:::ledger/c-13/*"
     }
 
     #[test]
-    fn says_what_changed_in_a_vault_grant() {
+    fn reports_what_changed_in_a_vault_grant() {
         let old = "schema = 1\nprovider = \"vault\"\nrole = \"ledger\"\naudience = \"vault\"\n\
                    read = \"database/creds/${param.customer}\"\nmax_session = \"5m\"\n";
         let new = old.replace("${param.customer}", "all").replace("5m", "10m").replace("\"ledger\"", "\"admin\"");
@@ -174,7 +174,7 @@ Resource = "arn:aws:s3:::ledger/c-13/*"
     }
 
     #[test]
-    fn says_which_way_a_scope_changed() {
+    fn reports_changes_of_a_scope_as_wider_or_narrower() {
         let old = "schema = 1\npurpose = \"a\"\n[params]\ncustomer = { type = \"segment\", max = 32 }\n";
         let new = "schema = 1\npurpose = \"b\"\n[params]\ncustomer = { type = \"segment\", max = 64 }\nx = { type = \"segment\", max = 1 }\n";
         let told: Vec<_> = between(old.as_bytes(), new.as_bytes()).iter().map(|c| c.what.clone()).collect();

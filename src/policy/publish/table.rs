@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_would_be_overlooked() {
+    fn rejects_cases_that_would_be_ignored() {
         for (old, new, told) in [
             ("schema = 1", "schema = 2", "unknown schema"),
             ("ttl = \"1h\"", "tll = \"1h\"", "unknown field"),

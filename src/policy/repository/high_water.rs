@@ -169,12 +169,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_again(kept in high_water()) {
+        fn reads_back_what_was_written(kept in high_water()) {
             prop_assert_eq!(HighWater::parse(&kept.to_bytes()), Ok(kept));
         }
 
         #[test]
-        fn any_changed_byte_and_any_cut_is_noticed(kept in high_water(), at in any::<prop::sample::Index>(), bit in 0_u8..8) {
+        fn detects_any_changed_byte_and_any_truncation(kept in high_water(), at in any::<prop::sample::Index>(), bit in 0_u8..8) {
             let mut bytes = kept.to_bytes();
             let at = at.index(bytes.len());
             prop_assert!(HighWater::parse(&bytes[..at]).is_err());

@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_as_long_as_a_source_asks_and_no_longer_than_ten_minutes() {
+    fn honours_retry_after_up_to_ten_minutes() {
         let pause = |wait, fraction| {
             Schedule::new(INTERVAL).pause(Refreshed::Failed { retry_after: Some(seconds(wait)) }, NONE, fraction)
         };

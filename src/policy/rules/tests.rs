@@ -62,7 +62,7 @@ fn every_member_of_the_vocabulary_is_there_with_its_documented_value() {
 }
 
 #[test]
-fn what_is_asked_keeps_to_the_schema() {
+fn requests_conform_to_the_schema() {
     // Requests are built without a check against the schema, so this holds the two together.
     let engine = Engine::new().unwrap();
     let (schema, _) = Schema::from_cedarschema_str(&schema_text(&names(&["customer"]), "")).unwrap();
@@ -90,7 +90,7 @@ fn optional_members_must_be_asked_for_with_has() {
 }
 
 #[test]
-fn params_of_a_scope_are_all_there_and_others_are_unknown() {
+fn rules_see_the_parameters_of_their_scope_and_no_others() {
     assert!(rules("@id(\"a\") permit HEAD when { context.asserted.params.x == \"y\" };", &["x"]).is_ok());
     assert!(rules("@id(\"a\") permit HEAD when { context.asserted.params.x == \"y\" };", &["z"]).is_err());
     assert!(rules("@id(\"a\") permit HEAD when { context.asserted.params.x == 1 };", &["x"]).is_err());
@@ -118,7 +118,7 @@ fn an_error_in_any_rule_is_an_error_even_when_another_permits() {
 }
 
 #[test]
-fn guardrails_see_the_last_instant_before_the_end() {
+fn guardrails_apply_until_the_last_instant_before_the_end() {
     let engine = Engine::new().unwrap();
     let decision = DecisionFile::parse(DECISION.replace("TIER", "baseline").as_bytes()).unwrap();
     let slice = engine.slice(&"s".parse().unwrap(), &decision, &Ends::default(), &[], &[]).unwrap();
@@ -173,7 +173,7 @@ fn folded_guardrails_decide_as_they_do_one_by_one() {
 }
 
 #[test]
-fn context_holds_this_caller_and_this_second_whoever_asked_before() {
+fn the_context_is_of_this_caller_and_this_second_only() {
     let engine = Engine::new().unwrap();
     let decision = DecisionFile::parse(DECISION.replace("TIER", "baseline").as_bytes()).unwrap();
     let slice = engine.slice(&"s".parse().unwrap(), &decision, &Ends::default(), &[], &[]).unwrap();
@@ -213,7 +213,7 @@ fn files_parsed_together_give_the_rules_of_each_file() {
 }
 
 #[test]
-fn a_file_that_reaches_into_the_next_is_parsed_alone() {
+fn parses_alone_a_file_whose_syntax_would_reach_into_the_next() {
     let alone = |files: &[&[u8]]| parse_together(files).iter().all(Option::is_none);
     let good = "@id(\"b\") permit (principal, action, resource);";
     let strange: [&str; 9] = [

@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_is_no_access_grant() {
+    fn does_not_take_a_bucket_for_an_access_grant() {
         let s3 = |resource: Value| found(json!({"Effect": "Allow", "Action": "s3:*", "Resource": resource}));
         assert!(s3(json!("arn:aws:s3:::ledger/*")).is_empty());
         assert!(s3(json!(["arn:aws-cn:s3:::ledger", "arn:aws-cn:s3:::ledger/${param.customer}/*"])).is_empty());
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_life_counts_and_what_has_no_end_is_said() {
+    fn takes_the_longest_lifetime_and_reports_unlimited_access() {
         let of = |actions: Value| {
             Outlives::of(&outliving_actions(
                 &json!({"Statement": {"Effect": "Allow", "Action": actions, "Resource": "*"}}),

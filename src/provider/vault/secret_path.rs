@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_path_of_a_dynamic_secret() {
+    fn rejects_what_is_not_a_path_of_a_dynamic_secret() {
         for wrong in [
             "",
             "creds",

@@ -347,7 +347,7 @@ async fn a_workload_begins_lists_shows_and_ends_its_task_by_its_x509_svid_alone(
 }
 
 #[tokio::test]
-async fn a_workload_that_the_sidecar_has_no_svid_of_may_connect_and_not_begin() {
+async fn a_workload_unknown_to_the_sidecar_may_connect_but_not_begin() {
     let world = World::new().await;
     let stranger = world.svid("spiffe://example.org/stranger");
     let (mut connection, status) = world.call(client(&world, &stranger)).await.unwrap();
@@ -490,7 +490,7 @@ async fn closes_idle_connections_on_a_policy_change_and_a_new_one_shows_the_end(
 }
 
 #[tokio::test]
-async fn headers_of_proxies_are_refused_by_mutual_tls_too() {
+async fn rejects_proxy_headers_over_mutual_tls_too() {
     let world = World::new().await;
     let (mut connection, _) = world.call(client(&world, &world.svid(REPORT))).await.unwrap();
     let request = Request::get("/v1/tasks").header("host", "a").header("x-forwarded-for", "192.0.2.1");
@@ -499,14 +499,14 @@ async fn headers_of_proxies_are_refused_by_mutual_tls_too() {
 }
 
 #[tokio::test]
-async fn refuses_a_client_without_a_certificate() {
+async fn rejects_a_client_without_a_certificate() {
     let world = World::new().await;
     let client = Client::new(&world).with(None, &[&rustls::version::TLS13]);
     world.refused(client, "no_client_certificate").await;
 }
 
 #[tokio::test]
-async fn refuses_every_version_before_tls_1_3() {
+async fn rejects_every_version_before_tls_1_3() {
     let world = World::new().await;
     let mut stream = TcpStream::connect(world.address).await.unwrap();
     // a ClientHello of TLS 1.2 as any client of that version writes it, without the extension that offers more
@@ -527,7 +527,7 @@ async fn refuses_every_version_before_tls_1_3() {
 }
 
 #[tokio::test]
-async fn refuses_a_client_that_speaks_only_http_2() {
+async fn rejects_a_client_that_speaks_only_http_2() {
     let world = World::new().await;
     let mut config = client(&world, &world.svid(REPORT));
     config.alpn_protocols = vec![b"h2".to_vec()];
@@ -553,7 +553,7 @@ async fn rejects_another_trust_domain_unless_configured_with_its_own_roots() {
 }
 
 #[tokio::test]
-async fn refuses_svids_that_the_tls_library_alone_would_take() {
+async fn rejects_svids_that_the_tls_library_alone_would_accept() {
     let world = World::new().await;
     for (uri, kind) in [("spiffe://example.org", "spiffe_id"), ("https://example.org/a", "spiffe_id")] {
         let world = World::new().await;
@@ -564,7 +564,7 @@ async fn refuses_svids_that_the_tls_library_alone_would_take() {
 }
 
 #[tokio::test]
-async fn refuses_everybody_while_it_has_no_svid_to_show() {
+async fn rejects_every_client_while_the_sidecar_has_no_svid() {
     let world = World::new().await;
     world.api.update(|identities| identities.keys.clear());
     world.refused(client(&world, &world.svid(REPORT)), "no_svid").await;

@@ -221,7 +221,7 @@ fn every_cut() -> Vec<(Cut, Stop)> {
 }
 
 #[test]
-fn a_life_that_is_killed_at_any_step_loses_nothing() {
+fn a_run_that_is_killed_at_any_step_loses_nothing() {
     println!("{} lives were cut off", cut_everywhere(0, |_| every_cut()));
 }
 

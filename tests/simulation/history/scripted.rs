@@ -64,7 +64,7 @@ pub(crate) fn set_back_while_it_lives(planted: Planted) -> Verdict {
 }
 
 #[test]
-fn an_intent_that_a_dead_sidecar_left_is_not_taken_for_the_next_ones() {
+fn does_not_reuse_an_intent_of_an_earlier_process() {
     // Whichever of the two has the smaller id.
     for seed in 0..8 {
         let told = with(seed, Planted::No, |history| {
@@ -115,7 +115,7 @@ fn answered_after_the_end(answer: Answer, disk: Option<Fault>) -> Value {
 }
 
 #[test]
-fn a_report_says_what_the_provider_said_after_the_end() {
+fn a_report_shows_the_answer_of_the_provider_after_the_end() {
     let sooner = Duration::from_secs(30);
     let reports = [Answer::Give, Answer::Sooner(sooner)].map(|answer| answered_after_the_end(answer, None));
     let ends =

@@ -482,7 +482,7 @@ async fn takes_identity_from_the_certificate_and_roots_for_its_own_domain_only()
 }
 
 #[tokio::test]
-async fn a_thousand_svids_and_bundles_are_taken_whole() {
+async fn accepts_a_thousand_svids_and_bundles_in_one_message() {
     let one = entry(REPORT, "");
     let mut many: Vec<X509Entry> = (0..999).map(|n| X509Entry { hint: n.to_string(), ..one.clone() }).collect();
     many.push(entry(OTHER, ""));

@@ -54,7 +54,7 @@ fn each_name_belongs_to_the_deepest_role_whose_patterns_match() {
 }
 
 #[test]
-fn refuses_what_clients_would_refuse_or_read_differently() {
+fn rejects_what_clients_would_reject_or_read_differently() {
     let whole = settings("");
     parse(&whole).unwrap();
     parse(&whole.replacen("keys = [\"snapshot\"]", "keys = [\"timestamp\"]", 1)).unwrap();
@@ -107,7 +107,7 @@ fn refuses_what_clients_would_refuse_or_read_differently() {
 }
 
 #[test]
-fn departments_nest_no_deeper_than_sidecars_follow() {
+fn departments_nest_only_as_deep_as_sidecars_follow() {
     let mut more = String::new();
     let mut parent = "business-owners".to_owned();
     for depth in 0..=MAX_DEPTH {

@@ -57,7 +57,7 @@ fn reads_policy_files_of_the_known_folders_only() {
 }
 
 #[test]
-fn refuses_links_that_lead_out() {
+fn rejects_links_that_lead_out() {
     let (directory, outside) = (directory(), directory_with("x.toml"));
     let link = |from: PathBuf, name: &str| symlink(from, directory.path().join(name)).unwrap();
     link(outside.path().join("x.toml"), "decisions/x.toml");
@@ -77,14 +77,14 @@ fn directory_with(file: &str) -> tempfile::TempDir {
 }
 
 #[test]
-fn links_that_go_round_end() {
+fn stops_at_a_cycle_of_links() {
     let directory = directory();
     symlink("..", directory.path().join("decisions/up")).unwrap();
     assert!(read(directory.path()).unwrap_err().contains("nested too deep"));
 }
 
 #[test]
-fn refuses_a_file_that_is_too_large() {
+fn rejects_a_file_that_is_too_large() {
     let directory = directory();
     write(directory.path(), "grants/g.toml", vec![b'#'; 256 * 1024]);
     assert!(read(directory.path()).is_ok());
@@ -93,7 +93,7 @@ fn refuses_a_file_that_is_too_large() {
 }
 
 #[test]
-fn refuses_what_is_no_plain_file_without_opening_it() {
+fn rejects_what_is_not_a_plain_file_without_opening_it() {
     let directory = directory();
     // Opening a FIFO would hang.
     rustix::fs::mknodat(
@@ -108,7 +108,7 @@ fn refuses_what_is_no_plain_file_without_opening_it() {
 }
 
 #[test]
-fn a_directory_that_is_not_there_is_an_error_and_not_an_empty_policy() {
+fn a_missing_directory_is_an_error_and_not_an_empty_policy() {
     assert!(read(Path::new("/nonexistent/policy")).is_err());
 }
 
@@ -131,7 +131,7 @@ async fn follows_the_links_of_a_kubernetes_config_map_and_their_swap() {
 }
 
 #[tokio::test]
-async fn gives_files_only_when_they_are_not_those_that_were_seen() {
+async fn gives_files_only_when_they_differ_from_the_last_fetch() {
     let directory = directory();
     let source = DirectorySource::new(directory.path());
     let first = files(source.fetch(None).await);

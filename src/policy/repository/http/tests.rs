@@ -119,7 +119,7 @@ async fn kind(answer: Vec<Act>) -> &'static str {
 }
 
 #[tokio::test]
-async fn gives_the_file_and_asks_again_only_whether_it_changed() {
+async fn fetches_a_file_once_and_then_only_revalidates_it() {
     let world = World::new().await;
     world.server.answer(reply("200 OK", "ETag: \"a1\"\r\n", "{}"));
     world.server.answer(reply("304 Not Modified", "ETag: \"a1\"\r\n", ""));
@@ -139,7 +139,7 @@ async fn gives_the_file_and_asks_again_only_whether_it_changed() {
 }
 
 #[tokio::test]
-async fn a_new_tag_or_a_lost_one_comes_with_the_new_body() {
+async fn takes_a_new_or_missing_tag_with_the_new_body() {
     let world = World::new().await;
     world.server.answer(reply("200 OK", "ETag: W/\"b2\"\r\n", "new"));
     world.server.answer(reply("200 OK", "", "newer"));
@@ -183,7 +183,7 @@ async fn three_statuses_mean_absent_and_each_is_reported() {
 }
 
 #[tokio::test]
-async fn an_html_page_is_handed_on_for_the_signatures_to_refuse() {
+async fn passes_an_html_page_on_to_signature_verification() {
     let world = World::new().await;
     world.server.answer(reply("200 OK", "Content-Type: text/html\r\n", "<html>sign in</html>"));
     assert_eq!(world.fetch_file(None).await.unwrap(), body("<html>sign in</html>", None));
@@ -431,7 +431,7 @@ async fn closes_the_connection_on_unsolicited_answers() {
 }
 
 #[tokio::test]
-async fn a_connection_is_not_used_after_close_nor_when_it_is_idle_or_old() {
+async fn does_not_reuse_a_closed_idle_or_old_connection() {
     let world = World::new().await;
     world.server.answer(reply("200 OK", "Connection: close\r\n", "1"));
     world.fetch_file(None).await.unwrap();
@@ -465,7 +465,7 @@ async fn many_concurrent_requests_share_few_connections() {
 }
 
 #[tokio::test]
-async fn waits_as_long_as_a_busy_server_asks() {
+async fn honours_retry_after_of_a_busy_server() {
     // NOW is 12:00:00.250 on that day.
     for (status, header, millis) in [
         ("429 Too Many Requests", "Retry-After: 120\r\n", Some(120_000)),
@@ -616,7 +616,7 @@ async fn trusts_a_private_authority_for_its_hosts() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_not_right_is_refused_by_its_own_name() {
+async fn rejects_each_bad_certificate_with_its_own_error() {
     let (authority, other) = (Authority::new(NOW), Authority::new(NOW));
     for (config, kind) in [
         (authority.other_server(NOW), "tls_name"),
@@ -661,7 +661,7 @@ async fn rejects_plain_text_where_tls_is_expected_and_the_reverse() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_hangs_or_breaks_ends() {
+async fn times_out_a_handshake_that_hangs_or_breaks() {
     let clock = clock();
     let server = Server::start(&clock, None).await;
     server.greet(vec![Act::Stall]).greet(vec![Act::Close]);
@@ -872,7 +872,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_asked_for_decodes_to_the_name(name in "[a-zé%/ .?#&+]{1,40}") {
+    fn a_requested_path_decodes_to_its_name(name in "[a-zé%/ .?#&+]{1,40}") {
         if let Some(path) = encoded(&name) {
             let uri: Uri = format!("http://h/{path}").parse().unwrap();
             let mut decoded = Vec::new();

@@ -50,7 +50,7 @@ fn a_grant_that_accepts_the_role_scope_is_sent_bare_or_cut_but_never_empty() {
 }
 
 #[test]
-fn refuses_a_policy_that_limits_the_current_time_itself() {
+fn rejects_a_policy_that_limits_the_current_time_itself() {
     for key in ["aws:CurrentTime", "aws:currenttime", "AWS:CURRENTTIME"] {
         for operator in ["DateLessThan", "DateGreaterThan", "DateLessThanIfExists"] {
             let policy =
@@ -61,7 +61,7 @@ fn refuses_a_policy_that_limits_the_current_time_itself() {
 }
 
 #[test]
-fn refuses_what_is_not_a_policy_with_statements() {
+fn rejects_what_is_not_a_policy_with_statements() {
     for policy in [
         json!(null),
         json!(""),
@@ -81,7 +81,7 @@ fn refuses_what_is_not_a_policy_with_statements() {
 }
 
 #[test]
-fn refuses_one_byte_too_many_and_characters_that_sts_does_not_take() {
+fn rejects_one_byte_too_many_and_characters_that_sts_does_not_take() {
     let sized = |n: usize| json!({"Statement": [{"Effect": "Allow", "Resource": "a".repeat(n)}]});
     let overhead = compile(Some(&sized(0)), cut()).unwrap().unwrap().len();
     let fits = compile(Some(&sized(MAX_POLICY - overhead)), cut()).unwrap().unwrap();

@@ -36,14 +36,14 @@ fn fills_parameters_into_texts() {
 }
 
 #[test]
-fn what_a_value_brings_in_is_not_filled_again() {
+fn does_not_expand_references_inside_values() {
     // No accepted value looks like this; the filling does not rest on it.
     let filled = parse(GOOD).unwrap().fill(&values("${param.year}", "2026"));
     assert_eq!(filled["Statement"][0]["Resource"][0], "arn:aws:s3:::ledger/${param.year}/2026.csv");
 }
 
 #[test]
-fn refuses_time_keys_in_any_case_and_place() {
+fn rejects_time_keys_in_any_case_and_place() {
     for key in ["aws:CurrentTime", "AWS:currenttime", "aws:EpochTime", "AWS:EPOCHTIME"] {
         for effect in ["Allow", "Deny"] {
             let text = format!(
@@ -56,7 +56,7 @@ fn refuses_time_keys_in_any_case_and_place() {
 }
 
 #[test]
-fn refuses_unknown_references_wherever_they_stand() {
+fn rejects_unknown_references_wherever_they_stand() {
     for reference in
         ["${aws:username}", "${param.}", "${param.Customer}", "${}", "${*}", "${param.customer", "${ param.customer}"]
     {
@@ -69,7 +69,7 @@ fn refuses_unknown_references_wherever_they_stand() {
 }
 
 #[test]
-fn refuses_what_is_no_identity_policy() {
+fn rejects_what_is_not_an_identity_policy() {
     let cases = [
         ("", "must have Statement"),
         ("Statement = []", "must have Statement"),
@@ -101,7 +101,7 @@ fn refuses_what_is_no_identity_policy() {
 }
 
 #[test]
-fn refuses_what_the_exchange_could_not_cut() {
+fn rejects_what_the_exchange_could_not_cut() {
     let other = |effect: &str| {
         format!(
             "{GOOD}[[Statement]]\nEffect = \"{effect}\"\nAction = \"a:b\"\nResource = \"*\"\n\
@@ -113,7 +113,7 @@ fn refuses_what_the_exchange_could_not_cut() {
 }
 
 #[test]
-fn a_scope_must_declare_what_is_used() {
+fn a_scope_must_declare_the_parameters_that_are_used() {
     let policy = parse(GOOD).unwrap();
     assert!(policy.check_params(&declared(&["customer", "year", "more"], 32)).is_ok());
     let error = policy.check_params(&declared(&["customer"], 32)).unwrap_err();

@@ -103,7 +103,7 @@ async fn equal_versions_with_other_bytes_are_refused_though_the_keys_signed_them
 }
 
 #[tokio::test]
-async fn a_version_that_ended_before_it_was_seen_is_refused_by_the_role_that_ended() {
+async fn rejects_an_expired_version_and_names_the_expired_role() {
     for role in ["timestamp", "snapshot", "targets", "root"] {
         let mut world = World::trusted().await;
         let source = world.source();
@@ -251,7 +251,7 @@ async fn a_version_below_the_deployments_minimum_is_refused() {
 }
 
 #[tokio::test]
-async fn an_end_with_a_fraction_of_a_second_is_that_end_and_no_later() {
+async fn never_rounds_up_an_expiry_with_a_fraction_of_a_second() {
     // Not what TUF writes, and what some tools wrote: it is read to the millisecond, or refused.
     for role in ["incident", "governance"] {
         let mut world = World::trusted().await;

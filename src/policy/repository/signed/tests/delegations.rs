@@ -58,7 +58,7 @@ async fn each_file_comes_from_the_role_that_owns_its_folder() {
 }
 
 #[tokio::test]
-async fn a_grant_that_business_owners_list_is_not_there_and_the_rest_works() {
+async fn ignores_a_grant_that_business_owners_list() {
     let files = after(|world| list(world, "business-owners", "grants/evil.toml", b"evil")).await;
     assert_eq!(files.files, policy_files());
     assert_eq!(strays(&files), [("grants/evil.toml", kind::NOT_OWNER)]);
@@ -82,7 +82,7 @@ async fn governance_and_the_charter_cannot_sign_for_another_folder() {
 }
 
 #[tokio::test]
-async fn a_departments_file_is_its_own_and_not_its_parents() {
+async fn a_departments_file_comes_from_its_own_role() {
     let files = after(|world| list(world, "business-owners", "scopes/finance/b.toml", b"evil")).await;
     assert_eq!(files.files["scopes/finance/b.toml"], "b");
     assert_eq!(strays(&files), [("scopes/finance/b.toml", kind::NOT_OWNER)]);
@@ -108,7 +108,7 @@ async fn reports_malicious_names_and_never_fetches_them() {
 }
 
 #[tokio::test]
-async fn a_grant_file_signed_by_business_owners_refuses_the_whole() {
+async fn rejects_a_version_with_a_grant_signed_by_business_owners() {
     refused(FaultKind::Signature, "implementers", |world| {
         let theirs = world.sample.keys.remove("business-owners").unwrap();
         let ours = world.sample.keys.insert("implementers".to_owned(), theirs).unwrap();
@@ -120,7 +120,7 @@ async fn a_grant_file_signed_by_business_owners_refuses_the_whole() {
 }
 
 #[tokio::test]
-async fn a_role_that_is_withheld_refuses_the_whole_at_first_and_later() {
+async fn rejects_a_version_with_a_withheld_role_at_start_and_later() {
     for role in ["incident", "security", "finance", "targets"] {
         let name = format!("{role}.json");
         refused(FaultKind::Missing, role, |world| {
@@ -131,7 +131,7 @@ async fn a_role_that_is_withheld_refuses_the_whole_at_first_and_later() {
 }
 
 #[tokio::test]
-async fn an_owner_to_whom_the_charter_does_not_delegate_refuses_the_whole() {
+async fn rejects_a_version_with_an_owner_that_the_charter_does_not_delegate_to() {
     refused(FaultKind::Missing, "incident", |world| {
         world.bend(
             |roles| {
@@ -186,7 +186,7 @@ fn delegate(world: &mut World, role: &str, name: &str, paths: &[&str], key_of: O
 }
 
 #[tokio::test]
-async fn a_delegation_that_breaks_a_rule_refuses_the_whole() {
+async fn rejects_a_version_with_a_delegation_that_breaks_a_rule() {
     let none = serde_json::json!({});
     let cases: &[(&str, &str, &[&str], &str)] = &[
         ("business-owners", "implementers", &["scopes/x/*"], "already"),
@@ -221,7 +221,7 @@ async fn a_delegation_that_breaks_a_rule_refuses_the_whole() {
 }
 
 #[tokio::test]
-async fn an_owner_with_a_key_of_another_refuses_the_whole() {
+async fn rejects_a_version_where_two_owners_share_a_key() {
     let none = serde_json::json!({});
     for other in ["business-owners", "incident", "finance"] {
         let shared = |world: &mut World| delegate(world, "governance", "eu", &["decisions/x/*"], Some(other), &none);
@@ -230,7 +230,7 @@ async fn an_owner_with_a_key_of_another_refuses_the_whole() {
 }
 
 #[tokio::test]
-async fn a_department_of_a_department_is_read_and_cannot_vanish_again() {
+async fn reads_a_nested_department_and_rejects_its_disappearance() {
     let mut world = World::trusted().await;
     let source = world.source();
     let before = new(source.fetch(None).await);
@@ -245,7 +245,7 @@ async fn a_department_of_a_department_is_read_and_cannot_vanish_again() {
 }
 
 #[tokio::test]
-async fn one_public_key_under_two_ids_refuses_the_whole() {
+async fn rejects_a_version_with_one_public_key_under_two_ids() {
     refused(FaultKind::Malformed, "twice", |world| {
         world.bend(
             |roles| {
@@ -293,7 +293,7 @@ async fn a_threshold_of_two_is_not_met_by_one_signature_or_by_one_key_twice() {
 }
 
 #[tokio::test]
-async fn more_roles_or_larger_files_than_may_be_are_refused() {
+async fn rejects_too_many_roles_and_too_large_files() {
     refused(FaultKind::TooLarge, "64", |world| {
         world.bend(
             |_| {},

@@ -154,7 +154,7 @@ async fn a_snapshot_that_pins_versions_alone_is_read_as_other_tools_write_it() {
 }
 
 #[tokio::test]
-async fn a_clock_that_was_wrong_once_leaves_nothing_behind() {
+async fn a_temporary_clock_error_has_no_lasting_effect() {
     let mut world = World::trusted().await;
     let source = world.source();
     let held = new(source.fetch(None).await);
@@ -167,7 +167,7 @@ async fn a_clock_that_was_wrong_once_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn fifty_versions_leave_two_on_the_disk() {
+async fn keeps_two_of_fifty_versions_on_disk() {
     let mut world = World::trusted().await;
     let source = world.source();
     let mut held = new(source.fetch(None).await);

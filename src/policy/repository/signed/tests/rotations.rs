@@ -156,7 +156,7 @@ async fn keeps_an_owners_minimum_version_after_the_online_keys_were_replaced() {
 }
 
 #[tokio::test]
-async fn a_deployment_may_ship_a_newer_root_of_the_same_chain_and_no_other() {
+async fn accepts_a_newer_root_of_the_same_chain_only() {
     let mut world = World::trusted().await;
     let held = files(&world).await;
     for _ in 0..3 {
