@@ -139,7 +139,7 @@ pub struct Broker {
     tasks: TaskTable,
     /// Requests with an idempotency key begin one at a time, so that the same key never begins two tasks.
     idempotent: tokio::sync::Mutex<()>,
-    /// How many are being opened: they count as tasks, so that a crowd does not pass the limit together.
+    /// How many are being opened: they count as tasks, so that concurrent begins do not pass the limit.
     opening: AtomicUsize,
     callers: callers::Callers,
     /// Whether there were identities and a policy once: until then nobody could hold a task.

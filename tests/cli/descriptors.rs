@@ -1,4 +1,4 @@
-//! A sidecar that may open no more files: it stays up, and who asks when the crowd has gone is answered.
+//! A sidecar that may open no more files: it stays up, and it answers once other connections close.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 /// More than the sidecar may open in all.
-const CROWD: usize = 200;
+const CONNECTIONS: usize = 200;
 /// What it may open beside what it has open.
 const LEFT: u64 = 24;
 
@@ -104,11 +104,11 @@ fn survives_descriptor_exhaustion_and_answers_once_connections_close() {
     let pid = Pid::from_raw(i32::try_from(serve.child.id()).unwrap());
     prlimit(pid, Resource::Nofile, Rlimit { current: Some(limit), maximum: Some(limit) }).unwrap();
 
-    let crowd: Vec<TcpStream> = (0..CROWD).map(|_| TcpStream::connect(http).unwrap()).collect();
+    let connections: Vec<TcpStream> = (0..CONNECTIONS).map(|_| TcpStream::connect(http).unwrap()).collect();
     // Who asks at the worst moment is answered in the end: whoever is silent has to make room.
     assert!(answered(http, "/v1/tasks").starts_with("HTTP/1.1 401"));
     assert!(open() <= limit);
-    drop(crowd);
+    drop(connections);
     for _ in 0..20 {
         assert!(answered(http, "/v1/tasks").starts_with("HTTP/1.1 401"));
     }

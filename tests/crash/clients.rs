@@ -25,7 +25,7 @@ const REMEMBERED: usize = 6;
 const TOO_LATE: Duration = Duration::from_secs(8);
 
 /// What all clients of a world share.
-pub(crate) struct Crowd {
+pub(crate) struct Load {
     pub(crate) world: Arc<World>,
     pub(crate) socket: PathBuf,
     ledger: Mutex<Clients>,
@@ -34,7 +34,7 @@ pub(crate) struct Crowd {
     life: AtomicU64,
 }
 
-impl Crowd {
+impl Load {
     pub(crate) fn new(world: Arc<World>, socket: PathBuf) -> Arc<Self> {
         Arc::new(Self { world, socket, ledger: Mutex::default(), ticks: AtomicU64::new(0), life: AtomicU64::new(0) })
     }
@@ -87,7 +87,7 @@ struct Begin {
 
 /// One workload.
 pub(crate) struct Client {
-    crowd: Arc<Crowd>,
+    load: Arc<Load>,
     who: usize,
     name: String,
     random: Random,
@@ -98,10 +98,10 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(crowd: &Arc<Crowd>, number: usize, random: Random) -> Self {
+    pub(crate) fn new(load: &Arc<Load>, number: usize, random: Random) -> Self {
         let who = number % WHO.len();
         Self {
-            crowd: Arc::clone(crowd),
+            load: Arc::clone(load),
             who,
             name: format!("client-{number}"),
             random,
@@ -141,11 +141,11 @@ impl Client {
     ) -> Option<(StatusCode, Bytes)> {
         let bearer = format!("Bearer {proof}");
         let headers = [&[("authorization", bearer.as_str())], more].concat();
-        ask(&self.crowd.socket, method, path, &headers, body).await.ok()
+        ask(&self.load.socket, method, path, &headers, body).await.ok()
     }
 
     fn svid(&self) -> String {
-        let svid = self.crowd.world.authority.jwt_svid(&spiffe_id(self.who), &["sidemint".to_owned()]);
+        let svid = self.load.world.authority.jwt_svid(&spiffe_id(self.who), &["sidemint".to_owned()]);
         // exposed: this client is the workload that proves itself
         svid.unwrap().unwrap().expose().to_owned()
     }
@@ -153,7 +153,7 @@ impl Client {
     /// Tells the gate of `point` once the request had a moment to leave.
     async fn soon(&self, point: Point) {
         SystemClock.sleep(Duration::from_micros(300)).await;
-        self.crowd.world.gate.pass(point);
+        self.load.world.gate.pass(point);
     }
 
     async fn begin(&mut self) -> bool {
@@ -185,20 +185,20 @@ impl Client {
                 let text = |name: &str| task[name].as_str().unwrap().to_owned();
                 let (id, owner, deadline) = (text("id"), spiffe_id(self.who).to_string(), time(&task["expires_at"]));
                 if text("spiffe_id") != owner {
-                    self.crowd.saw(format!("began as another: {task}"));
+                    self.load.saw(format!("began as another: {task}"));
                 }
                 let at = {
-                    let mut ledger = self.crowd.ledger();
+                    let mut ledger = self.load.ledger();
                     ledger.tasks.push(Known { owner, id: id.clone(), deadline, end_asked: false, ended: None });
                     ledger.tasks.len() - 1
                 };
-                self.crowd.world.gate.pass(Point::Begun);
+                self.load.world.gate.pass(Point::Begun);
                 self.running.push(Own { at, id, token: text("token"), vault: begin.vault, deadline, report: None });
             }
             // The first answer was lost, and its task's time is up.
             StatusCode::CONFLICT => {}
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => self.pending = Some(begin),
-            _ => self.crowd.saw(format!("a begin was answered {status}: {}", String::from_utf8_lossy(&body))),
+            _ => self.load.saw(format!("a begin was answered {status}: {}", String::from_utf8_lossy(&body))),
         }
         true
     }
@@ -214,13 +214,13 @@ impl Client {
 
     /// Asks for the credential of `own`, and writes it down. A refusal is judged where the task is `certain` to run.
     async fn credentials(&self, own: &Own, certain: bool) -> bool {
-        let (sent, sent_tick) = (SystemClock.now(), self.crowd.tick());
-        let expired = self.crowd.has_expired(own.at, sent);
+        let (sent, sent_tick) = (SystemClock.now(), self.load.tick());
+        let expired = self.load.has_expired(own.at, sent);
         let path =
             if own.vault { format!("/v1/tasks/{}/credentials", own.id) } else { "/v1/aws/credentials".to_owned() };
         let Some((status, body)) = self.ask("GET", &path, &own.token, &[], Bytes::new()).await else { return false };
         if expired {
-            self.crowd.world.gate.pass(Point::Expired);
+            self.load.world.gate.pass(Point::Expired);
         }
         if status == StatusCode::OK {
             let got: Value = serde_json::from_slice(&body).unwrap();
@@ -230,15 +230,15 @@ impl Client {
                 None => time(&got["Expiration"]),
             };
             let key = key.as_str().unwrap_or_default().to_owned();
-            self.crowd.ledger().received.push(Received { task: own.at, key, told, sent, sent_tick });
-            self.crowd.world.gate.pass(Point::Served);
+            self.load.ledger().received.push(Received { task: own.at, key, told, sent, sent_tick });
+            self.load.world.gate.pass(Point::Served);
         } else if certain
             && matches!(status.as_u16(), 401 | 403 | 404 | 409)
             && SystemClock.now() + TOO_LATE < own.deadline
         {
-            let known = self.crowd.ledger().tasks[own.at].clone();
+            let known = self.load.ledger().tasks[own.at].clone();
             if !known.end_asked {
-                self.crowd
+                self.load
                     .saw(format!("a running task was refused, {status} {}: {known:?}", String::from_utf8_lossy(&body)));
             }
         }
@@ -314,12 +314,12 @@ impl Client {
         {
             if goes_on(first, &body) {
                 // What is told last is what must be true.
-                if let Some(ended) = &mut self.crowd.ledger().tasks[own.at].ended {
+                if let Some(ended) = &mut self.load.ledger().tasks[own.at].ended {
                     ended.lines = lines(&body);
                 }
             } else {
                 let text = String::from_utf8_lossy;
-                self.crowd.saw(format!("the report of an end changed from {} to {}", text(first), text(&body)));
+                self.load.saw(format!("the report of an end changed from {} to {}", text(first), text(&body)));
             }
         }
         true
@@ -336,7 +336,7 @@ impl Client {
             if let Some(foreign) =
                 list["tasks"].as_array().unwrap().iter().find(|task| task["spiffe_id"] != owner.as_str())
             {
-                self.crowd.saw(format!("{owner} was shown another's task: {foreign}"));
+                self.load.saw(format!("{owner} was shown another's task: {foreign}"));
             }
         }
         true
@@ -346,7 +346,7 @@ impl Client {
     async fn look_at_anothers(&mut self) -> bool {
         let owner = spiffe_id(self.who).to_string();
         let foreign: Vec<String> = {
-            let ledger = self.crowd.ledger();
+            let ledger = self.load.ledger();
             ledger.tasks.iter().rev().take(40).filter(|task| task.owner != owner).map(|task| task.id.clone()).collect()
         };
         if foreign.is_empty() {
@@ -357,7 +357,7 @@ impl Client {
         let answer = self.ask(method, &format!("/v1/tasks/{id}"), &self.svid(), &[], Bytes::new()).await;
         let Some((status, body)) = answer else { return false };
         if status == StatusCode::OK {
-            self.crowd.saw(format!("{owner} did {method} to another's task: {}", String::from_utf8_lossy(&body)));
+            self.load.saw(format!("{owner} did {method} to another's task: {}", String::from_utf8_lossy(&body)));
         }
         true
     }
@@ -365,18 +365,18 @@ impl Client {
 
 /// Asks for the end of `own`; its report, once it was acknowledged.
 async fn end_one(client: &Client, own: &Own) -> Option<Bytes> {
-    let crowd = &client.crowd;
-    crowd.ledger().tasks[own.at].end_asked = true;
+    let load = &client.load;
+    load.ledger().tasks[own.at].end_asked = true;
     let (status, body) = client.ask("DELETE", &format!("/v1/tasks/{}", own.id), &own.token, &[], Bytes::new()).await?;
     if status != StatusCode::OK {
         if SystemClock.now() < own.deadline {
-            crowd.saw(format!("an end was answered {status}: {}", String::from_utf8_lossy(&body)));
+            load.saw(format!("an end was answered {status}: {}", String::from_utf8_lossy(&body)));
         }
         return None;
     }
-    let ended = Ended { tick: crowd.tick(), at: SystemClock.now(), lines: lines(&body) };
-    crowd.ledger().tasks[own.at].ended.get_or_insert(ended);
-    crowd.world.gate.pass(Point::EndAcknowledged);
+    let ended = Ended { tick: load.tick(), at: SystemClock.now(), lines: lines(&body) };
+    load.ledger().tasks[own.at].ended.get_or_insert(ended);
+    load.world.gate.pass(Point::EndAcknowledged);
     Some(body)
 }
 

@@ -39,7 +39,7 @@ use std::time::Duration;
 
 use sidemint::clock::{Clock as _, SystemClock, within};
 
-use crate::clients::{Client, Crowd};
+use crate::clients::{Client, Load};
 use crate::gate::Point;
 use crate::random::Random;
 use crate::sidecar::Sidecar;
@@ -141,10 +141,10 @@ async fn campaign(seed: u64, kills: u64) -> Result<Told, String> {
     let mut random = Random::new(seed);
     let world = Arc::new(World::start().await);
     let mut sidecar = Sidecar::beside(&world);
-    let crowd = Crowd::new(Arc::clone(&world), sidecar.socket());
+    let load = Load::new(Arc::clone(&world), sidecar.socket());
     let mut clients = tokio::task::JoinSet::new();
     for number in 0..WHO.len() * CLIENTS {
-        clients.spawn(Client::new(&crowd, number, random.fork()).run());
+        clients.spawn(Client::new(&load, number, random.fork()).run());
     }
     sidecar.spawn();
     sidecar.ready().await?;
@@ -152,23 +152,23 @@ async fn campaign(seed: u64, kills: u64) -> Result<Told, String> {
     let mut checked = 0;
     for kill in 1..=kills {
         let point = *random.pick(&Point::ALL);
-        crowd.begin_life();
+        load.begin_life();
         let plan = format!("CRASH_SEED={seed}, kill {kill} of {kills} at {point}");
         let met = kill_at(&mut sidecar, &world, point, &mut random).await;
         *told.kills.entry(point).or_default() += 1;
         told.unmet += u64::from(!met);
 
-        let mut wrong = judge(&crowd, &sidecar.journal(), &mut checked);
+        let mut wrong = judge(&load, &sidecar.journal(), &mut checked);
         sidecar.spawn();
         sidecar.ready().await.map_err(|why| format!("{plan}: {why}"))?;
         // Before the books: they must know at least as much.
-        let (mut mints, mut known) = (world.mints(), crowd.ledger().clone());
+        let (mut mints, mut known) = (world.mints(), load.ledger().clone());
         let books = sidecar.status().await.map_err(|why| format!("{plan}: {why}"))?;
         // Shortened meanwhile, perhaps, and the books know it.
         let ends: BTreeMap<_, _> = world.mints().into_iter().map(|mint| (mint.key, mint.ends_at)).collect();
         mints.iter_mut().for_each(|mint| mint.ends_at = mint.ends_at.min(ends[&mint.key]));
         // Asked for meanwhile, perhaps.
-        known.tasks.iter_mut().zip(&crowd.ledger().tasks).for_each(|(task, now)| task.end_asked = now.end_asked);
+        known.tasks.iter_mut().zip(&load.ledger().tasks).for_each(|(task, now)| task.end_asked = now.end_asked);
         wrong.extend(ledger::judge_books(&mints, &known, &books, SystemClock.now()));
         if let Some(ended) = clients.try_join_next() {
             wrong.push(format!("a client crashed: {ended:?}"));
@@ -179,7 +179,7 @@ async fn campaign(seed: u64, kills: u64) -> Result<Told, String> {
         }
     }
     clients.shutdown().await;
-    let ledger = crowd.ledger();
+    let ledger = load.ledger();
     told.starts = sidecar.starts;
     (told.tasks, told.received) = (ledger.tasks.len(), ledger.received.len());
     told.ended = ledger.tasks.iter().filter(|task| task.ended.is_some()).count();
@@ -188,14 +188,14 @@ async fn campaign(seed: u64, kills: u64) -> Result<Told, String> {
 }
 
 /// Joins the ledgers while the sidecar is dead.
-fn judge(crowd: &Crowd, books: &ledger::Books, checked: &mut usize) -> Vec<String> {
+fn judge(load: &Load, books: &ledger::Books, checked: &mut usize) -> Vec<String> {
     let known = {
-        let mut ledger = crowd.ledger();
+        let mut ledger = load.ledger();
         let known = ledger.clone();
         ledger.seen.clear();
         known
     };
-    let mints = crowd.world.mints();
+    let mints = load.world.mints();
     let mut wrong = ledger::judge_books(&mints, &known, books, SystemClock.now());
     wrong.extend(ledger::judge_served(&mints, &known, *checked));
     wrong.extend(ledger::judge_reports(&mints, &known));

@@ -52,7 +52,7 @@ async fn keeps_the_intent_of_a_lost_credential_whatever_sts_answers_next() {
 }
 
 /// A hundred tasks that want a credential of a sidecar that serves one already.
-struct Crowd {
+struct Callers {
     w: World,
     sts: Sts,
     live: Begun,
@@ -60,7 +60,7 @@ struct Crowd {
     tasks: Vec<Begun>,
 }
 
-impl Crowd {
+impl Callers {
     async fn new() -> Self {
         let (w, sts) = world().await;
         let live = w.begin_scope("archive").await;
@@ -110,53 +110,53 @@ impl Crowd {
 
 #[tokio::test]
 async fn a_hanging_sts_opens_the_circuit_and_gets_one_probe_at_a_time() {
-    let crowd = Crowd::new().await;
-    crowd.sts.on_call(OnCall::Hang);
+    let callers = Callers::new().await;
+    callers.sts.on_call(OnCall::Hang);
     // 20 at once and 5 a second, until the first have waited in vain for 8 s.
-    let calls = crowd.ask_for(15).await;
+    let calls = callers.ask_for(15).await;
     assert!(calls <= 20 + 5 * 9 + 4, "{calls}");
-    assert!(circuit_open(&crowd.w).await);
+    assert!(circuit_open(&callers.w).await);
     // Then one at a time, each for 8 s.
-    let calls = crowd.ask_for(100).await;
+    let calls = callers.ask_for(100).await;
     assert!((2..=10).contains(&calls), "{calls}");
-    assert!(mints(&crowd.w, "not_asked").await > 100.0);
-    let took = crowd.recover().await;
+    assert!(mints(&callers.w, "not_asked").await > 100.0);
+    let took = callers.recover().await;
     assert!(took <= 90, "{took} s");
 }
 
 #[tokio::test]
 async fn an_sts_with_invalid_answers_opens_the_circuit_and_gets_one_probe_at_a_time() {
-    let crowd = Crowd::new().await;
-    crowd.sts.on_call(LIE);
-    let calls = crowd.ask_for(60).await;
+    let callers = Callers::new().await;
+    callers.sts.on_call(LIE);
+    let calls = callers.ask_for(60).await;
     assert!((6..=20 + 10).contains(&calls), "{calls}");
-    assert!(circuit_open(&crowd.w).await);
-    let took = crowd.recover().await;
+    assert!(circuit_open(&callers.w).await);
+    let took = callers.recover().await;
     assert!(took <= 90, "{took} s");
 }
 
 #[tokio::test]
 async fn waits_for_a_throttling_sts_without_opening_the_circuit() {
-    let crowd = Crowd::new().await;
-    crowd.sts.on_call(OnCall::Say(429, "retry-after: 30", ""));
-    let calls = crowd.ask_for(29).await;
+    let callers = Callers::new().await;
+    callers.sts.on_call(OnCall::Say(429, "retry-after: 30", ""));
+    let calls = callers.ask_for(29).await;
     assert!(calls <= 20, "those who were under way when it first said so: {calls}");
-    let calls = crowd.ask_for(60).await;
+    let calls = callers.ask_for(60).await;
     assert!(calls <= 3 * 20, "{calls}");
-    assert!(!circuit_open(&crowd.w).await);
-    let took = crowd.recover().await;
+    assert!(!circuit_open(&callers.w).await);
+    let took = callers.recover().await;
     assert!(took <= 90, "{took} s");
 }
 
 #[tokio::test]
 async fn refused_callers_do_not_open_the_circuit() {
-    let crowd = Crowd::new().await;
-    crowd.sts.on_call(OnCall::Refuse(403, "AccessDenied"));
-    let replies = join_all(crowd.tasks[..10].iter().map(|task| crowd.w.credentials(&task.token)));
-    for reply in stepping(&crowd.w, replies).await {
+    let callers = Callers::new().await;
+    callers.sts.on_call(OnCall::Refuse(403, "AccessDenied"));
+    let replies = join_all(callers.tasks[..10].iter().map(|task| callers.w.credentials(&task.token)));
+    for reply in stepping(&callers.w, replies).await {
         assert_eq!(reply.status, 403);
     }
-    assert!(!circuit_open(&crowd.w).await);
-    crowd.sts.on_call(OnCall::Give);
-    assert_eq!(stepping(&crowd.w, crowd.w.credentials(&crowd.tasks[10].token)).await.status, 200);
+    assert!(!circuit_open(&callers.w).await);
+    callers.sts.on_call(OnCall::Give);
+    assert_eq!(stepping(&callers.w, callers.w.credentials(&callers.tasks[10].token)).await.status, 200);
 }

@@ -294,12 +294,12 @@ async fn a_thousand_silent_clients_do_not_block_an_active_one() {
          content-length: 20\r\n\r\n{{",
         w.address
     );
-    let mut crowd = Vec::new();
+    let mut silent = Vec::new();
     for number in 0..1024 {
         let mut connection = Connection::open(w.address).await;
         let said = ["", head.as_str(), body.as_str()][number % 3];
         connection.send(said.as_bytes()).await;
-        crowd.push(connection);
+        silent.push(connection);
     }
     settle().await;
     let task = w.begin_scope("archive").await;
@@ -307,7 +307,7 @@ async fn a_thousand_silent_clients_do_not_block_an_active_one() {
     // Nothing had to be waited for: no time-out has passed, only those who were silent the longest have gone.
     assert!(w.limited("connections").await >= 1.0);
     assert_eq!([w.limited("head_time").await, w.limited("body_time").await], [0.0, 0.0]);
-    assert!(crowd[0].reply().await.is_none());
+    assert!(silent[0].reply().await.is_none());
 }
 
 #[tokio::test]
@@ -319,9 +319,9 @@ async fn never_evicts_the_connection_of_a_held_task() {
     hold.send(&call.bytes(w.address)).await;
     assert_eq!(hold.stream_head().await.status, 200);
     assert!(hold.chunk().await.is_some());
-    let mut crowd = Vec::new();
+    let mut silent = Vec::new();
     for _ in 0..40 {
-        crowd.push(Connection::open(w.address).await);
+        silent.push(Connection::open(w.address).await);
     }
     w.served(&task.token).await;
     assert!(w.limited("connections").await >= 30.0);

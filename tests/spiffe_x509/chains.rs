@@ -94,10 +94,10 @@ impl Cases<'_> {
         self.root("expired", ca().but(|d| d.not_after = time("20260201000000")), "root");
         self.add("an expired root", vec![good.clone()], "ca_expired").trusting(&[(TD, &["expired"])]);
         self.add("an expired root and its renewal", vec![good.clone()], "ok").trusting(&[(TD, &["expired", "root"])]);
-        let crowd = vec!["same_name"; 99];
-        let hundred: Vec<_> = crowd.iter().copied().chain(["root"]).collect();
+        let same = vec!["same_name"; 99];
+        let hundred: Vec<_> = same.iter().copied().chain(["root"]).collect();
         self.add("the right one after 99 of the same name", vec![good.clone()], "ok").trusting(&[(TD, &hundred)]);
-        let more: Vec<_> = crowd.iter().copied().chain(["same_name", "root"]).collect();
+        let more: Vec<_> = same.iter().copied().chain(["same_name", "root"]).collect();
         self.add("the right one after 100 of the same name", vec![good.clone()], "too_complex")
             .trusting(&[(TD, &more)]);
         self.roots.insert("leaf_as_root".into(), good.clone());
@@ -774,9 +774,9 @@ impl Cases<'_> {
         );
         self.leaf("an extension with something after it", &wrong(&[id(), tlv(0x04, []), null()]), "malformed");
         self.leaf("an extension whose value is no OCTET STRING", &wrong(&[id(), tlv(0x03, [0])]), "malformed");
-        let crowd =
+        let extended =
             |count: u8| (0..count).fold(leaf(), |draft, n| draft.and(extension(&format!("1.2.3.{n}"), false, null())));
-        self.leaf("64 extensions", &crowd(60), "ok");
-        self.leaf("65 extensions", &crowd(61), "malformed");
+        self.leaf("64 extensions", &extended(60), "ok");
+        self.leaf("65 extensions", &extended(61), "malformed");
     }
 }

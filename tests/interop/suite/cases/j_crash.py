@@ -125,7 +125,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do
 
 
-class Crowd:
+class Load:
     """Clients that begin, use and end tasks whatever becomes of the sidecar, and what they were told and received."""
 
     def __init__(self, world, sidecar, gate, scopes, vault):
@@ -259,14 +259,14 @@ def unmatched(needed, there):
     return next((end for at, end in enumerate(needed) if at >= len(there) or there[at] + MILLISECOND < end), None)
 
 
-def join(crowd, tasks, usable, status, now):
+def join(load, tasks, usable, status, now):
     """What is wrong, in sentences, of the `tasks` known before the status was asked for: `usable` gives for each group of
     leases the ends that the provider itself keeps."""
-    wrong, crowd.seen = crowd.seen, []
+    wrong, load.seen = load.seen, []
     views = {view["id"]: view for view in status["task_list"]}
     groups = {}
     for view in views.values():
-        group = "vault" if crowd.vault else view["id"]
+        group = "vault" if load.vault else view["id"]
         lines = [lease for lease in view["leases"] if lease["state"] not in ("revoked", "expired")]
         groups.setdefault(group, []).extend(instant(lease["usable_until"]) for lease in lines)
     for group, ends in usable.items():
@@ -274,7 +274,7 @@ def join(crowd, tasks, usable, status, now):
         if missing is not None:
             wrong.append(f"a lease is lost: {group} has {sorted(groups.get(group, []))}, one works until {missing} of {sorted(ends)}")
     for task in tasks:
-        known = crowd.tasks[task]
+        known = load.tasks[task]
         view = views.get(task)
         if view is None:
             if not known["end_asked"] and known["deadline"] > now:
@@ -289,7 +289,7 @@ def join(crowd, tasks, usable, status, now):
     return wrong
 
 
-def campaign(crowd, sidecar, gate, points, usable, more, rng):
+def campaign(load, sidecar, gate, points, usable, more, rng):
     """Kills, starts and joins. `usable()` asks the provider, `more(status)` gives further complaints."""
     met = {}
     for kill in range(1, kills() + 1):
@@ -309,21 +309,21 @@ def campaign(crowd, sidecar, gate, points, usable, more, rng):
         gate.release()
         sidecar.start()
         # What clients were told, and what the provider has, before the sidecar's own account: that must know as much.
-        with crowd.lock:
-            tasks, ended = list(crowd.tasks), {task for task, known in crowd.tasks.items() if known["report"]}
+        with load.lock:
+            tasks, ended = list(load.tasks), {task for task, known in load.tasks.items() if known["report"]}
         left = usable()
         status = sidecar.status()
-        wrong = join(crowd, tasks, left, status, time.time())
+        wrong = join(load, tasks, left, status, time.time())
         back = [view["id"] for view in status["task_list"] if view["id"] in ended and view["state"] == "active"]
         wrong += [f"an acknowledged end is lost: {task}" for task in back] + more(status)
         assert not wrong, f"{plan}: " + "; ".join(wrong[:5])
     return met
 
 
-def told_of(crowd, key):
+def told_of(load, key):
     """Until when the report of its task's end said that a credential can be used; None where there is no such report."""
-    task = next(got["task"] for got in crowd.received if got["key"] == key)
-    report = crowd.tasks[task]["report"]
+    task = next(got["task"] for got in load.received if got["key"] == key)
+    report = load.tasks[task]["report"]
     return max(instant(line["usable_until"]) for line in report["leases"]) if report else None
 
 
@@ -354,8 +354,8 @@ def beside_rgw(world):
     proxy = Proxy(world.rgw.endpoint, gate, lambda _: "intent-durable", note, lambda _, answer: "minted" if answer.status == 200 else None)
     sidecar = Sidecar(world, "crash-rgw", sts=proxy.address).start()
     report, batch = (REPORT_UID, spiffe_id(REPORT), "ledger-read"), (BATCH_UID, spiffe_id(BATCH), "ledger-batch")
-    crowd = Crowd(world, sidecar, gate, [report, batch], vault=False)
-    crowd.start(6, rng)
+    load = Load(world, sidecar, gate, [report, batch], vault=False)
+    load.start(6, rng)
 
     def usable():
         groups = {}
@@ -365,34 +365,34 @@ def beside_rgw(world):
 
     def more(_):
         by_key, wrong = {mint["key"]: mint for mint in list(mints)}, []
-        for got in list(crowd.received):
+        for got in list(load.received):
             mint = by_key.get(got["key"])
-            if mint is None or mint["task"] != got["task"] or mint["subject"] != crowd.tasks[got["task"]]["owner"]:
+            if mint is None or mint["task"] != got["task"] or mint["subject"] != load.tasks[got["task"]]["owner"]:
                 wrong.append(f"served across identities or tasks: {got['key']} of {mint and mint['subject']} to {got['task']}")
         return wrong
 
     points = (*CLIENT_POINTS, "intent-durable", "minted", "answered")
     try:
-        met = campaign(crowd, sidecar, gate, points, usable, more, rng)
+        met = campaign(load, sidecar, gate, points, usable, more, rng)
         # One more of each life, alive now, and what RGW itself says of it at its end.
         fresh = [sidecar.task(REPORT_UID, "ledger-read"), sidecar.task(BATCH_UID, "ledger-batch")]
         got = [task.credentials().expect(200).json() for task in fresh]
-        lost = [mint for mint in mints if mint["key"] not in {r["key"] for r in crowd.received} and mint["end"] > time.time() + 5]
+        lost = [mint for mint in mints if mint["key"] not in {r["key"] for r in load.received} and mint["end"] > time.time() + 5]
         for credential in [*got, *(mint["credential"] for mint in lost[-3:])]:
             assert world.rgw.read(credential, KEY) == 200, "it was to be alive, or its end shows nothing"
         ends = [max(instant(line["usable_until"]) for line in task.end()["leases"]) for task in fresh]
     finally:
-        crowd.finish()
-    served = {got["key"]: got["got"] for got in crowd.received}
+        load.finish()
+    served = {got["key"]: got["got"] for got in load.received}
     watched = [(credential, end) for credential, end in zip(got, ends)]
     watched += [(mint["credential"], mint["end"]) for mint in lost[-3:]]
-    watched += [(served[key], end) for key in list(served)[-40:] if (end := told_of(crowd, key)) is not None]
+    watched += [(served[key], end) for key in list(served)[-40:] if (end := told_of(load, key)) is not None]
     for credential, end in watched:
         wait_until("the end that was told", lambda: time.time() > end + 1, 60, 0.2)
         assert world.rgw.read(credential, KEY) == 403, "RGW serves a credential after the end that was told"
-    assert len(crowd.received) > kills() and any(known["report"] for known in crowd.tasks.values()), "there was no load"
+    assert len(load.received) > kills() and any(known["report"] for known in load.tasks.values()), "there was no load"
     assert len(watched) >= 5, "too little was watched to its end"
-    print(f"     {kills()} kills, {len(crowd.tasks)} tasks, {len(mints)} minted, {len(crowd.received)} received, {len(watched)} tried at RGW; met {met}")
+    print(f"     {kills()} kills, {len(load.tasks)} tasks, {len(mints)} minted, {len(load.received)} received, {len(watched)} tried at RGW; met {met}")
     sidecar.stop()
     proxy.shutdown()
 
@@ -431,20 +431,20 @@ def beside_openbao(world):
 
     proxy = Proxy(bao.address, gate, before, note, after)
     sidecar = Sidecar(world, "crash-bao", sts="http://127.0.0.1:1", shutdown="keep", vault=proxy.address).start()
-    crowd = Crowd(world, sidecar, gate, [(REPORT_UID, spiffe_id(REPORT), "database-read")], vault=True)
-    crowd.start(4, rng)
+    load = Load(world, sidecar, gate, [(REPORT_UID, spiffe_id(REPORT), "database-read")], vault=True)
+    load.start(4, rng)
 
     def usable():
         return {"vault": [end for lease in list(made) if (end := ends_at(lease)) is not None]}
 
     def more(_):
-        wrong = [f"{got['key']} was never made" for got in list(crowd.received) if got["key"] not in made]
+        wrong = [f"{got['key']} was never made" for got in list(load.received) if got["key"] not in made]
         owner = {}
-        for got in list(crowd.received):
+        for got in list(load.received):
             if owner.setdefault(got["key"], got["task"]) != got["task"]:
                 wrong.append(f"{got['key']} was served to two tasks")
-        with crowd.lock:
-            ended = {task: known["report"] for task, known in crowd.tasks.items() if known["report"]}
+        with load.lock:
+            ended = {task: known["report"] for task, known in load.tasks.items() if known["report"]}
         there = bao.roles()
         for lease, task in owner.items():
             # A report where everything is revoked leaves nothing of its task in PostgreSQL.
@@ -455,17 +455,17 @@ def beside_openbao(world):
 
     points = (*CLIENT_POINTS, "login-called", "lease-made", "answered", "revoke-called", "revoked")
     try:
-        met = campaign(crowd, sidecar, gate, points, usable, more, rng)
+        met = campaign(load, sidecar, gate, points, usable, more, rng)
     finally:
-        crowd.finish()
-    for task, known in crowd.tasks.items():
+        load.finish()
+    for task, known in load.tasks.items():
         if known["deadline"] > time.time() and not known["report"]:
-            crowd.end(task)
+            load.end(task)
     # What is known by its lease goes at once, what was lost in an answer within max_residual.
     wait_until("PostgreSQL to have no role of ours", lambda: bao.roles() <= before_roles, 60, 0.5)
     wait_until("nothing to be outstanding", lambda: sidecar.metric("sidemint_revocations_outstanding", provider="vault") == 0, 15)
     assert bao.leases() == 0, "OpenBao has leases left"
-    assert len(crowd.received) > kills() and any(known["report"] for known in crowd.tasks.values()), "there was no load"
-    print(f"     {kills()} kills, {len(crowd.tasks)} tasks, {len(made)} leases made, {len(crowd.received)} received; met {met}")
+    assert len(load.received) > kills() and any(known["report"] for known in load.tasks.values()), "there was no load"
+    print(f"     {kills()} kills, {len(load.tasks)} tasks, {len(made)} leases made, {len(load.received)} received; met {met}")
     sidecar.stop()
     proxy.shutdown()
