@@ -323,7 +323,7 @@ pub struct OutstandingView {
     /// How often its revocation was tried since the sidecar started.
     #[serde(default)]
     pub tries: u32,
-    /// How the last try failed, in a word.
+    /// How the last try failed: a status.
     pub last_error: Option<String>,
     /// The same in full; only the admin Unix socket tells it.
     pub detail: Option<String>,

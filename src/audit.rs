@@ -95,12 +95,12 @@ pub struct Event<'a> {
     pub time: Timestamp,
     /// What it is about.
     pub event: Kind,
-    /// How it went: a word of a closed set for each `event`.
+    /// How it went: a status of a closed set for each `event`.
     pub outcome: &'static str,
     /// The id that the answer to the request also has; absent for what no request caused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<&'a str>,
-    /// Why: a word of a closed set.
+    /// Why: a status of a closed set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'a str>,
     /// Why, in full.
@@ -115,7 +115,7 @@ pub struct Event<'a> {
     /// The task.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<&'a TaskId>,
-    /// The caller's free word for the task.
+    /// The caller's free text for the task.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<&'a str>,
     /// The caller.
@@ -130,7 +130,7 @@ pub struct Event<'a> {
     /// The scope.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scope: Option<&'a ScopeId>,
-    /// The parameters asked for: the caller's word.
+    /// The parameters asked for: as the caller said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub params: Option<&'a Params>,
     /// The reason that the caller gave.

@@ -269,7 +269,7 @@ impl Broker {
         }
     }
 
-    /// Ends a task: no longer served from this moment, revoked by class, and an honest word on what is left.
+    /// Ends a task: no longer served from this moment, revoked by class, and an honest report of what is left.
     /// A task that has ended already answers as it did the first time.
     pub async fn end(self: &Arc<Self>, task: &Arc<Task>, stop: impl Into<Stop>, request_id: Option<&str>) -> Ending {
         let Stop { reason, detail } = stop.into();

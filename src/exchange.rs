@@ -44,7 +44,7 @@ impl Revocation {
     /// Every class.
     pub const ALL: [Self; 2] = [Self::Exact, Self::Expire];
 
-    /// The word in metrics and audit.
+    /// The status in metrics and audit.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Exact => "exact",
@@ -169,7 +169,7 @@ pub enum ExchangeError {
     Unavailable {
         /// For the log and the audit record; no secret, nothing of a response body but its error code.
         detail: String,
-        /// The provider's own word on when to come back.
+        /// The provider's own answer on when to come back.
         retry_after: Option<Duration>,
     },
     /// Passing: the provider was not asked, to spare it.
@@ -231,11 +231,11 @@ impl ExchangeError {
         }
     }
 
-    /// Every word of [`ExchangeError::kind`].
+    /// Every status of [`ExchangeError::kind`].
     pub const KINDS: [&'static str; 6] =
         ["unavailable", "not_asked", "refused", "inexpressible", "unusable", "no_svid"];
 
-    /// The stable word for metrics and audit.
+    /// The stable status for metrics and audit.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Unavailable { .. } => "unavailable",

@@ -67,7 +67,7 @@ impl PodTask {
                     return;
                 }
             }
-            // What comes after this look is news.
+            // What comes after this check is new.
             policy.mark_unchanged();
             identities.mark_unchanged();
             match self.begin().await {

@@ -34,13 +34,13 @@ const INTERVALS: u64 = 12;
 /// What the repository of a simulated fleet does.
 struct World {
     name: &'static str,
-    /// The most looks that it answers in a second; the others fail.
+    /// The most refreshes that it answers in a second; the others fail.
     capacity: u64,
     /// What it tells those that fail.
     retry_after: Option<Duration>,
 }
 
-/// The real schedule, a hundred thousand times, all started at the same moment: looks in the busiest second, over the
+/// The real schedule, a hundred thousand times, all started at the same moment: refreshes in the busiest second, over the
 /// mean, after the first interval. The worst of several worlds.
 pub(crate) fn fleet_peak_to_mean() -> Outcome {
     let mean = u64::from(FLEET) / INTERVAL.as_secs();
@@ -52,9 +52,9 @@ pub(crate) fn fleet_peak_to_mean() -> Outcome {
     let mut random = Xorshift(0x9e37_79b9_7f4a_7c15);
     let (mut worst, mut notes) = (0.0_f64, Vec::new());
     for world in &worlds {
-        let looks = simulate(world, &mut random);
+        let refreshes = simulate(world, &mut random);
         let first = usize::try_from(INTERVAL.as_secs())?;
-        let counted = looks.get(first..).ok_or("too short")?;
+        let counted = refreshes.get(first..).ok_or("too short")?;
         let peak = counted.iter().max().copied().unwrap_or_default() as f64;
         let mean = counted.iter().sum::<u64>() as f64 / counted.len() as f64;
         worst = worst.max(peak / mean);
@@ -66,14 +66,15 @@ pub(crate) fn fleet_peak_to_mean() -> Outcome {
     })
 }
 
-/// The looks of each second since all were started.
+/// The refreshes of each second since all were started.
 fn simulate(world: &World, random: &mut Xorshift) -> Vec<u64> {
     let end = INTERVAL.as_millis() as u64 * INTERVALS;
-    let mut looks = vec![0_u64; (end / 1000) as usize];
+    let mut refreshes = vec![0_u64; (end / 1000) as usize];
     let mut schedules = vec![Schedule::new(INTERVAL); FLEET as usize];
     let mut next: BinaryHeap<_> = (0..FLEET).map(|sidecar| Reverse((0_u64, sidecar))).collect();
     while let Some(Reverse((at, sidecar))) = next.pop() {
-        let (Some(count), Some(schedule)) = (looks.get_mut((at / 1000) as usize), schedules.get_mut(sidecar as usize))
+        let (Some(count), Some(schedule)) =
+            (refreshes.get_mut((at / 1000) as usize), schedules.get_mut(sidecar as usize))
         else {
             break;
         };
@@ -85,7 +86,7 @@ fn simulate(world: &World, random: &mut Xorshift) -> Vec<u64> {
         let pause = schedule.pause(looked, Duration::ZERO, random.fraction());
         next.push(Reverse((at + pause.as_millis() as u64, sidecar)));
     }
-    looks
+    refreshes
 }
 
 /// Randomness that is the same in each run (Marsaglia 2003).
@@ -107,14 +108,14 @@ struct Counts {
     connections: AtomicU64,
 }
 
-/// The most requests of one look that finds nothing new, over two hours of looks every 30 s, at a real server.
+/// The most requests of one refresh that finds nothing new, over two hours of refreshes every 30 s, at a real server.
 pub(crate) fn policy_refresh_requests() -> Outcome {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(refreshes())
 }
 
 async fn refreshes() -> Outcome {
-    const LOOKS: u64 = 240;
+    const REFRESHES: u64 = 240;
     let clock = ManualClock::at(SystemClock.now());
     let files = policy_files(10).into_iter().map(|(path, text)| (path, Bytes::from(text))).collect();
     let mut sample = Sample::new(files, &[])?;
@@ -137,26 +138,26 @@ async fn refreshes() -> Outcome {
     };
     let fetch = HttpFetch::new(settings, Arc::clone(&shared), None)?;
     let source = SignedSource::new(settings_of_source, Arc::new(fetch), shared)?;
-    let Fetched::New(files) = source.fetch(None).await? else { return Err("the first look found nothing".into()) };
+    let Fetched::New(files) = source.fetch(None).await? else { return Err("the first refresh found nothing".into()) };
     let first = counts.requests.load(Ordering::Relaxed);
     let opened = counts.connections.load(Ordering::Relaxed);
     let (mut most, mut before) = (0, first);
-    for _ in 0..LOOKS {
+    for _ in 0..REFRESHES {
         clock.advance(INTERVAL);
         if !matches!(source.fetch(Some(&files.version)).await?, Fetched::Unchanged | Fetched::Confirmed(_)) {
-            return Err("a look found something new".into());
+            return Err("a refresh found something new".into());
         }
         let now = counts.requests.load(Ordering::Relaxed);
         most = most.max(now - before);
         before = now;
     }
-    let mean = (before - first) as f64 / LOOKS as f64;
+    let mean = (before - first) as f64 / REFRESHES as f64;
     let connections = counts.connections.load(Ordering::Relaxed) - opened;
     Ok(Measured {
         value: most as f64,
         note: format!(
-            "{mean:.2} a look over {LOOKS} looks in two hours; {connections} connections after the first, one at a time; \
-             the first look took {first} requests on {opened}"
+            "{mean:.2} a refresh over {REFRESHES} refreshes in two hours; {connections} connections after the first, one at a time; \
+             the first refresh took {first} requests on {opened}"
         ),
     })
 }

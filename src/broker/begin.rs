@@ -31,7 +31,7 @@ pub struct BeginRequest {
     pub claimant: Claimant,
     /// For what.
     pub ask: Ask,
-    /// A free word for the task.
+    /// Free text for the task.
     pub label: Option<String>,
     /// Whether the task ends when nobody holds it.
     pub hold: bool,
@@ -159,7 +159,7 @@ impl Broker {
         let task = Arc::new(Task::new(record, Vec::new(), Some(decided), now, boot));
         let check = task.next_check(&task.state(), now, boot);
         self.tasks.insert(Arc::clone(&task));
-        // The reaper looks at every task: not for one that it comes to in time by itself. What came to speak against this one
+        // The reaper sweeps all tasks: not for one that it comes to in time by itself. What came to speak against this one
         // while it was written down, the reaper may have looked for already.
         if check.is_some_and(|wait| wait < SWEEP_EVERY) || self.reason_to_end(&task).is_some() {
             self.changed.notify_one();

@@ -19,7 +19,7 @@ use crate::lease::{LeaseFacts, LeaseId, LeaseRecord, LeaseState};
 use crate::policy::{Denial, DenialReason};
 use crate::task::{EndReason, Ending, REMEMBER, Task, TaskState};
 
-/// A look at all tasks at least this often, so that a clock that was set, or a policy that changed, is noticed.
+/// A sweep over all tasks at least this often, so that a clock that was set, or a policy that changed, is noticed.
 pub(super) const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// So many tasks are looked at in one go: a fraction of a millisecond.
 const BATCH: usize = 64;
@@ -36,7 +36,7 @@ const LONGEST_REST: Duration = Duration::from_millis(50);
 /// Why a task ends, and the whole story for the audit log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stop {
-    /// The word.
+    /// The status.
     pub reason: EndReason,
     /// What callers are never told.
     pub detail: Option<String>,
@@ -62,7 +62,7 @@ impl From<Denial> for Stop {
     }
 }
 
-/// What a look at every task found.
+/// What a sweep over all tasks found.
 #[derive(Default)]
 pub(super) struct Sweep {
     /// How long until the next one.
@@ -113,7 +113,7 @@ impl Broker {
         drop(state);
         task.announce_end();
         self.changed.notify_one();
-        // Whoever revokes looks at every task: not for one that leaves nothing to revoke.
+        // Whoever revokes sweeps all tasks: not for one that leaves nothing to revoke.
         if awaits {
             self.to_revoke.notify_one();
         }
@@ -232,7 +232,7 @@ impl Broker {
         self.revoke_all(more).await;
     }
 
-    /// Looks at every task: what is due is no longer served when this returns. What is to be written down about it stands in
+    /// Sweeps all tasks: what is due is no longer served when this returns. What is to be written down about it stands in
     /// the answer, for [`Broker::execute`], which waits for the disk.
     pub(super) async fn sweep(&self) -> Sweep {
         let mut sweep = Sweep { next: SWEEP_EVERY, ..Sweep::default() };
@@ -241,7 +241,7 @@ impl Broker {
         let mut clocks = read();
         for (number, task) in self.tasks.all().into_iter().enumerate() {
             if number % BATCH == BATCH - 1 {
-                // Whoever asks for a credential does not wait for a look at thousands.
+                // Whoever asks for a credential does not wait for a sweep over thousands.
                 tokio::task::yield_now().await;
                 clocks = read();
             }
@@ -280,18 +280,18 @@ impl Broker {
         sweep
     }
 
-    /// Whether identities and a policy were known at the look before this one, or earlier.
+    /// Whether identities and a policy were known at the sweep before this one, or earlier.
     fn was_ready(&self) -> bool {
         let ready = self.parts.workload_api.identities().known && self.parts.policy.current().is_some();
         self.ready.fetch_or(ready, Ordering::AcqRel)
     }
 
-    /// Writes down and counts what a look found; says whether anything may have become due by it.
+    /// Writes down and counts what a sweep found; says whether anything may have become due by it.
     pub(super) async fn execute(self: &Arc<Self>, sweep: Sweep) -> bool {
         // A sidecar that stops waits for it: what has ended is told before.
         let _under_way = self.under_way.one();
         for (task, provider) in sweep.renew {
-            // Who cannot be renewed now is due at the next look, too.
+            // Who cannot be renewed now is due at the next sweep, too.
             let _ = self.start_exchange(&task, provider, None);
         }
         let many = sweep.lapsed.len() + sweep.ended.len() + sweep.behind.len() > MANY;
@@ -355,7 +355,7 @@ impl Broker {
     }
 }
 
-/// What a look found, being written down: [`AT_A_TIME`] at a time, or [`A_TURN`] where there is much.
+/// What a sweep found, being written down: [`AT_A_TIME`] at a time, or [`A_TURN`] where there is much.
 struct Work {
     under_way: JoinSet<bool>,
     /// Whether anything may have become due by it.

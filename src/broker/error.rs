@@ -1,4 +1,4 @@
-//! Why the broker refuses, with the word for metrics and audit. What the outside is told is the server's business.
+//! Why the broker refuses, with the status for metrics and audit. What the outside is told is the server's business.
 
 use crate::audit::AuditError;
 use crate::clock::Distrust;
@@ -81,7 +81,7 @@ impl BeginError {
         "clock_untrusted",
     ];
 
-    /// The stable word for metrics and audit.
+    /// The stable status for metrics and audit.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Unauthenticated(_) => "unauthenticated",

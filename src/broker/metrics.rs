@@ -158,7 +158,7 @@ impl Limit {
         Self::MintsPerCaller,
     ];
 
-    /// The word in the metric.
+    /// The label in the metric.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Connections => "connections",

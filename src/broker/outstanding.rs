@@ -32,7 +32,7 @@ pub struct Outstanding {
     pub usable_until: Timestamp,
     /// How often its revocation failed since the sidecar started.
     pub tries: u32,
-    /// The word for how it failed last ([`ExchangeError::kind`]).
+    /// The status of its last failure ([`ExchangeError::kind`]).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<&'static str>,
     /// The same in full, for those who may know.

@@ -29,10 +29,10 @@ pub(super) async fn run(broker: Arc<Broker>) {
     let clock = Arc::clone(&broker.parts.clock);
     let (mut queue, mut tries) = (Queue::default(), JoinSet::new());
     let mut pending: HashMap<LeaseId, Pending> = HashMap::new();
-    let mut look_at = Duration::ZERO;
+    let mut sweep_at = Duration::ZERO;
     loop {
         let now = clock.boot();
-        if look_at <= now {
+        if sweep_at <= now {
             let before = std::mem::take(&mut pending);
             for (task, provider, id) in broker.pending_revocations() {
                 let failed = before.get(&id).is_some_and(|known| known.failed);
@@ -40,7 +40,7 @@ pub(super) async fn run(broker: Arc<Broker>) {
             }
             broker.failures.keep(|id| pending.contains_key(id));
             queue.sync(pending.iter().map(|(id, pending)| (pending.provider, id.clone())), now);
-            look_at = now + SWEEP_EVERY;
+            sweep_at = now + SWEEP_EVERY;
         }
         for (provider, id) in queue.take(now) {
             let Some(Pending { task, failed, .. }) = pending.get(&id) else { continue };
@@ -51,7 +51,7 @@ pub(super) async fn run(broker: Arc<Broker>) {
                 (provider, id, tried)
             });
         }
-        let next = queue.wait(now).map(|wait| wait.min(look_at.saturating_sub(now)).max(Duration::from_millis(1)));
+        let next = queue.wait(now).map(|wait| wait.min(sweep_at.saturating_sub(now)).max(Duration::from_millis(1)));
         let sleep = async {
             match next {
                 Some(wait) => clock.sleep(wait).await,
@@ -60,7 +60,7 @@ pub(super) async fn run(broker: Arc<Broker>) {
         };
         tokio::select! {
             () = sleep => {}
-            () = broker.to_revoke.notified() => look_at = Duration::ZERO,
+            () = broker.to_revoke.notified() => sweep_at = Duration::ZERO,
             Some(done) = tries.join_next() => match done {
                 Ok((provider, id, tried)) => {
                     if let Some(pending) = pending.get_mut(&id) {
@@ -69,7 +69,7 @@ pub(super) async fn run(broker: Arc<Broker>) {
                     queue.done(provider, &id, tried, clock.boot(), broker.parts.jitter.fraction());
                 }
                 // A try that crashed is still marked as under way: begin anew with what the leases say.
-                Err(_) => (queue, look_at) = (Queue::default(), Duration::ZERO),
+                Err(_) => (queue, sweep_at) = (Queue::default(), Duration::ZERO),
             },
         }
     }

@@ -46,7 +46,7 @@ enum Told {
 /// One step of the story, as `--output json` prints it.
 #[derive(Debug, Serialize)]
 struct Step {
-    /// A stable word.
+    /// A stable label.
     name: &'static str,
     /// Whether it held.
     ok: bool,

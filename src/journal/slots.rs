@@ -1,7 +1,7 @@
 //! Which of the store's two commits is in force, where the one bit that says so may have been altered.
 //!
 //! The store's header has two slots, each with a checksum of its own, and a byte of flags that has none. One bit of that byte names
-//! the slot in force; where it is altered, a start would go back by one commit without a word. An older slot is in force in order
+//! the slot in force; where it is altered, a start would go back by one commit silently. An older slot is in force in order
 //! only between the two syncs of a commit, and that one nobody was told of yet: so where the other slot is newer, it is offered
 //! first. The store takes it when every page of it verifies, and the older one when not. Neither leaves out what was promised.
 //!

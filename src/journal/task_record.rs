@@ -52,7 +52,7 @@ impl EndReason {
         Self::Shutdown,
     ];
 
-    /// The word in answers, metrics, journal and audit.
+    /// The status in answers, metrics, journal and audit.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Done => "done",
@@ -117,7 +117,7 @@ pub struct TaskRecord {
     pub proved_until: Timestamp,
     /// What was asked for.
     pub ask: Ask,
-    /// A free word of the caller's for it.
+    /// The caller's free text for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
     /// The task whose token began this one.

@@ -45,7 +45,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// The stable word, for errors and tests.
+    /// The stable label, for errors and tests.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Issued(_) => "issued",

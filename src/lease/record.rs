@@ -27,7 +27,7 @@ pub enum LeaseState {
 }
 
 impl LeaseState {
-    /// The word in answers, journal and errors.
+    /// The status in answers, journal and errors.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Intent => "intent",
@@ -176,7 +176,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// The word in metrics and audit.
+    /// The status in metrics and audit.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Revoked => "revoked",

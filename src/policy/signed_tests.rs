@@ -110,7 +110,7 @@ fn lapse(role: &str, since: Timestamp) -> Lapse {
     Lapse { role: role.into(), since }
 }
 
-/// A repository as a source: reads what is published at each look.
+/// A repository as a source: reads what is published at each refresh.
 #[derive(Debug)]
 struct Source {
     sample: Mutex<Sample>,

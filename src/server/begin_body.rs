@@ -24,7 +24,7 @@ const MAX_DEPTH: usize = 16;
 pub struct Asked {
     /// Scope, parameters and the caller's words.
     pub ask: Ask,
-    /// A free word for the task: at most 128 characters, none of them a control.
+    /// Free text for the task: at most 128 characters, none of them a control.
     pub label: Option<String>,
     /// Whether the task ends when nobody holds it.
     pub hold: bool,

@@ -123,7 +123,7 @@ impl MintError {
         "clock_untrusted",
     ];
 
-    /// The stable word for metrics and audit.
+    /// The stable status for metrics and audit.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::NoGrant(_) => "no_grant",

@@ -84,13 +84,13 @@ async fn audits_once_that_the_clock_is_in_doubt_and_once_that_it_is_trusted_agai
     let (trusted, parts, begun) = (w.trusted.clone().unwrap(), w.broker.parts(), w.clock.boot());
     let keeper = tokio::spawn(timekeeper::run(trusted, parts.workload_api.clone(), parts.audit.clone()));
     let told = || w.audit.lines().into_iter().filter(|line| line["event"] == "clock").collect::<Vec<_>>();
-    until("it rests until its next look", || w.clock.sleepers() == 1).await;
+    until("it rests until its next check", || w.clock.sleepers() == 1).await;
     assert!(told().is_empty());
     // The agent's answers are signed on the same machine's clock here: none, so that the doubt lasts.
     w.api.on_fetch(OnFetch::Unavailable);
-    let look_again = async || {
+    let check_again = async || {
         for _ in 0..3 {
-            until("it rests until its next look", || w.clock.sleepers() == 1).await;
+            until("it rests until its next check", || w.clock.sleepers() == 1).await;
             w.clock.advance(secs(1));
             settle().await;
         }
@@ -98,7 +98,7 @@ async fn audits_once_that_the_clock_is_in_doubt_and_once_that_it_is_trusted_agai
     w.clock.set_wall(START - secs(3600));
     w.clock.advance(secs(1));
     until("the doubt is told", || told().len() == 1).await;
-    look_again().await;
+    check_again().await;
     assert_eq!(told().len(), 1);
     let lost = &told()[0];
     assert_eq!((lost["outcome"].as_str(), lost["reason"].as_str()), (Some("untrusted"), Some("jumped")));
@@ -106,7 +106,7 @@ async fn audits_once_that_the_clock_is_in_doubt_and_once_that_it_is_trusted_agai
     w.clock.set_wall(START + w.clock.boot().saturating_sub(begun));
     w.clock.advance(secs(1));
     until("the end of the doubt is told", || told().len() == 2).await;
-    look_again().await;
+    check_again().await;
     assert_eq!(told().len(), 2);
     assert_eq!((told()[1]["outcome"].as_str(), told()[1].get("reason")), (Some("trusted"), None));
     keeper.abort();

@@ -61,7 +61,7 @@ pub(crate) struct Role {
     /// The longest that a lease can live, renewed or not.
     pub(crate) lease_max: u64,
     pub(crate) may_revoke: bool,
-    pub(crate) may_look: bool,
+    pub(crate) may_look_up: bool,
 }
 
 struct State {
@@ -94,7 +94,7 @@ impl FakeVault {
             renewable: true,
             lease_max: 24 * 3600,
             may_revoke: true,
-            may_look: true,
+            may_look_up: true,
         };
         let state = State {
             role,
@@ -335,7 +335,7 @@ impl FakeVault {
                 }
                 (204, Value::Null)
             }
-            "lookup" if !state.role.may_look => (403, json!({ "errors": ["permission denied"] })),
+            "lookup" if !state.role.may_look_up => (403, json!({ "errors": ["permission denied"] })),
             "lookup" => {
                 let alive = |token: &str| state.tokens.get(token).is_some_and(|token| !token.dead && token.until > now);
                 match state.leases.get(&lease).filter(|lease| !lease.dead && lease.until > now && alive(&lease.token)) {

@@ -481,7 +481,7 @@ struct SignedState {
     /// The versions seen so far, in order: the place is the snapshot's number less one.
     snapshots: Vec<PolicyVersion>,
     reachable: bool,
-    /// What each look fails by, though the kill list can be read.
+    /// What each refresh fails by, though the kill list can be read.
     fault: Option<FaultKind>,
 }
 

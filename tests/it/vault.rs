@@ -542,7 +542,7 @@ async fn a_lease_that_ended_by_itself_while_it_could_not_be_revoked_is_not_calle
 async fn trusts_only_the_leasing_token_where_lookup_is_forbidden() {
     for crashed in [false, true] {
         let mut w = world().await;
-        vault(&w).role(|role| role.may_look = false);
+        vault(&w).role(|role| role.may_look_up = false);
         let task = w.begin_scope("db").await;
         secret(&w, &task).await;
         if crashed {

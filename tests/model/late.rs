@@ -33,7 +33,7 @@ async fn held(seams: &Seams, count: usize) {
 
 async fn ending(kit: &Kit) -> (Arc<Seams>, Arc<Broker>, Arc<Task>) {
     let seams = Seams::new(Planted::No, 0);
-    seams.looks.open();
+    seams.refreshes.open();
     seams.exchanges.open();
     *kit.source.0.lock().unwrap() = Arc::clone(&seams);
     kit.policy.reload_now(seams.clock.now()).await;

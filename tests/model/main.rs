@@ -1,6 +1,6 @@
 //! The concurrency model of {mint, serve, end, reload, expire}: every order in which they can meet, on the product itself.
 //!
-//! [`orders`] runs the real broker on one thread and holds it at each seam: a write to the journal, an exchange, a look at the
+//! [`orders`] runs the real broker on one thread and holds it at each seam: a write to the journal, an exchange, a refresh of the
 //! policy, the passing of time. What is let go next is the explorer's choice, and it makes every choice there is: all
 //! interleavings at the points where the broker waits, by replaying each prefix. The five operations together have tens of
 //! thousands of orders; the sets of [`orders::SETS`] are explored whole, the five by a sample, and whole with `MODEL=all`.

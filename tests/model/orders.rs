@@ -25,7 +25,7 @@ enum Op {
     ServeExact,
     /// Its holder ends it.
     End,
-    /// The sidecar looks at the policy, which does not permit it any more.
+    /// The sidecar refreshes the policy, which does not permit it any more.
     Reload,
     /// A credential's whole life passes.
     Expire,
@@ -53,7 +53,7 @@ enum Event {
     Start(usize),
     Write,
     Exchange(usize),
-    Look(usize),
+    Refresh(usize),
     /// A credential is revoked, and whoever asked for that hears of it or does not.
     TakenBack(usize, bool),
 }
@@ -74,7 +74,7 @@ struct Order<'a> {
     answers: Answers,
     /// The events after which an end was begun, and after which it was told.
     ended: Arc<Mutex<Option<usize>>>,
-    /// The event after which a look at the policy was over.
+    /// The event after which a refresh of the policy was over.
     reloaded: Arc<Mutex<Option<usize>>>,
     checked: usize,
     /// How many exchanges had begun.
@@ -106,7 +106,7 @@ impl<'a> Order<'a> {
                     biased;
                     begun = &mut ready => break begun,
                     () = tokio::task::yield_now() => {
-                        for gate in [&seams.writes, &seams.looks] {
+                        for gate in [&seams.writes, &seams.refreshes] {
                             while gate.held() > 0 { gate.release(0); }
                         }
                     }
@@ -145,7 +145,7 @@ impl<'a> Order<'a> {
         // The journal commits in the order in which it was asked.
         events.extend((self.seams.writes.held() > 0).then_some(Event::Write));
         events.extend((0..self.seams.exchanges.held()).map(Event::Exchange));
-        events.extend((0..self.seams.looks.held()).map(Event::Look));
+        events.extend((0..self.seams.refreshes.held()).map(Event::Refresh));
         let hears = |at| [true, false].map(|hears| Event::TakenBack(at, hears));
         events.extend((0..self.seams.revocations.held()).flat_map(hears));
         events
@@ -157,7 +157,7 @@ impl<'a> Order<'a> {
             Event::Start(at) => self.begin(at),
             Event::Write => self.seams.writes.release(0),
             Event::Exchange(at) => self.seams.exchanges.release(at),
-            Event::Look(at) => self.seams.looks.release(at),
+            Event::Refresh(at) => self.seams.refreshes.release(at),
             Event::TakenBack(at, hears) => {
                 self.seams.hears.store(hears, Ordering::Relaxed);
                 self.seams.revocations.release(at);

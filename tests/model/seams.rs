@@ -131,7 +131,7 @@ pub(crate) struct Seams {
     pub(crate) scope: usize,
     pub(crate) writes: Gate,
     pub(crate) exchanges: Gate,
-    pub(crate) looks: Gate,
+    pub(crate) refreshes: Gate,
     /// Calls to take a credential back; let go, they have their effect.
     pub(crate) revocations: Gate,
     /// Whether whoever made the call that is let go next hears that it did.
@@ -155,7 +155,7 @@ impl Seams {
             scope,
             writes: Gate::default(),
             exchanges: Gate::default(),
-            looks: Gate::default(),
+            refreshes: Gate::default(),
             revocations: Gate::default(),
             hears: true.into(),
             books: Mutex::default(),
@@ -249,7 +249,7 @@ impl Exchange for Face {
             if intent.is_none() {
                 ledger.wrong.push("an exchange without a durable intent of its own");
             }
-            // Where nobody is held time may pass between the last look and the call.
+            // Where nobody is held time may pass between the last refresh and the call.
             if order.dead_by <= seams.clock.now() && !seams.exchanges.is_open() {
                 ledger.wrong.push("an exchange for what would be dead already");
             }
@@ -312,7 +312,7 @@ impl Revoke for Face {
     }
 }
 
-/// The policy source, held at each look.
+/// The policy source, held at each refresh.
 #[derive(Debug)]
 pub(crate) struct Source(pub(crate) Mutex<Arc<Seams>>);
 
@@ -320,7 +320,7 @@ pub(crate) struct Source(pub(crate) Mutex<Arc<Seams>>);
 impl PolicySource for Source {
     async fn fetch(&self, seen: Option<&PolicyVersion>) -> Result<Fetched, PolicySourceError> {
         let seams = Arc::clone(&self.0.lock().unwrap());
-        seams.looks.pass().await;
+        seams.refreshes.pass().await;
         let narrow = seams.narrow.load(std::sync::atomic::Ordering::Relaxed);
         let other = narrow && seams.planted != Planted::BlindReload;
         let files = files(if other { 1 - seams.scope } else { seams.scope });

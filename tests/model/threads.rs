@@ -22,7 +22,7 @@ fn threads_that_meet_at_the_locks_break_no_invariant() {
     let served = AtomicUsize::new(0);
     runtime.block_on(async {
         let first = Seams::new(Planted::No, 0);
-        first.looks.open();
+        first.refreshes.open();
         *kit.source.0.lock().unwrap() = Arc::clone(&first);
         kit.policy.reload_now(first.clock.now()).await;
         for round in 0..ROUNDS {
@@ -41,12 +41,12 @@ fn threads_that_meet_at_a_cold_task_share_one_exchange() {
     let kit = Kit::new();
     runtime.block_on(async {
         let first = Seams::new(Planted::No, 0);
-        first.looks.open();
+        first.refreshes.open();
         *kit.source.0.lock().unwrap() = Arc::clone(&first);
         kit.policy.reload_now(first.clock.now()).await;
         for round in 0..COLD_ROUNDS {
             let seams = Seams::new(Planted::No, kit.permitted());
-            for gate in [&seams.writes, &seams.exchanges, &seams.looks] {
+            for gate in [&seams.writes, &seams.exchanges, &seams.refreshes] {
                 gate.open();
             }
             let broker = kit.broker(&seams);
@@ -71,7 +71,7 @@ fn threads_that_meet_at_a_cold_task_share_one_exchange() {
 /// Returns how often a client was served.
 async fn one_round(kit: &Kit, round: usize) -> usize {
     let seams = Seams::new(Planted::No, kit.permitted());
-    for gate in [&seams.writes, &seams.exchanges, &seams.looks] {
+    for gate in [&seams.writes, &seams.exchanges, &seams.refreshes] {
         gate.open();
     }
     let broker = kit.broker(&seams);

@@ -953,7 +953,7 @@ impl History {
                 self.resets += 1;
                 self.sidecar().broker.parts().clock.reset();
             }
-            _ => self.say("the timekeeper looks"),
+            _ => self.say("the timekeeper checks the time"),
         }
         self.tick();
         self.settle();
@@ -1005,7 +1005,7 @@ impl History {
         self.listen();
     }
 
-    /// The sidecar looks at the policy source.
+    /// The sidecar refreshes its policy.
     fn look(&mut self) {
         self.rest();
         self.looked = self.up;

@@ -189,7 +189,7 @@ struct State {
     expires: Timestamp,
     /// Versions that were never published, of moods: which one each was made of.
     odd: Vec<(PolicyVersion, usize)>,
-    looks: u64,
+    refreshes: u64,
     used: Option<PolicyVersion>,
 }
 
@@ -211,7 +211,7 @@ impl Source {
             kills: vec![Vec::new()],
             expires,
             odd: Vec::new(),
-            looks: 0,
+            refreshes: 0,
             used: None,
         };
         Arc::new(Self { truth, planted, state: Mutex::new(state) })
@@ -336,8 +336,8 @@ impl PolicySource for Source {
             }
             Mood::Well | Mood::Silent | Mood::OldKill => {
                 // A source that goes back is a planted bug: the real one remembers on disk what it has seen.
-                state.looks += 1;
-                let goes_back = self.planted == Planted::RollBack && state.looks % 2 == 1;
+                state.refreshes += 1;
+                let goes_back = self.planted == Planted::RollBack && state.refreshes % 2 == 1;
                 let back = usize::from(goes_back && state.published.len() > 1);
                 let at = state.published.len() - 1 - back;
                 let files = state.published[at].files.clone();

@@ -25,7 +25,7 @@ const X509: &str = "X.509-SVIDs";
 const BROKER_JWT: &str = "JWT-SVID, broker";
 const CLOCK: &str = "clock, SPIFFE";
 
-/// Clocks that differ by less are not worth a word.
+/// Clocks that differ by less are not worth a warning.
 const SKEW: Duration = Duration::from_secs(5);
 
 /// The JWT-SVIDs are asked for the broker's audience and for those of `exchanges`.

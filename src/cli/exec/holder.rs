@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) enum Event {
     /// The task has ended before CMD.
     Ended {
-        /// The sidecar's word for why.
+        /// The sidecar's reason.
         reason: String,
     },
     /// No sidecar could be reached for [`PATIENCE`].

@@ -107,11 +107,11 @@ async fn polls_by_its_schedule_and_spares_a_busy_source() {
     let (polled, shared): (_, SharedClock) = (Arc::clone(&cache), Arc::new(clock.clone()));
     let schedule = Schedule::new(Duration::from_secs(30));
     let polling = tokio::spawn(async move { polled.run_by(shared, schedule, || 0.5).await });
-    // The seconds that pass until the next look, to the half second.
-    let next = async |looks: usize| {
+    // The seconds that pass until the next refresh, to the half second.
+    let next = async |refreshes: usize| {
         let began = clock.boot();
-        while source.seen.lock().unwrap().len() < looks {
-            while clock.sleepers() == 0 && source.seen.lock().unwrap().len() < looks {
+        while source.seen.lock().unwrap().len() < refreshes {
+            while clock.sleepers() == 0 && source.seen.lock().unwrap().len() < refreshes {
                 tokio::task::yield_now().await;
             }
             clock.advance(Duration::from_millis(500));

@@ -105,7 +105,7 @@ mod tests {
         schedule.pause(Refreshed::Answered, NONE, 0.0);
         assert!(close(schedule.pause(Refreshed::Answered, NONE, 0.0), 27));
         assert!(close(schedule.pause(Refreshed::Answered, NONE, 1.0), 30));
-        assert!(close(schedule.pause(Refreshed::Answered, seconds(7), 1.0), 23), "counted from when the look began");
+        assert!(close(schedule.pause(Refreshed::Answered, seconds(7), 1.0), 23), "counted from when the refresh began");
         assert_eq!(schedule.pause(Refreshed::Answered, seconds(40), 1.0), NONE);
     }
 

@@ -476,7 +476,7 @@ async fn closes_idle_connections_on_a_policy_change_and_a_new_one_shows_the_end(
     let (status, begun) = connection.send("POST", "/v1/tasks", None, TASK).await.unwrap();
     assert_eq!(status, 201, "{begun}");
     let (task, token) = (begun["id"].as_str().unwrap(), begun["token"].as_str().unwrap());
-    // A look that finds nothing new ends nothing.
+    // A refresh that finds nothing new ends nothing.
     world.broker.parts().policy.reload_now(NOW).await;
     assert_eq!(connection.send("GET", "/v1/tasks", None, "").await.unwrap().0, 200);
     world.forbid().await;
