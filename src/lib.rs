@@ -69,6 +69,7 @@ pub mod config;
 #[cfg(feature = "dev")]
 pub mod dev;
 mod durable_file;
+mod end_reason;
 pub mod exchange;
 pub mod hardening;
 pub mod http_client;

@@ -22,8 +22,9 @@ use crate::identity::{Caller, SpiffeId};
 use crate::lease::{LeaseId, LeaseRecord};
 use crate::policy::{Kept, Permit, PolicyVersion};
 
+pub use crate::end_reason::EndReason;
 pub use crate::id::TaskId;
-pub use crate::journal::task_record::{EndReason, Ending, Idempotency, TaskRecord};
+pub use crate::journal::task_record::{Ending, Idempotency, TaskRecord};
 pub use flight::{Flight, FlightResult, MintError, ProviderSlot, Slots};
 pub use issued::{Ends, Issued};
 pub use providers::ProviderSet;

@@ -7,8 +7,8 @@ use tokio::sync::watch;
 
 use super::Issued;
 use crate::clock::Distrust;
+use crate::end_reason::EndReason;
 use crate::exchange::{ExchangeError, Provider};
-use crate::journal::task_record::EndReason;
 
 /// How an exchange in flight ends, for everyone who waits for it.
 pub type FlightResult = Result<Arc<Issued>, MintError>;
