@@ -23,7 +23,7 @@ use serde::Deserialize;
 
 use self::section::{Environment, Invalid, Section};
 use crate::audit;
-use crate::exchange::{aws, vault};
+use crate::exchange;
 
 pub use self::identity::IdentitySettings;
 pub use self::limits::LimitSettings;
@@ -74,9 +74,9 @@ sections! {
     /// Policy.
     policy: policy::PolicySection => PolicySettings,
     /// AWS.
-    aws: aws::settings::AwsSection => aws::Settings,
+    aws: exchange::aws::settings::AwsSection => exchange::aws::Settings,
     /// Vault or OpenBao, where one is configured.
-    vault: vault::settings::VaultSection => Option<vault::Settings>,
+    vault: exchange::vault::settings::VaultSection => Option<exchange::vault::Settings>,
     /// Where the journal lives, and whose credentials may be abandoned.
     state: state::StateSection => StateSettings,
     /// The audit log.

@@ -24,6 +24,16 @@ fn a_socket_and_a_policy_directory_are_enough() {
 }
 
 #[test]
+fn variables_given_to_a_command_in_a_task_are_no_unknown_keys() {
+    let given = crate::server::dialect::ALL.iter().flat_map(|dialect| dialect.variables);
+    let ours: Vec<_> = given.map(|variable| variable.name).filter(|name| name.starts_with(PREFIX)).collect();
+    assert!(ours.contains(&"SIDEMINT_CREDENTIALS_URI"));
+    for name in ours {
+        assert!(parse(LEAST, &[(name, "x")]).is_ok(), "{name}");
+    }
+}
+
+#[test]
 fn the_environment_wins_over_the_file() {
     let config = parse(
         LEAST,
@@ -131,7 +141,7 @@ fn variables_are_read_as_their_key_is_typed() {
         ("SIDEMINT_LIMITS_TASKS", "-1", "limits.tasks"),
         ("SIDEMINT_AUDIT_SYNC", "yes", "audit.sync (or SIDEMINT_AUDIT_SYNC): write true or false"),
         ("SIDEMINT_POD_TASK_PARAMS", "customer", "write k=v separated by commas"),
-        ("SIDEMINT_STATE_ABANDON", "aws,azure", "write \"aws\" or \"vault\""),
+        ("SIDEMINT_STATE_ABANDON", "aws,mars", "write \"aws\" or \""),
         ("SIDEMINT_IDENTITY_FEDERATED", "a.example,not one", "\"not one\" is invalid"),
         ("SIDEMINT_LOG_FORMAT", "xml", "log.format (or SIDEMINT_LOG_FORMAT): write \"text\" or \"json\""),
     ];

@@ -512,7 +512,7 @@ impl Stage {
             Call::get(&show).bearer(&others),
             Call::get(&show).bearer(&task.token),
             Call::get(&format!("{show}/credentials")).bearer(&others),
-            Call::get(&format!("{show}/credentials?provider=gcp")).bearer(&task.token),
+            Call::get(&format!("{show}/credentials?provider=mars")).bearer(&task.token),
             Call::get("/v1/aws/credentials").header("authorization", "Bearer nobody"),
             Call::post(&show).bearer(&task.token),
         ];

@@ -340,7 +340,7 @@ async fn rejects_unknown_methods_and_paths() {
         assert_eq!(reply.header("allow"), Some(allow));
     }
     for target in
-        ["/", "/v1", "/v2/tasks", "/v1/tasks/x/y", "/metrics", "/status", "/v1/gcp/token", "/latest/meta-data/"]
+        ["/", "/v1", "/v2/tasks", "/v1/tasks/x/y", "/metrics", "/status", "/v1/mars/token", "/latest/meta-data/"]
     {
         refuses(&w, target, Call::get(target).bearer(&task.token), 404, "not_found", Request).await;
     }
@@ -348,7 +348,7 @@ async fn rejects_unknown_methods_and_paths() {
         let call = Call::get(&format!("/v1/tasks/{id}")).bearer(&task.token);
         refuses(&w, id, call, 404, "not_found", Request).await;
     }
-    let query = Call::get(&format!("/v1/tasks/{}/credentials?provider=gcp", task.id)).bearer(&task.token);
+    let query = Call::get(&format!("/v1/tasks/{}/credentials?provider=mars", task.id)).bearer(&task.token);
     refuses(&w, "an unknown provider", query, 400, "invalid_request", Request).await;
 }
 

@@ -177,7 +177,7 @@ async fn uses_the_only_provider_when_none_is_named_and_refuses_among_two() {
     assert_eq!((unclear.status, unclear.code().as_str()), (400, "invalid_request"));
     assert!(w.send(ask(&both, "?provider=aws")).await.json()["AccessKeyId"].is_string());
     assert!(w.send(ask(&both, "?provider=vault")).await.json()["data"].is_object());
-    assert_eq!(w.send(ask(&both, "?provider=gcp")).await.code(), "invalid_request");
+    assert_eq!(w.send(ask(&both, "?provider=mars")).await.code(), "invalid_request");
     let ending = w.end(&both).await;
     let lines: Vec<_> =
         ending["leases"].as_array().unwrap().iter().map(|l| (l["provider"].clone(), l["outcome"].clone())).collect();
