@@ -218,19 +218,22 @@ impl Broker {
     }
 
     /// The same for what needs no waiting, asked `at` this very moment: the live credential of a task against which nothing
-    /// speaks. `None` is no refusal: [`Broker::credentials`] says more.
+    /// speaks. Without a `provider` it is that of the only one that the task's scope grants something at. `None` is no refusal:
+    /// [`Broker::credentials`] says more.
     pub(crate) fn live_credential(
         self: &Arc<Self>,
         token: &TokenHash,
-        provider: Provider,
+        provider: Option<Provider>,
         request_id: &str,
         at: Moment,
     ) -> Option<Arc<Issued>> {
         let task = self.tasks.by_token(token)?;
-        match self.reason_to_end_at(&task, at.now, at.boot) {
-            Some(_) => None,
-            None => self.serve_live(&task, provider, request_id, at.now, at.boot).ok()?,
+        if self.reason_to_end_at(&task, at.now, at.boot).is_some() {
+            return None;
         }
+        // Asked after the policy in force has decided: a new version may grant something elsewhere.
+        let provider = provider.or_else(|| task.providers().sole())?;
+        self.serve_live(&task, provider, request_id, at.now, at.boot).ok()?
     }
 
     /// The live credential of a task; where it is due it is renewed, or its successor minted, behind the request's back.

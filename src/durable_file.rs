@@ -12,15 +12,24 @@ use tempfile::NamedTempFile;
 /// whole; a link at `path` is replaced and not followed. When this returns, the new file and its name are on the disk.
 ///
 /// # Errors
-/// When the folder is absent or the file cannot be written; what was at `path` is then still there.
+/// When the folder is absent or the file cannot be written; what was at `path` is then still there. When the folder cannot be
+/// synced; the new file is then there, and may be gone after a crash of the machine.
 pub(crate) fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let folder = folder_of(path);
-    let mut temporary = beside(path, folder)?;
+    replace_whole(path, bytes, mode)?;
+    sync_folder(folder_of(path))
+}
+
+/// As [`replace`], for what is of no use after the machine has restarted: whole, and its name is not made durable.
+///
+/// # Errors
+/// When the folder is absent or the file cannot be written; what was at `path` is then still there.
+pub(crate) fn replace_whole(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let mut temporary = beside(path, folder_of(path))?;
     temporary.write_all(bytes)?;
     temporary.as_file().set_permissions(Permissions::from_mode(mode))?;
     temporary.as_file().sync_all()?;
     temporary.persist(path)?;
-    sync_folder(folder)
+    Ok(())
 }
 
 /// Makes the file `path` with mode 0600 and lets `fill` write and sync it; no reader sees it before it is filled. A file

@@ -167,5 +167,5 @@ fn ended_by_deadline(task: &Task) -> bool {
 /// Writes the token, without a newline. Mode 0440, so that the container reads it through the pod's group and nobody
 /// writes it.
 fn write_token(path: &Path, token: &str) -> io::Result<()> {
-    durable_file::replace(path, token.as_bytes(), 0o440)
+    durable_file::replace_whole(path, token.as_bytes(), 0o440)
 }

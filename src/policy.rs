@@ -10,7 +10,7 @@
 //! - `publish`: how owners sign and publish a version: the working repository behind `sidemint policy` (feature `author`).
 //! - [`rules`]: Cedar: the schema, the guardrails, one slice of rules per scope.
 //! - `slices`: those slices that are in use.
-//! - `aside`: where a policy is verified and loaded, out of the way of what serves.
+//! - `worker`: where a policy is verified and loaded, out of the way of what serves.
 //! - `load`: files → [`Policy`], where a bad file suspends its scope.
 //! - `lint`: what is allowed and still worth a second look.
 //! - `problem`: what may be wrong with policy files.

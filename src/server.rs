@@ -190,8 +190,8 @@ impl Server {
             Action::Other(handler) => return Ok(Step::Other(*handler, parameter.to_owned())),
         };
         let wanted = (route.wanted)(self, &Asked { uri: &parts.uri, parameter, presented })?;
-        let live = |provider| self.broker.live_credential(&wanted.token, provider, id.as_str(), at);
-        match wanted.provider.and_then(live).and_then(|issued| (route.answer)(&issued, at)) {
+        let live = self.broker.live_credential(&wanted.token, wanted.provider, id.as_str(), at);
+        match live.and_then(|issued| (route.answer)(&issued, at)) {
             Some(answer) => Ok(Step::Answer(answer)),
             None => Ok(Step::Credential(route, wanted)),
         }

@@ -22,12 +22,14 @@ use sidemint::task::EndReason;
 
 const SOCKET: (&str, &str) = ("SPIFFE_ENDPOINT_SOCKET", "unix:///run/spire.sock");
 /// The variables that are no key of the configuration: of other commands, and of the test bed.
-const OTHER_VARIABLES: [&str; 12] = [
+const OTHER_VARIABLES: [&str; 14] = [
     "SIDEMINT_ROLE",
     "SIDEMINT_HTTP",
     "SIDEMINT_ADMIN",
     "SIDEMINT_AUDIENCE",
     "SIDEMINT_TOKEN_FILE",
+    "SIDEMINT_TOKEN",
+    "SIDEMINT_CREDENTIALS_URI",
     "SIDEMINT_CONFIG",
     "SIDEMINT_TOOLS",
     "SIDEMINT_OPENBAO",

@@ -194,6 +194,10 @@ impl Broker {
             // An ended task cannot be begun again, and a fresh token for it would be of no use.
             return Err(BeginError::Conflict);
         }
+        // After a restart its providers, and so its environment, are known once a policy has decided on it again.
+        if task.providers().is_empty() {
+            return Err(BeginError::NoPolicy);
+        }
         let (token, hash) = task_token::generate()?;
         let record = TaskRecord { token: hash, ..task.begun().clone() };
         // By what it goes on: asked again, since a running task does not keep it.

@@ -122,7 +122,7 @@ pub async fn run(args: Args) -> CliResult {
 
 async fn examine(config: &Config, clock: SharedClock) -> Vec<Check> {
     let (policy, granted) = match &config.policy.place {
-        PolicyPlace::Unsigned(directory) => host::policy(directory),
+        PolicyPlace::Unsigned(directory) => host::policy(directory, &config.policy.scopes),
         PolicyPlace::Signed(repository) => (host::repository(repository, &config.state.directory), None),
     };
     let (exchanges, missing) = providers::to_examine(config, &clock, granted);

@@ -16,9 +16,16 @@ use toml::{Table, Value};
 use super::section::Environment;
 use super::{ConfigError, PREFIX, variable_name};
 
-/// Variables that begin with `SIDEMINT_` and are read by other commands.
-const OTHER_VARIABLES: [&str; 5] =
-    ["SIDEMINT_HTTP", "SIDEMINT_ADMIN", "SIDEMINT_AUDIENCE", "SIDEMINT_TOKEN_FILE", "SIDEMINT_CONFIG"];
+/// Variables that begin with `SIDEMINT_` and are read by other commands, or given to a command that runs in a task.
+pub(super) const OTHER_VARIABLES: [&str; 7] = [
+    "SIDEMINT_HTTP",
+    "SIDEMINT_ADMIN",
+    "SIDEMINT_AUDIENCE",
+    "SIDEMINT_TOKEN_FILE",
+    "SIDEMINT_TOKEN",
+    "SIDEMINT_CREDENTIALS_URI",
+    "SIDEMINT_CONFIG",
+];
 
 /// The value of one key, by where it is written.
 enum Written {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
@@ -46,6 +46,8 @@ struct Gauges {
     policy: policy::metrics::Metrics,
     identity: identity::metrics::Metrics,
     audit: audit::metrics::Metrics,
+    /// One scrape at a time: gauges are set to zero and counted anew.
+    scrape: Mutex<()>,
 }
 
 /// What `/status` tells.
@@ -99,6 +101,7 @@ impl Admin {
             policy: policy::metrics::Metrics::new(registry),
             identity: identity::metrics::Metrics::new(registry),
             audit: audit::metrics::Metrics::new(registry),
+            scrape: Mutex::default(),
         };
         Self { broker, policy, workload_api, pod_task, http, gauges }
     }
@@ -228,6 +231,7 @@ impl Admin {
 
     fn metrics(&self) -> Answer {
         let parts = self.broker.parts();
+        let _one_at_a_time = self.gauges.scrape.lock().unwrap_or_else(PoisonError::into_inner);
         self.broker.update_gauges();
         self.gauges.policy.update(&self.policy, self.broker.now());
         self.gauges.identity.update(&parts.workload_api.identities());

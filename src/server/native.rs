@@ -87,9 +87,10 @@ fn presented(parts: &Parts) -> Presented {
 /// `GET /v1/tasks/{id}/credentials[?provider=]`
 fn wanted(server: &Server, asked: &Asked<'_>) -> Result<Wanted, Refusal> {
     let Presented::Token(token) = asked.presented else { return Err(tasks::unauthenticated()) };
-    let task = tasks::own(server.broker(), token, asked.parameter)?;
+    tasks::own(server.broker(), token, asked.parameter)?;
     let provider = match asked.uri.query() {
-        None | Some("") => task.providers().sole(),
+        // The only one: which it is, the policy in force says, and only once the task was judged by it.
+        None | Some("") => None,
         Some(query) => Some(named(query)?),
     };
     Ok(Wanted { token: *token, provider })

@@ -290,4 +290,10 @@ async fn doctor_checks_granted_providers_and_names_those_not_configured() {
     assert!(outcome.stdout.contains("1 scope active, 0 suspended"), "{}", outcome.stdout);
     assert!(outcome.stdout.contains("grants something at vault, which is not configured"), "{}", outcome.stdout);
     assert!(!outcome.stdout.contains("STS"), "{}", outcome.stdout);
+
+    let mut command = world.sidemint(&["doctor", "--state", "/nonexistent", "--policy", policy.to_str().unwrap()]);
+    command.env("SIDEMINT_POLICY_TRUST", "unsigned").env("SIDEMINT_POLICY_SCOPES", "another");
+    let outcome = Outcome::of(command.spawn().unwrap()).await;
+    assert!(outcome.stdout.contains("0 scopes active"), "{}", outcome.stdout);
+    assert!(!outcome.stdout.contains("vault"), "a scope that is not loaded grants nothing: {}", outcome.stdout);
 }

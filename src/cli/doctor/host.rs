@@ -12,17 +12,18 @@ use crate::check::Check;
 use crate::cli::client::Sidecar;
 use crate::clock::SharedClock;
 use crate::config::RepositorySettings;
-use crate::policy::Policy;
 use crate::policy::repository::DirectorySource;
 use crate::policy::repository::store::Store;
 use crate::policy::repository::trusted::Roots;
+use crate::policy::{LoadOptions, Policy, ScopeId};
 use crate::task::ProviderSet;
 
 const POLICY: &str = "policy";
 const STATE: &str = "state directory";
 
-/// Whether the policy loads, and what is suspended; and where it grants something, once it has loaded.
-pub(super) fn policy(directory: &Path) -> (Check, Option<ProviderSet>) {
+/// Whether the policy loads, and what is suspended; and where it grants something, once it has loaded. As the sidecar does, it
+/// loads only `scopes`, or all where none is named.
+pub(super) fn policy(directory: &Path, scopes: &[ScopeId]) -> (Check, Option<ProviderSet>) {
     let files = match DirectorySource::new(directory).read() {
         Ok(files) => files,
         Err(error) => {
@@ -30,7 +31,8 @@ pub(super) fn policy(directory: &Path) -> (Check, Option<ProviderSet>) {
         }
     };
     let lint = format!("`sidemint policy lint --policy {}` tells more", directory.display());
-    let policy = match Policy::load(&files) {
+    let options = LoadOptions { scopes: scopes.iter().cloned().collect(), without_warnings: true };
+    let policy = match Policy::load_with(&files, &options) {
         Ok(policy) => policy,
         Err(error) => {
             let first = error.problems.first().map(|problem| format!("; {}: {}", problem.file, problem.message));
@@ -149,8 +151,8 @@ mod tests {
     #[test]
     fn a_policy_without_an_active_scope_fails() {
         let base = tempfile::tempdir().unwrap();
-        assert_eq!(policy(&base.path().join("none")).0.level, Level::Fail);
-        assert_eq!(policy(base.path()).0.level, Level::Fail);
+        assert_eq!(policy(&base.path().join("none"), &[]).0.level, Level::Fail);
+        assert_eq!(policy(base.path(), &[]).0.level, Level::Fail);
     }
 
     #[tokio::test]

@@ -24,8 +24,8 @@ pub(super) type Change = (&'static str, Option<OsString>);
 /// # Errors
 /// Failed, when it names no endpoint, or one elsewhere.
 pub(super) fn changes(told: &BTreeMap<String, Secret>, token_file: &Path) -> Result<Vec<Change>, CliError> {
-    let providers = dialect::ALL.iter().filter(|dialect| dialect.provider.is_some());
-    let removed = providers.flat_map(|dialect| {
+    // A task around this one has variables of its own: CMD must not reach that task by them.
+    let removed = dialect::ALL.iter().flat_map(|dialect| {
         let own = dialect.variables.iter().map(|variable| variable.name);
         own.chain(dialect.displaced.iter().copied())
     });
@@ -147,6 +147,17 @@ mod tests {
         assert_eq!(with("corp.example"), "corp.example,127.0.0.1,localhost,::1");
         assert_eq!(with("localhost, ::1"), "localhost, ::1,127.0.0.1");
         assert_eq!(with("*"), "*");
+    }
+
+    #[test]
+    fn the_variables_of_a_task_around_this_one_are_removed() {
+        let aws = ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:9870/v1/aws/credentials");
+        let told = BTreeMap::from([(aws.0.to_owned(), Secret::new(aws.1.to_owned()))]);
+        let after: BTreeMap<_, _> = changes(&told, Path::new("/token")).unwrap().into_iter().collect();
+        assert_eq!(after[aws.0].as_deref(), Some(OsStr::new(aws.1)));
+        for name in ["SIDEMINT_CREDENTIALS_URI", "SIDEMINT_TOKEN", "SIDEMINT_TOKEN_FILE"] {
+            assert_eq!(after[name], None, "{name}");
+        }
     }
 
     #[test]
