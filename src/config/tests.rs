@@ -143,7 +143,11 @@ fn variables_are_read_as_their_key_is_typed() {
         ("SIDEMINT_POD_TASK_PARAMS", "customer", "write k=v separated by commas"),
         ("SIDEMINT_STATE_ABANDON", "aws,mars", "write \"aws\" or \""),
         ("SIDEMINT_IDENTITY_FEDERATED", "a.example,not one", "\"not one\" is invalid"),
-        ("SIDEMINT_LOG_FORMAT", "xml", "log.format (or SIDEMINT_LOG_FORMAT): write \"text\" or \"json\""),
+        (
+            "SIDEMINT_LOG_FORMAT",
+            "xml",
+            "log.format (or SIDEMINT_LOG_FORMAT): \"xml\" is unknown: write \"text\" or \"json\"",
+        ),
     ];
     for (variable, text, says) in cases {
         let error = parse(LEAST, &[(variable, text)]).unwrap_err().to_string();

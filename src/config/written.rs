@@ -83,9 +83,10 @@ impl de::Error for ConfigError {
         Self(message.to_string())
     }
 
-    fn unknown_variant(_: &str, expected: &'static [&'static str]) -> Self {
+    fn unknown_variant(given: &str, expected: &'static [&'static str]) -> Self {
         let expected: Vec<_> = expected.iter().map(|word| format!("{word:?}")).collect();
-        Self(format!("write {}", expected.join(" or ")))
+        let expected = format!("write {}", expected.join(" or "));
+        Self(if given.is_empty() { expected } else { format!("{given:?} is unknown: {expected}") })
     }
 }
 

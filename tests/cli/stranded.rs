@@ -85,7 +85,7 @@ async fn serve_does_not_start_without_a_provider_that_has_live_leases() {
         assert!(refusal.starts_with(&told) && refusal.contains("state.abandon = [\"vault\"]"), "{said}");
     }
     let (code, said) = refused(directory.path(), &[("SIDEMINT_STATE_ABANDON", "valt")]);
-    assert!(code == Some(2) && said.contains("\"valt\" is no provider"), "{said}");
+    assert!(code == Some(2) && said.contains("\"valt\" is unknown"), "{said}");
     let (code, said) = refused(directory.path(), &[("SIDEMINT_STATE_ABANDON", "aws")]);
     assert!(
         code == Some(2) && said.contains("1 credential can be used there"),
