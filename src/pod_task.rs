@@ -77,7 +77,7 @@ impl PodTask {
                     let mut longer = pauses;
                     // Whoever waits for the sidecar to be ready waits for no pause that news has ended.
                     tokio::select! {
-                        () = parts.clock.sleep(longer.next()) => pauses = longer,
+                        () = parts.clock.sleep(longer.next_wait()) => pauses = longer,
                         Ok(()) = policy.changed() => {}
                         Ok(()) = identities.changed() => {}
                     }

@@ -55,7 +55,7 @@ impl Backoff {
     }
 
     /// Takes the next wait.
-    pub fn next(&mut self) -> Duration {
+    pub fn next_wait(&mut self) -> Duration {
         let wait = Self::after(self.first, self.most, self.waits);
         self.waits = self.waits.saturating_add(1);
         wait
@@ -87,7 +87,7 @@ impl Retries {
     /// `fraction` is a random number in `[0, 1)`.
     pub fn next(&mut self, fraction: f64, retry_after: Option<Duration>, remaining: Duration) -> Option<Duration> {
         self.left = self.left.checked_sub(1)?;
-        let wait = self.backoff.next().mul_f64(fraction.clamp(0.0, 1.0)).max(retry_after.unwrap_or_default());
+        let wait = self.backoff.next_wait().mul_f64(fraction.clamp(0.0, 1.0)).max(retry_after.unwrap_or_default());
         (wait < remaining).then_some(wait)
     }
 }
@@ -444,10 +444,10 @@ mod tests {
     #[test]
     fn waits_double_up_to_the_longest_and_no_further() {
         let mut backoff = Backoff::new(millis(100), millis(1000));
-        let waits: Vec<_> = (0..6).map(|_| backoff.next().as_millis()).collect();
+        let waits: Vec<_> = (0..6).map(|_| backoff.next_wait().as_millis()).collect();
         assert_eq!(waits, [100, 200, 400, 800, 1000, 1000]);
         backoff.reset();
-        assert_eq!(backoff.next(), millis(100));
+        assert_eq!(backoff.next_wait(), millis(100));
         assert_eq!(Backoff::after(millis(100), LONG, u32::MAX), LONG);
     }
 

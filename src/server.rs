@@ -271,7 +271,7 @@ impl Server {
             self.broker.parts().audit.note(&event);
         }
         let mut answer = (dialect.refusal)(&problem, id);
-        if let Some(allow) = allow {
+        if let Some(allow) = allow.and_then(|methods| HeaderValue::try_from(methods).ok()) {
             answer.headers_mut().insert(ALLOW, allow);
         }
         answer

@@ -99,7 +99,7 @@ async fn begin(sidecar: &Sidecar, clock: &SharedClock, args: &Args, request: &Be
             Err(error) if error.exit == Exit::Unavailable => error,
             Err(error) => return Err(error),
         };
-        let pause = pause.next();
+        let pause = pause.next_wait();
         if clock.boot() + pause >= give_up {
             return Err(error);
         }
@@ -148,7 +148,7 @@ impl Task {
                 Err(error) if error.is_passing() => error,
                 done => return done,
             };
-            let pause = pause.next();
+            let pause = pause.next_wait();
             if self.clock.boot() + pause >= give_up {
                 return Err(error);
             }

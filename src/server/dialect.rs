@@ -153,7 +153,7 @@ pub(crate) struct Refusal {
     /// What the audit log is told; `None` where it has been.
     pub(crate) detail: Option<String>,
     /// The methods that the path takes (RFC 9110 §15.5.6), where it was one of others.
-    pub(crate) allow: Option<HeaderValue>,
+    pub(crate) allow: Option<String>,
 }
 
 impl Refusal {
@@ -176,7 +176,7 @@ impl Refusal {
 
     fn method(resource: &Resource) -> Self {
         let methods: Vec<_> = resource.methods.iter().map(|(method, _)| method.as_str()).collect();
-        let allow = HeaderValue::from_str(&methods.join(", ")).ok();
+        let allow = Some(methods.join(", "));
         Self { allow, ..Self::new(Problem::method_not_allowed(), "method not allowed") }
     }
 }

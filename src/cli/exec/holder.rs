@@ -89,7 +89,7 @@ impl Holder {
         let mut pauses = pauses();
         loop {
             // Also before the first try: a sidecar that closes at once must not be asked in a tight loop.
-            self.clock.sleep(pauses.next()).await;
+            self.clock.sleep(pauses.next_wait()).await;
             match self.sidecar.hold(&self.token, &self.id).await {
                 Ok(hold) => return Ok(hold),
                 Err(ClientError::Refused(refusal)) if !is_passing(refusal.status) => return Err(refusal.code.clone()),

@@ -249,7 +249,7 @@ impl Supervisor {
             let wait = match end.trouble {
                 Trouble::Rejected => REJECTED_WAIT,
                 _ if std::mem::take(&mut at_once) => continue,
-                _ => backoff.next(),
+                _ => backoff.next_wait(),
             };
             // So that many sidecars of one agent do not ask in step.
             self.clock.sleep(jittered(wait, SystemJitter.fraction())).await;

@@ -125,7 +125,7 @@ mod tests {
     fn fills_parameters_into_segments() {
         let path = SecretPath::parse("database/creds/ledger-${param.customer}").unwrap();
         assert_eq!(path.fill(&values(&[("customer", "c-42")])), "database/creds/ledger-c-42");
-        assert_eq!(path.params().into_iter().map(ParamName::as_str).collect::<Vec<_>>(), ["customer"]);
+        assert_eq!(path.params().iter().map(ParamName::as_str).collect::<Vec<_>>(), ["customer"]);
         let whole = SecretPath::parse("team/database/creds/${param.a}").unwrap();
         assert_eq!(whole.fill(&values(&[("a", "${param.a}")])), "team/database/creds/${param.a}", "never filled twice");
     }
