@@ -130,7 +130,7 @@ impl HttpClient {
         Self { proxy, ..self }
     }
 
-    /// The same with connections that are kept after an answer, for [`MAX_IDLE`] at most.
+    /// The same with connections that are kept after an answer, for `MAX_IDLE` at most.
     pub fn keeping_connections(self) -> Self {
         Self { pool: Some(Arc::default()), ..self }
     }

@@ -1,6 +1,6 @@
 //! The registry of metrics, and families of series whose labels are typed and closed.
 //!
-//! Each module declares its own with [`metrics!`]. Names are an interface. No SPIFFE ID, task or scope is a label: every
+//! Each module declares its own with the macro `metrics!`. Names are an interface. No SPIFFE ID, task or scope is a label: every
 //! series that can occur is there from the start, so that a rate over it is right from its first event.
 
 use std::any::Any;

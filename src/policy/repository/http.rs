@@ -2,7 +2,7 @@
 //!
 //! What comes through is untrusted: the signatures say what is trusted, TLS only keeps others from reading along and
 //! from withholding what is new. So nothing here verifies contents, and everything has a limit: sizes, stages, the whole.
-//! Connections, proxy and TLS are [`http_client`](crate::http_client)'s. No content coding is accepted.
+//! Connections, proxy and TLS are those of [`crate::http_client`]. No content coding is accepted.
 
 pub mod fault;
 #[cfg(test)]
