@@ -33,7 +33,11 @@ pub(super) fn to_examine(
     let missing = granted.into_iter().flat_map(ProviderSet::iter).filter(|granted| !exchanges.contains_key(granted));
     let missing = missing.map(|provider| {
         let detail = format!("the policy grants something at {provider}, which is not configured");
-        Check::fail(PROVIDERS, detail, format!("configure it ([{provider}]); tasks of its scopes cannot begin without"))
+        // A fleet shares its policy: this sidecar may serve other scopes alone.
+        let fix = format!(
+            "configure it ([{provider}]), or leave its scopes out of policy.scopes; it gives no credential here"
+        );
+        Check::warn(PROVIDERS, detail, fix)
     });
     let missing = missing.collect();
     (exchanges.into_iter().filter(|(provider, _)| wanted.contains(*provider)).map(|(_, one)| one).collect(), missing)
