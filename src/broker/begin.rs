@@ -159,8 +159,8 @@ impl Broker {
         let task = Arc::new(Task::new(record, Vec::new(), Some(decided), now, boot));
         let check = task.next_check(&task.state(), now, boot);
         self.tasks.insert(Arc::clone(&task));
-        // The reaper sweeps all tasks: not for one that it comes to in time by itself. What came to speak against this one
-        // while it was written down, the reaper may have looked for already.
+        // A wake of the reaper sweeps all tasks, so it is woken only where its next sweep would be too late, or where a reason to
+        // end this task arose while it was recorded: an earlier sweep did not see the task yet.
         if check.is_some_and(|wait| wait < SWEEP_EVERY) || self.reason_to_end(&task).is_some() {
             self.changed.notify_one();
         }
